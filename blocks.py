@@ -1,0 +1,223 @@
+"""Building blocks of the networks, written once for 2D and 3D: `dim` is 2 or 3 everywhere.
+
+    ConvBlock   convolutions, each with instance norm and leaky ReLU
+    UNet        encoder, bottleneck and decoder with skip connections: image in, feature maps out
+    INRHead     a SIREN over voxel coordinates and projected features: feature map in, logits out
+    UNetWithINR the two put together, with any input size and optional deep supervision
+
+Shapes are written (B, C, *S): S is (H, W) in 2D and (D, H, W) in 3D.
+The style (two 3x3x3 convolutions a stage, instance norm, leaky ReLU 0.01) is nnU-Net's: Isensee et al., Nature Methods 18, 2021.
+"""
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+CONV = {2: nn.Conv2d, 3: nn.Conv3d}
+UP_CONV = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
+MAX_POOL = {2: F.max_pool2d, 3: F.max_pool3d}
+CHANNELS_LAST = {2: torch.channels_last, 3: torch.channels_last_3d}
+
+
+class _NormAct(torch.autograd.Function):
+    """Instance norm, affine and leaky ReLU of x (B, N, C), in as few passes over memory as plain torch operations allow.
+
+    Statistics are in float32 (float64 for float64), the rest in the input's own type. Parameters of one value a channel are
+    repeated over `k` voxels, and x seen as (B, N/k, k C), because broadcasting over few channels is slow on a CPU.
+    """
+
+    @staticmethod
+    def forward(ctx, x, weight, bias, eps, slope):
+        (b, n, c), k = x.shape, math.gcd(x.shape[1], 64)
+        stats, rows = torch.promote_types(x.dtype, torch.float32), (b, n // k, k * c)
+        tile = lambda v: v.to(x.dtype).expand(b, 1, c).repeat(1, 1, k)  # noqa: E731
+        centred = x.view(rows) - tile(x.mean(1, keepdim=True, dtype=stats))
+        rstd = (centred * centred).view(b, n, c).mean(1, keepdim=True, dtype=stats).add_(eps).rsqrt_()
+        y = F.leaky_relu_(torch.addcmul(tile(bias), centred, tile(rstd * weight)), slope)
+        ctx.save_for_backward(centred, y, rstd, weight)
+        ctx.tile, ctx.slope = tile, slope
+        return y.view(b, n, c)
+
+    @staticmethod
+    def backward(ctx, grad):
+        centred, y, rstd, weight = ctx.saved_tensors
+        (b, n, c), tile = grad.shape, ctx.tile
+        g = torch.ops.aten.leaky_relu_backward(grad.reshape(y.shape), y, ctx.slope, True)
+        mean_g = g.view(b, n, c).mean(1, keepdim=True, dtype=rstd.dtype)
+        mean_gx = (g * centred).view(b, n, c).mean(1, keepdim=True, dtype=rstd.dtype)
+        scale = rstd * weight
+        offset = torch.addcmul(tile(-scale * mean_g), centred, tile(-scale * rstd * rstd * mean_gx))
+        grad_x = torch.addcmul(offset, g, tile(scale)).view(b, n, c)
+        return grad_x, (mean_gx * rstd).sum((0, 1)) * n, mean_g.sum((0, 1)) * n, None, None
+
+
+class NormAct(nn.Module):
+    """Instance norm with affine, then leaky ReLU: (B, C, *S) to (B, C, *S).
+
+    On a CPU, torch's own instance norm copies channels-last tensors and takes longer than the convolution before it;
+    there the fused form above stands in. Everywhere else torch's is used. Both compute the same thing (see the tests).
+    """
+
+    def __init__(self, channels, eps=1e-5, slope=0.01):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+        self.eps, self.slope = eps, slope
+
+    def forward(self, x):
+        if x.device.type != "cpu":
+            return F.leaky_relu_(F.instance_norm(x, weight=self.weight, bias=self.bias, eps=self.eps), self.slope)
+        last = x.movedim(1, -1).contiguous()  # (B, *S, C): no copy where x is channels-last
+        y = _NormAct.apply(last.view(len(x), -1, x.shape[1]), self.weight, self.bias, self.eps, self.slope)
+        return y.view(last.shape).movedim(-1, 1)
+
+
+class ConvBlock(nn.Sequential):
+    """`convs` times (3x3(x3) convolution without bias, instance norm, leaky ReLU): (B, in, *S) to (B, out, *S)."""
+
+    def __init__(self, dim, in_channels, out_channels, convs=2):
+        layers = []
+        for i in range(convs):
+            layers += [CONV[dim](in_channels if i == 0 else out_channels, out_channels, 3, padding=1, bias=False),
+                       NormAct(out_channels)]
+        super().__init__(*layers)
+
+
+class UNet(nn.Module):
+    """The U-Net without its heads (Ronneberger et al. 2015; Cicek et al. 2016).
+
+    encoder: channels of each stage, the last being the bottleneck; max pooling by 2 between two of them.
+    decoder: channels of each stage on the way up, deepest first; default: the encoder's, backwards.
+    convs:   convolutions a stage.
+    forward: (B, in_channels, *S), S divisible by `stride`, to the decoder's feature maps, finest last.
+    """
+
+    def __init__(self, dim, in_channels, encoder, decoder=None, convs=2):
+        super().__init__()
+        skips = list(encoder[:-1])[::-1]
+        decoder = list(decoder or skips)
+        if len(decoder) != len(skips):
+            raise ValueError(f"{len(encoder)} encoder stages need {len(skips)} decoder stages, not {len(decoder)}")
+        self.dim, self.stride, self.decoder_channels = dim, 2 ** len(skips), decoder
+        self.down = nn.ModuleList(ConvBlock(dim, i, o, convs) for i, o in zip([in_channels, *encoder[:-1]], encoder))
+        self.up = nn.ModuleList(UP_CONV[dim](i, o, 2, stride=2) for i, o in zip([encoder[-1], *decoder[:-1]], decoder))
+        self.merge = nn.ModuleList(ConvBlock(dim, s + o, o, convs) for s, o in zip(skips, decoder))
+
+    def forward(self, x):
+        skips = []
+        for i, block in enumerate(self.down):
+            x = block(MAX_POOL[self.dim](x, 2) if i else x)
+            skips.append(x)
+        skips.pop()
+        outputs = []
+        for up, merge in zip(self.up, self.merge):
+            x = merge(torch.cat([skips.pop(), up(x)], dim=1))
+            outputs.append(x)
+        return outputs
+
+
+class SineLayer(nn.Module):
+    """sin(omega_0 (W x + b)) with the initialisation of Sitzmann et al. 2020 (SIREN, section 3.2 and supplement 1.5):
+    W uniform in +-1/in for the first layer, in +-sqrt(6/in)/omega_0 for the others. (..., in) to (..., out)."""
+
+    def __init__(self, in_features, out_features, omega_0=30.0, first=False):
+        super().__init__()
+        self.omega_0, self.linear = omega_0, nn.Linear(in_features, out_features)
+        bound = 1 / in_features if first else math.sqrt(6 / in_features) / omega_0
+        nn.init.uniform_(self.linear.weight, -bound, bound)
+
+    def forward(self, x):
+        return torch.sin(self.omega_0 * self.linear(x))
+
+
+class INRHead(nn.Module):
+    """An implicit neural representation of the segmentation: a SIREN that maps each voxel's coordinates, in [-1, 1] along
+    each axis, and its features, projected to `hidden_dim` numbers, to logits. (B, C, *S) to (B, num_classes, *S).
+
+    chunk: voxels evaluated at a time (0: all at once); the result is the same, the memory is less.
+    Runs in float32 under autocast too: omega_0 = 30 magnifies bf16's rounding past use.
+    """
+
+    def __init__(self, dim, in_channels, num_classes, hidden_dim=64, layers=2, omega_0=30.0, chunk=0):
+        super().__init__()
+        self.dim, self.chunk = dim, chunk
+        self.project = nn.Linear(in_channels, hidden_dim)
+        self.siren = nn.Sequential(*(SineLayer(dim + hidden_dim if i == 0 else hidden_dim, hidden_dim, omega_0, first=i == 0)
+                                     for i in range(layers)))
+        self.out = nn.Linear(hidden_dim, num_classes)
+        bound = math.sqrt(6 / hidden_dim) / omega_0
+        nn.init.uniform_(self.out.weight, -bound, bound)
+
+    @staticmethod
+    def coordinates(size, device=None):
+        """Voxel coordinates in [-1, 1] (0 along an axis of one voxel): (prod(size), len(size))."""
+        axes = [torch.linspace(-1, 1, s, device=device) if s > 1 else torch.zeros(1, device=device) for s in size]
+        return torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).flatten(0, -2)
+
+    def forward(self, features):
+        size = features.shape[2:]
+        with torch.autocast(features.device.type, enabled=False):
+            values = features.movedim(1, -1).flatten(1, -2).to(self.out.weight.dtype)  # (B, N, C)
+            coords = self.coordinates(size, features.device).to(values.dtype)  # (N, dim)
+            step = self.chunk or len(coords)
+            logits = [self._points(coords[i:i + step], values[:, i:i + step]) for i in range(0, len(coords), step)]
+            logits = torch.cat(logits, dim=1)  # (B, N, K)
+        return logits.unflatten(1, size).movedim(-1, 1)
+
+    def _points(self, coords, values):
+        coords = coords.expand(len(values), -1, -1)
+        return self.out(self.siren(torch.cat([coords, self.project(values)], dim=-1)))
+
+
+class UNetWithINR(nn.Module):
+    """A U-Net with a 1x1 convolution as head and, with `use_inr`, an INR head whose logits are added to it.
+
+    forward: (B, in_channels, *S) of any size S; the image is padded to a multiple of the U-Net's stride with replicated
+    edges and the result cropped back. Returns logits (B, num_classes, *S), never probabilities, in train and eval mode.
+    With deep_supervision and in train mode only, returns a list: the logits, then those of the coarser decoder stages
+    at 1/2, 1/4, ... of the size (S must then be a multiple of the stride).
+    Raises ValueError for an input of the wrong number of dimensions or channels.
+    """
+
+    def __init__(self, dim, in_channels, num_classes, encoder, decoder=None, convs=2,
+                 use_inr=False, inr_hidden_dim=64, inr_chunk=0, deep_supervision=False):
+        super().__init__()
+        self.in_channels, self.deep_supervision = in_channels, deep_supervision
+        self.unet = UNet(dim, in_channels, encoder, decoder, convs)
+        *coarse, finest = self.unet.decoder_channels
+        self.head = CONV[dim](finest, num_classes, 1)
+        self.inr = INRHead(dim, finest, num_classes, inr_hidden_dim, chunk=inr_chunk) if use_inr else None
+        # the coarsest decoder stage has no auxiliary head, as in nnU-Net
+        self.auxiliary = nn.ModuleList(CONV[dim](c, num_classes, 1) for c in coarse[1:]) if deep_supervision else None
+        for module in self.modules():
+            if isinstance(module, (*CONV.values(), *UP_CONV.values())):
+                nn.init.kaiming_normal_(module.weight, a=0.01)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+    def forward(self, x):
+        dim, stride = self.unet.dim, self.unet.stride
+        if x.ndim != dim + 2 or x.shape[1] != self.in_channels:
+            raise ValueError(f"expected (B, {self.in_channels}, {'D, ' * (dim == 3)}H, W), got {tuple(x.shape)}")
+        size = x.shape[2:]
+        short = [-s % stride for s in size]
+        if any(short):
+            if self.training and self.deep_supervision:
+                raise ValueError(f"deep supervision trains on sizes that {stride} divides, not {tuple(size)}")
+            x = F.pad(x, [p for s in reversed(short) for p in (s // 2, s - s // 2)], mode="replicate")
+        x = x.contiguous(memory_format=CHANNELS_LAST[dim])
+        *coarse, features = self.unet(x)
+        if any(short):
+            features = features[(..., *(slice(p // 2, p // 2 + s) for p, s in zip(short, size)))]
+        logits = self.head(features)
+        if self.inr is not None:
+            logits = logits + self.inr(features)
+        if self.training and self.deep_supervision:
+            return [logits] + [head(f) for head, f in zip(self.auxiliary, coarse[1:])][::-1]
+        return logits
+
+
+def count_parameters(model):
+    """Number of trainable parameters."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)

@@ -1,0 +1,161 @@
+"""The loss and the metrics: Dice and focal loss; Dice, normalised surface Dice (NSD), HD95 and volume, per case and label.
+
+Labels: 1 anterior, 2 posterior. Surface metrics follow DeepMind's `surface-distance`, the Decathlon's own definition
+(Nikolov et al. 2018, arXiv 1809.04430): surface elements between voxel centres, weighted by their area in mm2.
+"""
+from functools import lru_cache
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy.ndimage import distance_transform_edt
+from skimage.measure import marching_cubes, mesh_surface_area
+
+LABELS = {1: "anterior", 2: "posterior"}
+
+
+# ---- loss
+
+def dice_focal_loss(logits, target, gamma=2.0, smooth=1e-5):
+    """0.5 x Dice loss + 0.5 x focal loss.
+
+    logits: (B, C, *S); target: (B, *S) integers in [0, C). Dice: 1 - soft Dice, averaged over samples and foreground classes
+    (Milletari et al. 2016); focal: -(1 - p)^gamma log p of the true class, averaged over voxels (Lin et al. 2017; gamma 0 is
+    cross-entropy). Computed in float32. A list of logits, finest first (deep supervision), is weighted 1, 1/2, 1/4, ..., as in
+    nnU-Net, against the target resampled to each size.
+    """
+    if isinstance(logits, (list, tuple)):
+        weights = [0.5 ** i for i in range(len(logits))]
+        losses = [dice_focal_loss(x, F.interpolate(target[:, None].float(), x.shape[2:])[:, 0].long(), gamma, smooth) for x in logits]
+        return sum(w * loss for w, loss in zip(weights, losses)) / sum(weights)
+    log_p = F.log_softmax(logits.float().flatten(2), dim=1)  # (B, C, N)
+    p, target = log_p.exp(), target.flatten(1)[:, None].long()  # (B, 1, N)
+    log_p_true = log_p.gather(1, target)
+    focal = -((1 - log_p_true.exp()).clamp_min(0) ** gamma * log_p_true).mean() if gamma else -log_p_true.mean()
+    truth = torch.zeros_like(p).scatter_(1, target, 1.0)
+    overlap, total = (p * truth).sum(2)[:, 1:], (p.sum(2) + truth.sum(2))[:, 1:]  # (B, C - 1)
+    dice = ((2 * overlap + smooth) / (total + smooth)).mean()
+    return 0.5 * (1 - dice) + 0.5 * focal
+
+
+# ---- metrics of one label
+
+def dice(prediction, truth):
+    """Dice of two boolean arrays of one shape, in [0, 1]; 1 where both are empty."""
+    total = np.count_nonzero(prediction) + np.count_nonzero(truth)
+    return 2 * np.count_nonzero(prediction & truth) / total if total else 1.0
+
+
+@lru_cache
+def _surface_element_sizes(spacing_mm):
+    """Area in mm2 (2D: length in mm) of the surface element of each pattern of 2x2x2 (2x2) voxels, by its bit code.
+
+    From marching cubes of the pattern; one with more than half of its voxels set counts as its complement, which settles the
+    ambiguous patterns as surface-distance does.
+    """
+    corners = 2 ** len(spacing_mm)
+    sizes = np.zeros(2 ** corners)
+    for code in range(1, len(sizes) - 1):
+        pattern = np.array([code >> i & 1 for i in range(corners)])
+        if pattern.sum() > corners // 2:
+            pattern = 1 - pattern
+        if corners == 8:
+            vertices, faces, _, _ = marching_cubes(pattern.reshape(2, 2, 2).astype(float), 0.5, spacing=spacing_mm, method="lorensen")
+            sizes[code] = mesh_surface_area(vertices, faces)
+        else:
+            (a, b), (c, d) = pattern.reshape(2, 2)
+            diagonal = 0.5 * np.hypot(*spacing_mm)
+            if pattern.sum() == 1:
+                sizes[code] = diagonal
+            elif a == d:
+                sizes[code] = 2 * diagonal
+            else:
+                sizes[code] = spacing_mm[1] if a == b else spacing_mm[0]
+    return sizes
+
+
+def _surface(mask, sizes):
+    """Where a padded mask's surface elements are (boolean) and the size of each, in the order of np.nonzero."""
+    code = np.zeros([s - 1 for s in mask.shape], np.uint8)
+    for bit, corner in enumerate(np.ndindex(*(2,) * mask.ndim)):
+        code |= mask[tuple(slice(c, s - 1 + c) for c, s in zip(corner, mask.shape))].astype(np.uint8) << bit
+    where = (code != 0) & (code != len(sizes) - 1)
+    return where, sizes[code[where]]
+
+
+def surface_distances(prediction, truth, spacing_mm):
+    """Distances between the surfaces of two boolean arrays (2D or 3D) of one shape.
+
+    Returns (distances_mm, sizes) of the elements of the truth's surface to the prediction's, and the same the other way round:
+    four 1D arrays. A distance to an empty mask is infinite; an empty mask has no elements.
+    """
+    sizes = _surface_element_sizes(tuple(float(s) for s in spacing_mm))
+    both = prediction | truth
+    box = []
+    for axis in range(both.ndim):
+        there = np.flatnonzero(both.any(axis=tuple(a for a in range(both.ndim) if a != axis)))
+        box.append(slice(there[0], there[-1] + 1) if len(there) else slice(0, 0))
+    surfaces = [_surface(np.pad(mask[tuple(box)], 1), sizes) for mask in (truth, prediction)]
+    result = []
+    for (where, size), (other, _) in (surfaces, surfaces[::-1]):
+        distances = distance_transform_edt(~other, sampling=spacing_mm) if other.any() else np.full(other.shape, np.inf)
+        result += [distances[where], size]
+    return result
+
+
+def nsd_and_hd95(prediction, truth, spacing_mm, tolerances_mm=(1.0, 2.0)):
+    """(list of NSD at each tolerance, HD95 in mm) of two boolean arrays of one shape.
+
+    NSD: the share of both surfaces that lies within the tolerance of the other. HD95: the larger of the two directions'
+    95th percentile of distance, weighted by area. Both empty: 1 and nan; one empty: 0 and nan.
+    """
+    to_prediction, truth_sizes, to_truth, prediction_sizes = surface_distances(prediction, truth, spacing_mm)
+    if not len(truth_sizes) or not len(prediction_sizes):
+        return [float(len(truth_sizes) == len(prediction_sizes))] * len(tolerances_mm), float("nan")
+    total = truth_sizes.sum() + prediction_sizes.sum()
+    nsd = [float(truth_sizes[to_prediction <= t].sum() + prediction_sizes[to_truth <= t].sum()) / total for t in tolerances_mm]
+    hd95 = 0.0
+    for distances, sizes in ((to_prediction, truth_sizes), (to_truth, prediction_sizes)):
+        order = np.argsort(distances)
+        share = np.cumsum(sizes[order]) / sizes.sum()
+        hd95 = max(hd95, float(distances[order][min(np.searchsorted(share, 0.95), len(order) - 1)]))
+    return [float(n) for n in nsd], hd95
+
+
+# ---- metrics of one case
+
+def case_metrics(prediction, truth, spacing_mm):
+    """All metrics of one case: label maps (integers 0-2) of one shape on the case's own grid, spacing in mm.
+
+    Returns {"dice": [anterior, posterior], "nsd_1mm": [..], "nsd_2mm": [..], "hd95_mm": [..], "volume_mm3": [..],
+    "true_volume_mm3": [..]}; an undefined HD95 is nan. Raises ValueError for shapes that differ.
+    """
+    if prediction.shape != truth.shape:
+        raise ValueError(f"prediction {prediction.shape} and truth {truth.shape} differ in shape")
+    result = {name: [] for name in ("dice", "nsd_1mm", "nsd_2mm", "hd95_mm", "volume_mm3", "true_volume_mm3")}
+    for label in LABELS:
+        p, t = prediction == label, truth == label
+        (nsd_1mm, nsd_2mm), hd95 = nsd_and_hd95(p, t, spacing_mm)
+        values = dice(p, t), nsd_1mm, nsd_2mm, hd95, volume_mm3(p, spacing_mm), volume_mm3(t, spacing_mm)
+        for name, value in zip(result, values):
+            result[name].append(value)
+    return result
+
+
+def volume_mm3(mask, spacing_mm):
+    """Volume of a boolean array in mm3."""
+    return float(np.count_nonzero(mask) * np.prod(spacing_mm))
+
+
+def summarise(cases):
+    """Mean and standard deviation over cases, per label, undefined values left out: {"mean": {...}, "std": {...}}."""
+    names = next(iter(cases.values()), {})
+    stacked = {name: np.array([case[name] for case in cases.values()], dtype=float) for name in names if not name.endswith("volume_mm3")}
+    with np.errstate(invalid="ignore"):
+        return {"mean": {n: [_mean(c, np.mean) for c in v.T] for n, v in stacked.items()},
+                "std": {n: [_mean(c, np.std) for c in v.T] for n, v in stacked.items()}}
+
+
+def _mean(column, function):
+    column = column[np.isfinite(column)]
+    return float(function(column)) if len(column) else float("nan")

@@ -1,0 +1,91 @@
+"""Figures that more than one script draws. Colours are of the Okabe-Ito palette, safe for colour-blind readers."""
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt  # noqa: E402
+import numpy as np  # noqa: E402
+from matplotlib.lines import Line2D  # noqa: E402
+
+from common import atomic  # noqa: E402
+from metrics import LABELS  # noqa: E402
+
+COLOURS = {1: "#56B4E9", 2: "#E69F00"}  # anterior, posterior
+TRAIN, VALIDATION = "#999999", "#000000"
+
+
+def save(figure, path, title):
+    """Writes a figure with the title above it, whole or not at all, and closes it."""
+    figure.suptitle(title)
+    with atomic(path) as temporary:
+        figure.savefig(temporary, dpi=130)
+    plt.close(figure)
+
+
+def curves(history, folder, title):
+    """loss_train_vs_val.png, dice_train_vs_val.png and val_nsd.png of a history, into `folder`."""
+    epochs = np.arange(1, len(history["seconds"]) + 1)
+    marker = "o" if len(epochs) < 40 else None
+
+    def draw(name, ylabel, lines, legend_place):
+        figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
+        for values, label, style in lines:
+            axes.plot(epochs, values, label=label, marker=marker, markersize=3, **style)
+        axes.set(xlabel="epoch", ylabel=ylabel)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.grid(alpha=0.3)
+        axes.legend(loc=legend_place)
+        save(figure, folder / name, title)
+
+    draw("loss_train_vs_val.png", "loss (0.5 Dice + 0.5 focal)", [
+        (history["train_loss"], "training (augmented)", {"color": TRAIN}),
+        (history["val_loss"], "validation", {"color": VALIDATION})], "upper right")
+    lines = {name: np.array(history[name]) for name in ("train_dice", "val_dice", "train_nsd", "val_nsd")}
+    draw("dice_train_vs_val.png", "mean Dice over cases", [
+        (lines[f"{part}_dice"][:, i], f"{name}, {text}", {"color": COLOURS[label], "linestyle": dash})
+        for i, (label, name) in enumerate(LABELS.items())
+        for part, text, dash in (("train", "training (augmented)", ":"), ("val", "validation", "-"))], "lower right")
+    draw("val_nsd.png", "mean NSD at 1 mm over cases", [
+        (lines[f"{part}_nsd"][:, i], f"{name}, {text}", {"color": COLOURS[label], "linestyle": dash})
+        for i, (label, name) in enumerate(LABELS.items())
+        for part, text, dash in (("train", "sample of training cases", ":"), ("val", "validation", "-"))], "lower right")
+
+
+def per_case_dice(cases, path, title):
+    """Dice of each case, both labels, sorted by their mean: {case: {"dice": [anterior, posterior]}}."""
+    names = sorted(cases, key=lambda name: np.mean(cases[name]["dice"]))
+    values = np.array([cases[name]["dice"] for name in names])
+    figure, axes = plt.subplots(figsize=(10, 4.5), layout="constrained")
+    x = np.arange(len(names))
+    axes.plot([x, x], values.T, color="#cccccc", zorder=1)
+    for i, (label, name) in enumerate(LABELS.items()):
+        mean = values[:, i].mean()
+        axes.scatter(x, values[:, i], color=COLOURS[label], s=18, zorder=2, label=f"{name}, mean {mean:.4f}")
+        axes.axhline(mean, color=COLOURS[label], linestyle="--", linewidth=1)
+    axes.set_xticks(x, [name.split("_")[-1] for name in names], rotation=90, fontsize=7)
+    axes.set(xlabel="case", ylabel="Dice", xlim=(-1, len(names)))
+    axes.grid(alpha=0.3, axis="y")
+    axes.legend(loc="lower right")
+    save(figure, path, title)
+
+
+def outlines(rows, path, title):
+    """Images with the outlines of label (solid) and prediction (dashed).
+
+    rows: list of (text, [(image, label, prediction), ...]), each a 2D array whose first axis runs to the right of the picture.
+    """
+    columns = max(len(panels) for _, panels in rows)
+    figure, axes = plt.subplots(len(rows), columns, figsize=(3.2 * columns, 3.1 * len(rows) + 0.8), layout="constrained", squeeze=False)
+    for line, (text, panels) in zip(axes, rows):
+        for axis in line:
+            axis.set_axis_off()
+        for axis, (image, label, prediction) in zip(line, panels):
+            axis.imshow(image.T, cmap="gray", origin="lower", interpolation="nearest", vmin=image.min(), vmax=image.max())
+            for value, colour in COLOURS.items():
+                for mask, dash in ((label == value, "solid"), (prediction == value, "dashed")):
+                    if mask.any():
+                        axis.contour(mask.T.astype(float), [0.5], colors=colour, linestyles=dash, linewidths=1.6)
+        line[0].set_title(text, fontsize=10, loc="left")
+    handles = [Line2D([], [], color=COLOURS[label], linestyle=dash, label=f"{name}, {kind}")
+               for label, name in LABELS.items() for kind, dash in (("label", "solid"), ("prediction", "dashed"))]
+    figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=9)
+    save(figure, path, title)

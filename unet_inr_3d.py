@@ -1,0 +1,61 @@
+"""The 3D networks: nnU-Net-style U-Nets with an optional INR (SIREN coordinate) head.
+
+    from unet_inr_3d import UNet3DWithINR, count_parameters
+    model = UNet3DWithINR(in_channels=1, num_classes=3, base_channels=16, depth=3, use_inr=False)
+    logits = model(torch.randn(2, 1, 35, 51, 36))  # (B, C, D, H, W), any size, to (B, num_classes, D, H, W)
+
+Run `python unet_inr_3d.py` for a table of the presets with their parameters and multiply-adds.
+"""
+import torch
+
+from blocks import UNetWithINR, count_parameters
+
+
+class UNet3DWithINR(UNetWithINR):
+    """The customisable 3D network.
+
+    in_channels, num_classes: channels of the image, classes with background.
+    base_channels:  channels of the first stage; doubled by each of the `depth` poolings, up to `max_channels` (nnU-Net's cap).
+    convs:          convolutions a stage.
+    use_inr, inr_hidden_dim, inr_chunk: the INR head, its width, and voxels evaluated at a time (0: all).
+    deep_supervision: in train mode return a list of logits, finest first.
+    forward:        (B, in_channels, D, H, W) to logits (B, num_classes, D, H, W); see blocks.UNetWithINR.
+    """
+
+    def __init__(self, in_channels=1, num_classes=3, base_channels=16, depth=3, use_inr=False, inr_hidden_dim=64,
+                 deep_supervision=False, convs=2, max_channels=320, inr_chunk=0):
+        encoder = [min(base_channels * 2 ** i, max_channels) for i in range(depth + 1)]
+        super().__init__(3, in_channels, num_classes, encoder, convs=convs, use_inr=use_inr, inr_hidden_dim=inr_hidden_dim,
+                         inr_chunk=inr_chunk, deep_supervision=deep_supervision)
+
+
+class UNet3DWithINRLightweight(UNet3DWithINR):
+    """16-32-64-128 channels, 1.4 M parameters: the default, for a laptop."""
+
+    def __init__(self, in_channels=1, num_classes=3, use_inr=True, inr_hidden_dim=64, **kwargs):
+        super().__init__(in_channels, num_classes, 16, 3, use_inr, inr_hidden_dim, **kwargs)
+
+
+class UNet3DWithINRBalanced(UNet3DWithINR):
+    """38-76-152-304 channels, 7.9 M parameters: the original design's size."""
+
+    def __init__(self, in_channels=1, num_classes=3, use_inr=True, inr_hidden_dim=64, **kwargs):
+        super().__init__(in_channels, num_classes, 38, 3, use_inr, inr_hidden_dim, **kwargs)
+
+
+MODELS = {model.__name__: model for model in (UNet3DWithINR, UNet3DWithINRLightweight, UNet3DWithINRBalanced)}
+
+
+def main():
+    from torch.utils.flop_counter import FlopCounterMode
+    print(f"{'model':<26} {'INR':>4} {'parameters':>11} {'G multiply-adds at 40 x 56 x 40':>32}")
+    for name in ("UNet3DWithINRLightweight", "UNet3DWithINRBalanced"):
+        for use_inr in (False, True):
+            model = MODELS[name](use_inr=use_inr).eval()
+            with torch.no_grad(), FlopCounterMode(display=False) as counter:
+                model(torch.zeros(1, 1, 40, 56, 40))
+            print(f"{name:<26} {use_inr!s:>4} {count_parameters(model):>11,} {counter.get_total_flops() / 2e9:>32.1f}")
+
+
+if __name__ == "__main__":
+    main()
