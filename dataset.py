@@ -56,8 +56,8 @@ def list_cases(root, max_cases=0):
     root = Path(root)
     require(root.is_dir(), f"{root}: no such folder; get data with: {GET_DATA}")
     info = _dataset_json(root)
-    images = {case_id(p): p for p in _volumes(root / "imagesTr")}
-    labels = {case_id(p): p for p in _volumes(root / "labelsTr")}
+    images = {case_id(p): p for p in list_volumes(root / "imagesTr")}
+    labels = {case_id(p): p for p in list_volumes(root / "labelsTr")}
     require(images, f"{root / 'imagesTr'}: no .nii.gz volumes in it; get data with: {GET_DATA}")
     for entry in info["training"]:
         name = case_id(entry["image"])
@@ -79,7 +79,8 @@ def _dataset_json(root):
         raise UserError(f"{path}: expected JSON with a list \"training\" of image and label ({error!r}); get the data again") from None
 
 
-def _volumes(folder):
+def list_volumes(folder):
+    """The NIfTI files of a folder, sorted; hidden ones (such as macOS's ._ files) left out, none where there is no folder."""
     if not folder.is_dir():
         return []
     return sorted(p for p in folder.iterdir() if p.name.endswith((".nii.gz", ".nii")) and not p.name.startswith("."))
@@ -134,7 +135,8 @@ def read_nifti(path):
     except READ_ERRORS as error:
         raise UserError(f"{path}: not a readable NIfTI file ({type(error).__name__}: {error}); copy or export it again") from None
     if array.dtype.kind == "f":
-        array = array.astype(np.float32)
+        with np.errstate(over="ignore"):  # a value beyond float32 becomes infinite, and is reported as such
+            array = array.astype(np.float32)
         bad = array.size - np.count_nonzero(np.isfinite(array))
         require(not bad, f"{path}: {bad} voxels are NaN or infinite; expected finite intensities: clean or export it again")
     return np.ascontiguousarray(array), image

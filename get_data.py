@@ -1,0 +1,154 @@
+"""Downloads Task04_Hippocampus of the Medical Segmentation Decathlon (28 MB), verifies it and unpacks it into DATA_ROOT.
+
+    python get_data.py        about a minute on a home connection; does nothing when the data is already there and whole
+
+A download that was broken off goes on where it stopped. The archive (CC-BY-SA 4.0; Antonelli et al., Nature Communications 13, 4128,
+2022) holds 260 labelled volumes (imagesTr, labelsTr) and 130 without labels (imagesTs).
+"""
+import hashlib
+import http.client
+import os
+import shutil
+import tarfile
+import tempfile
+import urllib.error
+import urllib.request
+import zlib
+from pathlib import Path, PurePosixPath
+
+from tqdm import tqdm
+
+from common import UserError, configure, require, run_script
+from dataset import list_cases, read_nifti
+
+DATA_ROOT = "Task04_Hippocampus"  # folder to unpack into
+URL = "https://msd-for-monai.s3-us-west-2.amazonaws.com/Task04_Hippocampus.tar"  # the official archive
+MD5 = "9d24dba78a72977dbd1d2e110310f31b"  # of the archive
+TIMEOUT_S = 30.0  # seconds without an answer before giving up
+
+_CHUNK = 1 << 18
+
+
+def main():
+    run(configure(globals()))
+
+
+def run(cfg):
+    """Downloads, verifies and unpacks; returns True, or False where the data was there already."""
+    root = Path(cfg.data_root)
+    if (root / "imagesTr").exists():
+        problem = whats_wrong(root)
+        if not problem:
+            print(f"{root} is there and whole: nothing to do")
+            return False
+        print(f"{root} is not whole ({problem}): getting it again")
+    archive = root.with_name(f"{root.name}.tar")
+    if not (archive.is_file() and md5_of(archive) == cfg.md5):
+        download(cfg.url, archive, cfg.md5, cfg.timeout_s)
+    unpack(archive, root)
+    problem = whats_wrong(root)
+    require(not problem, f"{root}: the archive was unpacked but {problem}; report this, with the address {cfg.url}")
+    archive.unlink()
+    print(f"{len(list_cases(root)[0])} labelled cases in {root}; next: python train_3d.py")
+    return True
+
+
+def whats_wrong(root):
+    """What is wrong with a Decathlon folder, every file read and its checksum tested; "" if nothing is."""
+    try:
+        for case in list_cases(root)[0]:
+            read_nifti(case.image)
+            read_nifti(case.label)
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+def md5_of(path):
+    """MD5 of a file, in hexadecimal."""
+    digest = hashlib.md5(usedforsecurity=False)
+    with open(path, "rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def download(url, archive, md5, timeout_s=30.0):
+    """Downloads url to `archive` through <archive>.part, going on with a part that is there; then verifies the MD5.
+    A resumed part with a wrong MD5 is dropped and downloaded once more from the start. Raises UserError, keeping the part where resuming helps."""
+    part = archive.with_name(archive.name + ".part")
+    part.parent.mkdir(parents=True, exist_ok=True)
+    for attempt in range(2):
+        resumed = part.stat().st_size if part.exists() else 0
+        try:
+            _fetch(url, part, resumed, timeout_s)
+        except urllib.error.HTTPError as error:
+            if error.code == 416 and resumed:  # the part is as long as the file, or longer: its MD5 decides
+                pass
+            else:
+                raise UserError(f"{url}: the server answered {error.code} {error.reason}; check --url, or download the archive by hand to {archive}") from None
+        except (urllib.error.URLError, OSError, http.client.HTTPException) as error:
+            reason = getattr(error, "reason", None) or error
+            raise UserError(f"{url}: no connection or a broken one ({reason}); run python get_data.py again to go on, "
+                            f"or download the archive by hand to {archive}") from None
+        except ValueError as error:
+            raise UserError(f"--url={url}: not an address ({error})") from None
+        found = md5_of(part)
+        if found == md5:
+            os.replace(part, archive)
+            return
+        part.unlink()
+        if not resumed:
+            raise UserError(f"{url}: the download's MD5 is {found}, expected {md5}; it was deleted: run python get_data.py again, or check --url and --md5")
+        print("the download that was resumed is damaged: starting from the beginning")
+
+
+def _fetch(url, part, resumed, timeout_s):
+    request = urllib.request.Request(url, headers={"Range": f"bytes={resumed}-"} if resumed else {})
+    with urllib.request.urlopen(request, timeout=timeout_s) as response:
+        resumed = resumed if response.status == 206 else 0  # 200: the server sends it all again
+        length = response.headers.get("Content-Length")
+        total = resumed + int(length) if length else None
+        with open(part, "ab" if resumed else "wb") as file, tqdm(
+                total=total, initial=resumed, desc=part.name.removesuffix(".part"), unit="B", unit_scale=True, disable=None) as bar:
+            while chunk := response.read(_CHUNK):
+                file.write(chunk)
+                bar.update(len(chunk))
+            if total and file.tell() < total:
+                raise OSError(f"{file.tell():,} of {total:,} bytes arrived")
+
+
+def unpack(archive, root):
+    """Unpacks the archive's regular files below its top folder into root, each whole; what was there and differs is kept as <name>.previous-N.
+    Raises UserError, having written nothing into root, for an entry that would land outside the folder or for a broken archive."""
+    root.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=root, prefix=".unpacking-") as temporary:
+        temporary = Path(temporary)
+        try:
+            with tarfile.open(archive) as tar:
+                for member in tar:
+                    parts = PurePosixPath(member.name.replace("\\", "/")).parts
+                    safe = parts and not member.name.startswith(("/", "\\")) and ".." not in parts and ":" not in parts[0]
+                    require(safe and (member.isfile() or member.isdir()),
+                            f"{archive}: its entry {member.name!r} is a link or would land outside the folder; nothing was unpacked: "
+                            "delete the archive and get it from the official address")
+                    if member.isdir() or len(parts) < 2 or parts[-1].startswith("._"):
+                        continue
+                    target = temporary.joinpath(*parts[1:])
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    with tar.extractfile(member) as source, open(target, "wb") as file:
+                        shutil.copyfileobj(source, file)
+        except (tarfile.TarError, EOFError, zlib.error) as error:
+            raise UserError(f"{archive}: not a whole tar archive ({error}); delete it and run python get_data.py again") from None
+        for item in sorted(temporary.iterdir()):
+            target, n = root / item.name, 1
+            if target.exists() or target.is_symlink():
+                while (kept := root / f"{item.name}.previous-{n}").exists():
+                    n += 1
+                target.rename(kept)
+                print(f"{target} was not whole: it is now {kept}")
+            item.rename(target)
+
+
+if __name__ == "__main__":
+    run_script(main)

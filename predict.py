@@ -1,0 +1,145 @@
+"""Segments MRI crops around a hippocampus with a trained checkpoint.
+
+    python predict.py scan.nii.gz                      one file, with the model that comes with the repository
+    python predict.py Task04_Hippocampus/imagesTs      every .nii.gz of a folder; several files and folders may be given
+    python predict.py scan.nii.gz --checkpoint=results_hippocampus-3D/last.pth --tta=False
+
+Writes into OUT_DIR: <name>_seg.nii.gz on the input's own grid (0 background, 1 anterior, 2 posterior), and volumes.csv in mm3.
+Each scan is brought to the orientation (RAS) and spacing (1 mm) of the training data and the result back. Expected is what the model
+was trained on: a T1-weighted crop of about 35 x 50 x 36 mm around ONE hippocampus, on the side that the training crops show; for the
+other side use --mirror=True. About 0.2 s a volume on two CPU cores. A bad file is reported, the others are done, the exit code is 2.
+"""
+import csv
+import sys
+import time
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+from skimage.transform import resize
+from tqdm import tqdm
+
+import unet_inr_3d
+from common import UserError, atomic, configure, fail, fresh_folder, load_checkpoint, pick_device, require, run_script
+from dataset import case_id, list_volumes, normalise, read_nifti, spacing_mm
+from engine import predict_volume
+from metrics import LABELS, volume_mm3
+
+CHECKPOINT = "pretrained/hippocampus_3d.pth"  # trained weights; last.pth and best_model.pth of any run fit as well
+OUT_DIR = "predictions"  # folder for results; one that holds results is kept as <name>.previous-N
+TTA = True  # average over shifted (and, where training flipped, mirrored) views of the volume
+MIRROR = False  # mirror left and right before and after: for a hippocampus on the other side
+DEVICE = "auto"  # auto (CUDA where there is one, CPU otherwise), cpu, cuda, cuda:1
+AMP = True  # mixed precision: fp16 on CUDA, bf16 on a CPU that has it
+
+MODEL_SPACING_MM = 1.0
+_SIDE_MM = (12, 100)  # shorter or longer than this along any axis is no crop around one hippocampus
+
+
+def main():
+    cfg = configure(globals(), inputs="NIfTI files, or folders of them")
+    if not run(cfg):
+        sys.exit(2)
+
+
+def run(cfg):
+    """Predicts every input of a configuration; returns whether all went well."""
+    files, problems = find_inputs(cfg.inputs)
+    require(files or problems, "no input: give NIfTI files or folders, as in: python predict.py scan.nii.gz")
+    model, info = load_model(cfg.checkpoint)
+    device, dtype = pick_device(cfg.device, cfg.amp)
+    model.to(device)
+    synthetic = bool(info.get("synthetic"))
+    if synthetic:
+        print(f"{cfg.checkpoint} was trained on SYNTHETIC phantoms: its results say nothing about real scans")
+    out_dir, rows, start = None, [], time.perf_counter()
+    for path in tqdm(files, desc="predict", disable=None):
+        try:
+            segmentation, image = segment(model, path, device, dtype, cfg.tta, info.get("flip_axes", ""), cfg.mirror)
+        except UserError as error:
+            problems.append(error)
+            continue
+        out_dir = out_dir or fresh_folder(cfg.out_dir)
+        save_segmentation(out_dir / f"{case_id(path)}_seg.nii.gz", segmentation, image, synthetic)
+        zooms = nib.affines.voxel_sizes(image.affine)
+        volumes = [volume_mm3(segmentation == label, zooms) for label in LABELS]
+        rows.append([str(path), *(f"{v:.1f}" for v in (*volumes, sum(volumes)))])
+    if rows:
+        with atomic(out_dir / "volumes.csv") as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows([["file", *(f"{name}_mm3" for name in LABELS.values()), "total_mm3"], *rows])
+        seconds = (time.perf_counter() - start) / len(files)
+        print(f"{len(rows)} segmentations and volumes.csv in {out_dir} ({seconds:.2f} s a volume)")
+    for error in problems:
+        fail(error)
+    return not problems
+
+
+def find_inputs(inputs):
+    """The NIfTI files among the inputs, folders opened; and a list of UserErrors for what is missing, empty or of a name met before."""
+    files, problems = {}, []
+    for item in map(Path, inputs):
+        found = list_volumes(item) if item.is_dir() else [item]
+        if not found:
+            problems.append(UserError(f"{item}: no .nii.gz or .nii files in this folder; name the folder that holds the volumes"))
+        for path in found:
+            earlier = files.setdefault(case_id(path), path)
+            if earlier.resolve() != path.resolve():
+                problems.append(UserError(f"{path}: {earlier} has the same name and would have the same result file; predict it in a run of its own"))
+    return list(files.values()), problems
+
+
+def load_model(path):
+    """(model in eval mode, checkpoint without its weights). Raises UserError for a checkpoint of another kind of model."""
+    info = load_checkpoint(path)
+    weights = {name: value.float() for name, value in info.pop("model_state_dict").items()}
+    try:
+        model = unet_inr_3d.MODELS[info["model"]["name"]](**info["model"]["args"])
+        model.load_state_dict(weights)
+    except (KeyError, TypeError, RuntimeError, ValueError) as error:
+        raise UserError(f"{path}: a checkpoint of another model ({str(error).splitlines()[0]}); "
+                        f"expected one of {', '.join(unet_inr_3d.MODELS)}, as train_3d.py writes") from None
+    return model.eval(), info
+
+
+def segment(model, path, device, dtype, tta=True, flip_axes="", mirror=False):
+    """(label map uint8 on the file's own grid, nibabel image) of one NIfTI file. Raises UserError, see dataset.read_nifti."""
+    array, image = read_nifti(path)
+    spacing = np.array(spacing_mm(image))
+    sides = spacing * array.shape
+    require(_SIDE_MM[0] <= sides.min() and sides.max() <= _SIDE_MM[1],
+            f"{path}: {' x '.join(f'{s:.0f}' for s in sides)} mm is no crop around one hippocampus; expected about 35 x 50 x 36 mm: crop the scan first")
+    require(array.min() < array.max(), f"{path}: every voxel has the same value; expected an MRI crop: export it again")
+    if mirror:
+        array = array[::-1]
+    shape = np.maximum(np.round(sides / MODEL_SPACING_MM), 1).astype(int)
+    probabilities = predict_volume(model, normalise(resample(array.astype(np.float32), shape)), device, dtype, tta, flip_axes).cpu().numpy()
+    if tuple(shape) != array.shape:
+        probabilities = np.stack([resample(p, array.shape) for p in probabilities])
+    segmentation = probabilities.argmax(0).astype(np.uint8)
+    if mirror:
+        segmentation = segmentation[::-1]
+    to_ras = nib.io_orientation(image.affine)
+    back = nib.orientations.ornt_transform(nib.orientations.axcodes2ornt("RAS"), to_ras)
+    return np.ascontiguousarray(nib.apply_orientation(segmentation, back)), image
+
+
+def resample(array, shape):
+    """An array linearly resampled to another shape over the same extent, voxel edges aligned; smoothed first where it shrinks."""
+    if tuple(shape) == array.shape:
+        return array
+    return resize(array, tuple(shape), order=1, mode="edge", anti_aliasing=True, preserve_range=True).astype(np.float32)
+
+
+def save_segmentation(path, segmentation, image, synthetic):
+    """Writes a label map with the affine, the header's codes and the grid of the input image."""
+    header = image.header.copy()
+    header.set_data_dtype(np.uint8)
+    header.set_slope_inter(1, 0)
+    header["cal_min"], header["cal_max"] = 0, 0
+    header["descrip"] = b"hippocampus: 1 anterior, 2 posterior" + (b" (SYNTHETIC model)" if synthetic else b"")
+    with atomic(path) as temporary:
+        nib.save(type(image)(segmentation, image.affine, header), temporary)
+
+
+if __name__ == "__main__":
+    run_script(main)

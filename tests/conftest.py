@@ -1,0 +1,67 @@
+import contextlib
+import io
+import sys
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+import common
+import phantom
+
+ROOT = Path(__file__).parent.parent
+DATA = ROOT / "Task04_Hippocampus"
+
+
+def pytest_collection_modifyitems(config, items):
+    there = (DATA / "imagesTr").is_dir() and any((DATA / "imagesTr").glob("*.nii.gz"))
+    for item in items:
+        if "data" in item.keywords and not there:
+            item.add_marker(pytest.mark.skip(reason="no real volumes in Task04_Hippocampus/imagesTr (python get_data.py)"))
+        if "slow" in item.keywords and "slow" not in (config.option.markexpr or ""):
+            item.add_marker(pytest.mark.skip(reason="slow: run with -m slow"))
+
+
+@pytest.fixture(scope="session")
+def phantoms(tmp_path_factory):
+    """A folder of eight phantoms; not to be changed by a test."""
+    root = tmp_path_factory.mktemp("data") / "phantom set"  # with a space, on purpose
+    phantom.run(common.configure(vars(phantom), [], out_dir=str(root), cases=8))
+    return root
+
+
+@pytest.fixture
+def script(monkeypatch):
+    """Runs a script's main() as the shell would: script(module, "--epochs=1", ...) returns (exit code, stdout, stderr)."""
+    def run(module, *argv):
+        monkeypatch.setattr(sys, "argv", [module.__file__, *map(str, argv)])
+        out, err, code = io.StringIO(), io.StringIO(), 0
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            try:
+                common.run_script(module.main)
+            except SystemExit as stop:
+                code = stop.code or 0
+        return code, out.getvalue(), err.getvalue()
+    return run
+
+
+@pytest.fixture
+def nifti(tmp_path):
+    """Writes an array as a NIfTI file below tmp_path and returns its path."""
+    def write(name, array, affine=None):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        nib.save(nib.Nifti1Image(array, np.eye(4) if affine is None else affine), path)
+        return path
+    return write
+
+
+def one_error_line(result, *words):
+    """Asserts that a script's result is one clear line on stderr with these words, and exit code 2."""
+    code, _, err = result
+    lines = [line for line in err.splitlines() if line.startswith("error:")]
+    assert code == 2, err
+    assert len(lines) == 1 and "Traceback" not in err, err
+    for word in words:
+        assert str(word) in lines[0], lines[0]
