@@ -108,7 +108,8 @@ def fit(model, loader, loss_function, validate, cfg, device, dtype, out_dir, inf
             scaler.update()
             if cfg.ema:
                 decay = min(cfg.ema, (1 + epoch * steps + step) / (10 + epoch * steps + step))
-                torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
+                with torch.no_grad():
+                    torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
             losses.append(loss.item())
             dices.append(hard_dice(logits[0] if isinstance(logits, list) else logits, label))
             bar.set_postfix(loss=f"{np.mean(losses[-20:]):.3f}", dice=f"{np.concatenate(dices[-20:]).mean():.3f}")

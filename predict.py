@@ -91,11 +91,11 @@ def find_inputs(inputs):
 def load_model(path):
     """(model in eval mode, checkpoint without its weights). Raises UserError for a checkpoint of another kind of model."""
     info = load_checkpoint(path)
-    weights = {name: value.float() for name, value in info.pop("model_state_dict").items()}
     try:
+        weights = {name: value.float() for name, value in info.pop("model_state_dict").items()}
         model = unet_inr_3d.MODELS[info["model"]["name"]](**info["model"]["args"])
         model.load_state_dict(weights)
-    except (KeyError, TypeError, RuntimeError, ValueError) as error:
+    except (KeyError, TypeError, RuntimeError, ValueError, AttributeError) as error:
         raise UserError(f"{path}: a checkpoint of another model ({str(error).splitlines()[0]}); "
                         f"expected one of {', '.join(unet_inr_3d.MODELS)}, as train_3d.py writes") from None
     return model.eval(), info

@@ -1,0 +1,166 @@
+import csv
+import itertools
+import shutil
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+
+import common
+import predict
+from conftest import ROOT, one_error_line
+from dataset import list_cases
+from metrics import dice
+from unet_inr_3d import UNet3DWithINR
+
+SHIPPED = ROOT / predict.CHECKPOINT
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    """A checkpoint whose network sees intensity only: dark is posterior, middle background, bright anterior."""
+    model = UNet3DWithINR(base_channels=2, depth=1, convs=1)
+    path = tmp_path / "model.pth"
+    common.save_checkpoint(path, {"model": {"name": "UNet3DWithINR", "args": {"base_channels": 2, "depth": 1, "convs": 1}},
+                                  "model_state_dict": model.state_dict(), "flip_axes": "", "synthetic": False})
+    return path
+
+
+@pytest.fixture
+def run(script, checkpoint, tmp_path):
+    def run(*argv):
+        return script(predict, f"--checkpoint={checkpoint}", f"--out_dir={tmp_path / 'out'}", *argv)
+    return run
+
+
+def volumes(folder):
+    with open(folder / "volumes.csv", newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_segments_files_and_folders(run, phantoms, tmp_path):
+    extra = shutil.copy(phantoms / "labelsTr" / "phantom_001.nii.gz", tmp_path / "été 1.nii.gz")
+    code, out, err = run(phantoms / "imagesTr", extra)
+    assert code == 0 and "precision" in out, err
+    rows = volumes(tmp_path / "out")
+    assert len(rows) == 9 and list(rows[0]) == ["file", "anterior_mm3", "posterior_mm3", "total_mm3"]
+    for row in rows:
+        path = tmp_path / "out" / f"{predict.case_id(row['file'])}_seg.nii.gz"
+        result, source = nib.load(path), nib.load(row["file"])
+        array = np.asarray(result.dataobj)
+        assert result.get_data_dtype() == np.uint8 and result.shape == source.shape and np.array_equal(result.affine, source.affine)
+        for field in ("sform_code", "qform_code", "xyzt_units"):
+            assert result.header[field] == source.header[field]
+        assert [float(row[f"{n}_mm3"]) for n in ("anterior", "posterior", "total")] == [(array == 1).sum(), (array == 2).sum(), (array > 0).sum()]
+    assert (tmp_path / "out" / "été 1_seg.nii.gz").is_file()
+
+
+def test_every_orientation_gives_the_same_segmentation(checkpoint, tmp_path, phantoms):
+    model, _ = predict.load_model(checkpoint)
+    source = nib.load(phantoms / "imagesTr" / "phantom_003.nii.gz")
+    cpu = torch.device("cpu")
+    expected, _ = predict.segment(model, phantoms / "imagesTr" / "phantom_003.nii.gz", cpu, None)
+    assert 0.01 < (expected > 0).mean() < 0.99
+    ras = nib.orientations.axcodes2ornt("RAS")
+    for axes in itertools.permutations(("RL", "AP", "SI")):
+        for code in itertools.product(*axes):
+            turned = source.as_reoriented(nib.orientations.ornt_transform(ras, nib.orientations.axcodes2ornt(code)))
+            path = tmp_path / "turned.nii"
+            nib.save(turned, path)
+            result, image = predict.segment(model, path, cpu, None)
+            assert nib.aff2axcodes(image.affine) == code and result.shape == turned.shape
+            back = nib.as_closest_canonical(nib.Nifti1Image(result, image.affine))
+            assert np.array_equal(np.asarray(back.dataobj), expected)
+
+
+def test_other_spacings_come_back_on_their_own_grid(run, nifti, phantoms, tmp_path):
+    source = nib.load(phantoms / "imagesTr" / "phantom_003.nii.gz")
+    fine = np.kron(np.asarray(source.dataobj), np.ones((2, 1, 2)))
+    affine = np.diag([0.5, 1, 0.5, 1])
+    run(nifti("fine.nii.gz", fine, affine), phantoms / "imagesTr" / "phantom_003.nii.gz")
+    result, plain = (nib.load(tmp_path / "out" / f"{n}_seg.nii.gz") for n in ("fine", "phantom_003"))
+    assert result.shape == fine.shape and np.array_equal(result.affine, affine)
+    a, b = np.asarray(result.dataobj), np.kron(np.asarray(plain.dataobj), np.ones((2, 1, 2), np.uint8))
+    assert dice(a > 0, b > 0) > 0.85
+    rows = volumes(tmp_path / "out")
+    assert float(rows[0]["total_mm3"]) == pytest.approx(0.25 * (a > 0).sum(), abs=0.1)
+
+
+def test_mirror(checkpoint, nifti, phantoms):
+    model, _ = predict.load_model(checkpoint)
+    path = phantoms / "imagesTr" / "phantom_003.nii.gz"
+    source = nib.load(path)
+    mirrored = nifti("mirrored.nii", np.ascontiguousarray(np.asarray(source.dataobj)[::-1]), source.affine)
+    a, _ = predict.segment(model, path, torch.device("cpu"), None)
+    b, _ = predict.segment(model, mirrored, torch.device("cpu"), None, mirror=True)
+    assert np.array_equal(a, b[::-1])
+
+
+def test_bad_files_are_reported_and_the_others_done(run, nifti, phantoms, tmp_path):
+    good = phantoms / "imagesTr" / "phantom_001.nii.gz"
+    (tmp_path / "cut.nii.gz").write_bytes(good.read_bytes()[:5000])
+    (tmp_path / "text.nii.gz").write_text("text")
+    bad = [tmp_path / "cut.nii.gz", tmp_path / "text.nii.gz", tmp_path / "absent.nii.gz", nifti("four.nii.gz", np.zeros((20, 20, 20, 2))),
+           nifti("nan.nii.gz", np.full((20, 20, 20), np.nan)), nifti("flat.nii.gz", np.ones((20, 20, 20))),
+           nifti("brain.nii.gz", np.zeros((150, 20, 20), np.uint8)), nifti("other/phantom_001.nii.gz", np.zeros((20, 20, 20)))]
+    (tmp_path / "nothing").mkdir()
+    code, out, err = run(good, *bad, tmp_path / "nothing")
+    lines = err.splitlines()
+    assert code == 2 and len(lines) == len(bad) + 1 and all(line.startswith("error:") for line in lines), err
+    for path in [*bad, tmp_path / "nothing"]:
+        assert sum(str(path) in line for line in lines) == 1, path
+    assert [p.name for p in sorted((tmp_path / "out").iterdir())] == ["phantom_001_seg.nii.gz", "volumes.csv"]
+    assert "1 segmentations" in out
+
+
+def test_nothing_good_leaves_nothing(run, tmp_path):
+    one_error_line(run(tmp_path / "absent.nii.gz"), "absent.nii.gz", "no such file")
+    one_error_line(run(), "no input")
+    assert not (tmp_path / "out").exists()
+
+
+def test_earlier_predictions_are_kept(run, phantoms, tmp_path):
+    for _ in range(2):
+        assert run(phantoms / "imagesTr" / "phantom_001.nii.gz")[0] == 0
+    assert (tmp_path / "out.previous-1" / "volumes.csv").is_file()
+
+
+@pytest.mark.parametrize("change", [
+    lambda c: c["model"].update(name="UNet2D"), lambda c: c["model"]["args"].update(base_channels=4), lambda c: c.pop("model"),
+    lambda c: c["model_state_dict"].popitem(), lambda c: c["model"]["args"].update(colour=1), lambda c: c.update(model_state_dict={"x": 1}),
+    lambda c: c.update(model=3)])
+def test_checkpoints_of_other_models(run, checkpoint, phantoms, tmp_path, change):
+    content = common.load_checkpoint(checkpoint)
+    change(content)
+    common.save_checkpoint(checkpoint, content)
+    one_error_line(run(phantoms / "imagesTr"), "model.pth")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_model_of_phantoms_says_so(run, checkpoint, phantoms, tmp_path):
+    content = common.load_checkpoint(checkpoint)
+    common.save_checkpoint(checkpoint, {**content, "synthetic": True})
+    _, out, _ = run(phantoms / "imagesTr" / "phantom_001.nii.gz")
+    assert "SYNTHETIC" in out
+    assert b"SYNTHETIC" in nib.load(tmp_path / "out" / "phantom_001_seg.nii.gz").header["descrip"].item()
+
+
+def test_the_shipped_model(script, tmp_path):
+    """Small, of half precision, trained on FOLD=-1's training cases only, and ready to use."""
+    content = common.load_checkpoint(SHIPPED)
+    assert SHIPPED.stat().st_size < 4e6 and {v.dtype for v in content["model_state_dict"].values()} == {torch.float16}
+    assert content["fold"] == -1 and len(content["train_cases"]) == 208 and max(content["train_cases"]) < "hippocampus_322"
+    assert not content["synthetic"] and "training" not in content
+    predict.load_model(SHIPPED)
+
+
+@pytest.mark.data
+def test_the_shipped_model_on_volumes_it_never_saw(script, tmp_path):
+    cases = [case for case in list_cases(ROOT / "Task04_Hippocampus")[0] if case.id not in common.load_checkpoint(SHIPPED)["train_cases"]][:3]
+    code, _, err = script(predict, f"--checkpoint={SHIPPED}", f"--out_dir={tmp_path / 'out'}", *(case.image for case in cases))
+    assert code == 0, err
+    for case in cases:
+        truth, prediction = (np.asarray(nib.load(p).dataobj) for p in (case.label, tmp_path / "out" / f"{case.id}_seg.nii.gz"))
+        for label in (1, 2):
+            assert 0.75 < dice(prediction == label, truth == label) < 0.97
