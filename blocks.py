@@ -5,9 +5,10 @@
     INRHead     a SIREN over voxel coordinates and projected features: feature map in, logits out
     UNetWithINR the two put together, with any input size and optional deep supervision
 
-Shapes are written (B, C, *S): S is (H, W) in 2D and (D, H, W) in 3D.
-The style (two 3x3x3 convolutions a stage, instance norm, leaky ReLU 0.01) is nnU-Net's: Isensee et al., Nature Methods 18, 2021.
+Shapes are written (B, C, *S): S is (H, W) in 2D and (D, H, W) in 3D. The style (two 3x3x3 convolutions a stage,
+instance norm, leaky ReLU 0.01) is nnU-Net's: Isensee et al., Nature Methods 18, 2021.
 """
+
 import math
 
 import torch
@@ -21,10 +22,12 @@ CHANNELS_LAST = {2: torch.channels_last, 3: torch.channels_last_3d}
 
 
 class _NormAct(torch.autograd.Function):
-    """Instance norm, affine and leaky ReLU of x (B, N, C), in as few passes over memory as plain torch operations allow.
+    """Instance norm, affine and leaky ReLU of x (B, N, C), in as few passes over memory as plain torch operations
+    allow.
 
-    Statistics are in float32 (float64 for float64), the rest in the input's own type. Parameters of one value a channel are
-    repeated over `k` voxels, and x seen as (B, N/k, k C), because broadcasting over few channels is slow on a CPU.
+    Statistics are in float32 (float64 for float64), the rest in the input's own type. Parameters of one value a
+    channel are repeated over `k` voxels, and x seen as (B, N/k, k C), because broadcasting over few channels is slow
+    on a CPU.
     """
 
     @staticmethod
@@ -79,8 +82,10 @@ class ConvBlock(nn.Sequential):
     def __init__(self, dim, in_channels, out_channels, convs=2):
         layers = []
         for i in range(convs):
-            layers += [CONV[dim](in_channels if i == 0 else out_channels, out_channels, 3, padding=1, bias=False),
-                       NormAct(out_channels)]
+            layers += [
+                CONV[dim](in_channels if i == 0 else out_channels, out_channels, 3, padding=1, bias=False),
+                NormAct(out_channels),
+            ]
         super().__init__(*layers)
 
 
@@ -132,8 +137,9 @@ class SineLayer(nn.Module):
 
 
 class INRHead(nn.Module):
-    """An implicit neural representation of the segmentation: a SIREN that maps each voxel's coordinates, in [-1, 1] along
-    each axis, and its features, projected to `hidden_dim` numbers, to logits. (B, C, *S) to (B, num_classes, *S).
+    """An implicit neural representation of the segmentation: a SIREN that maps each voxel's coordinates, in [-1, 1]
+    along each axis, and its features, projected to `hidden_dim` numbers, to logits. (B, C, *S) to (B, num_classes,
+    *S).
 
     chunk: voxels evaluated at a time (0: all at once); the result is the same, the memory is less.
     Runs in float32 under autocast too: omega_0 = 30 magnifies bf16's rounding past use.
@@ -143,8 +149,12 @@ class INRHead(nn.Module):
         super().__init__()
         self.dim, self.chunk = dim, chunk
         self.project = nn.Linear(in_channels, hidden_dim)
-        self.siren = nn.Sequential(*(SineLayer(dim + hidden_dim if i == 0 else hidden_dim, hidden_dim, omega_0, first=i == 0)
-                                     for i in range(layers)))
+        self.siren = nn.Sequential(
+            *(
+                SineLayer(dim + hidden_dim if i == 0 else hidden_dim, hidden_dim, omega_0, first=i == 0)
+                for i in range(layers)
+            )
+        )
         self.out = nn.Linear(hidden_dim, num_classes)
         bound = math.sqrt(6 / hidden_dim) / omega_0
         nn.init.uniform_(self.out.weight, -bound, bound)
@@ -161,7 +171,7 @@ class INRHead(nn.Module):
             values = features.movedim(1, -1).flatten(1, -2).to(self.out.weight.dtype)  # (B, N, C)
             coords = self.coordinates(size, features.device).to(values.dtype)  # (N, dim)
             step = self.chunk or len(coords)
-            logits = [self._points(coords[i:i + step], values[:, i:i + step]) for i in range(0, len(coords), step)]
+            logits = [self._points(coords[i : i + step], values[:, i : i + step]) for i in range(0, len(coords), step)]
             logits = torch.cat(logits, dim=1)  # (B, N, K)
         return logits.unflatten(1, size).movedim(-1, 1)
 
@@ -180,8 +190,19 @@ class UNetWithINR(nn.Module):
     Raises ValueError for an input of the wrong number of dimensions or channels.
     """
 
-    def __init__(self, dim, in_channels, num_classes, encoder, decoder=None, convs=2,
-                 use_inr=False, inr_hidden_dim=64, inr_chunk=0, deep_supervision=False):
+    def __init__(
+        self,
+        dim,
+        in_channels,
+        num_classes,
+        encoder,
+        decoder=None,
+        convs=2,
+        use_inr=False,
+        inr_hidden_dim=64,
+        inr_chunk=0,
+        deep_supervision=False,
+    ):
         super().__init__()
         self.in_channels, self.deep_supervision = in_channels, deep_supervision
         self.unet = UNet(dim, in_channels, encoder, decoder, convs)

@@ -1,4 +1,5 @@
-"""What every script shares: constants with command-line overrides, seeds, device and precision, files that are written whole.
+"""What every script shares: constants with command-line overrides, seeds, device and precision, files that are
+written whole.
 
 A script's settings are the UPPER_CASE literals at its top, each with its meaning in a comment behind it:
 
@@ -6,6 +7,7 @@ A script's settings are the UPPER_CASE literals at its top, each with its meanin
 
 `configure(globals())` turns them into `cfg.epochs` and so on, with `--epochs=5` on the command line overriding EPOCHS.
 """
+
 import argparse
 import ast
 import contextlib
@@ -49,6 +51,7 @@ def fail(error):
 
 # ---- constants and options
 
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message):
         raise UserError(f"{message}; --help lists the options")
@@ -59,19 +62,27 @@ def constants(module):
     path = Path(module["__file__"])
     with tokenize.open(path) as file:
         source = file.read()
-    comments = {t.start[0]: t.string.lstrip("# ") for t in tokenize.generate_tokens(iter(source.splitlines(True)).__next__)
-                if t.type == tokenize.COMMENT}
+    comments = {
+        t.start[0]: t.string.lstrip("# ")
+        for t in tokenize.generate_tokens(iter(source.splitlines(True)).__next__)
+        if t.type == tokenize.COMMENT
+    }
     found = {}
     for node in ast.parse(source).body:
         if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
             name = node.targets[0].id
-            if name.isupper() and not name.startswith("_") and isinstance(module[name], (bool, int, float, str, list, tuple)):
+            if (
+                name.isupper()
+                and not name.startswith("_")
+                and isinstance(module[name], (bool, int, float, str, list, tuple))
+            ):
                 found[name] = (module[name], comments.get(node.end_lineno, ""))
     return found
 
 
 def _converter(default):
     """A function from the text of an option to a value of the default's type."""
+
     def convert(text):
         kind = type(default)
         if kind is str:
@@ -82,7 +93,9 @@ def _converter(default):
             if kind in (list, tuple):
                 value = ast.literal_eval(text)
                 value = list(value) if isinstance(value, (list, tuple)) else [value]
-                if default and not all(isinstance(v, type(default[0])) or (type(v) is int and type(default[0]) is float) for v in value):
+                if default and not all(
+                    isinstance(v, type(default[0])) or (type(v) is int and type(default[0]) is float) for v in value
+                ):
                     raise ValueError
                 return kind(value)
             value = kind(text)
@@ -90,8 +103,11 @@ def _converter(default):
                 raise ValueError
             return value
         except (KeyError, ValueError, SyntaxError, OverflowError):
-            expected = {bool: "True or False", int: "a whole number", float: "a number"}.get(kind, f"a list such as {default}")
+            expected = {bool: "True or False", int: "a whole number", float: "a number"}.get(
+                kind, f"a list such as {default}"
+            )
             raise argparse.ArgumentTypeError(f"expected {expected}, got {text!r}") from None
+
     return convert
 
 
@@ -104,13 +120,22 @@ def configure(module, argv=None, inputs=None, **overrides):
     Raises UserError for an unknown option (naming the nearest one) and for a value of the wrong type.
     """
     known = constants(module)
-    parser = _Parser(prog=Path(module["__file__"]).name, description=module["__doc__"], allow_abbrev=False,
-                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = _Parser(
+        prog=Path(module["__file__"]).name,
+        description=module["__doc__"],
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     if inputs:
         parser.add_argument("inputs", nargs="*", help=inputs)
     for name, (value, comment) in known.items():
-        parser.add_argument(f"--{name.lower()}", default=value, type=_converter(value), metavar=type(value).__name__.upper(),
-                            help=f"{comment} [{value}]".replace("%", "%%"))
+        parser.add_argument(
+            f"--{name.lower()}",
+            default=value,
+            type=_converter(value),
+            metavar=type(value).__name__.upper(),
+            help=f"{comment} [{value}]".replace("%", "%%"),
+        )
     parsed, unknown = parser.parse_known_args(argv)
     unknown += [f"--{name}" for name in overrides if name.upper() not in known]
     if unknown:
@@ -129,22 +154,24 @@ def require(condition, message):
 
 # ---- seeds, device, precision
 
+
 def seed_everything(seed):
     """Seeds Python, NumPy and torch, and asks cuDNN for deterministic kernels: the same seed, the same history."""
     random.seed(seed)
-    np.random.seed(seed % 2 ** 32)
+    np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
 
 
 def keep_freed_memory():
-    """Linux with glibc: keep freed blocks for the next step instead of returning them to the system, where each new large
-    tensor pays for fresh pages. Makes a CPU training step 10-20 % faster; elsewhere does nothing."""
+    """Linux with glibc: keep freed blocks for the next step instead of returning them to the system, where each new
+    large tensor pays for fresh pages. Makes a CPU training step 10-20 % faster; elsewhere does nothing.
+    """
     if platform.system() == "Linux":
         with contextlib.suppress(OSError, AttributeError):
             libc = ctypes.CDLL("libc.so.6")
-            libc.mallopt(-3, 2 ** 30)  # M_MMAP_THRESHOLD, bytes
-            libc.mallopt(-1, 2 ** 31 - 1)  # M_TRIM_THRESHOLD, bytes
+            libc.mallopt(-3, 2**30)  # M_MMAP_THRESHOLD, bytes
+            libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD, bytes
 
 
 def cpu_has_bf16():
@@ -154,14 +181,18 @@ def cpu_has_bf16():
 
 def pick_device(name="auto", amp=True):
     """(torch.device, autocast dtype or None), printed in one line. "auto": CUDA where there is one, CPU otherwise.
-    Mixed precision: fp16 on CUDA, bf16 on a CPU that has it, else none (float32). Raises UserError for a device that is not there."""
+    Mixed precision: fp16 on CUDA, bf16 on a CPU that has it, else none (float32). Raises UserError for a device that
+    is not there.
+    """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UserError(f"--device={name} is not available here ({str(error).splitlines()[0]}); use auto, cpu or cuda") from None
+        raise UserError(
+            f"--device={name} is not available here ({str(error).splitlines()[0]}); use auto, cpu or cuda"
+        ) from None
     dtype = None
     if amp and device.type == "cuda":
         dtype = torch.float16
@@ -182,20 +213,33 @@ def autocast(device, dtype):
 def describe_environment():
     """Versions and machine, for config.json: plain strings and numbers."""
     try:
-        commit = subprocess.run(["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"], timeout=10,
-                                capture_output=True, text=True).stdout.strip()
+        commit = subprocess.run(
+            ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"],
+            timeout=10,
+            capture_output=True,
+            text=True,
+        ).stdout.strip()
     except (OSError, subprocess.TimeoutExpired):
         commit = ""
-    return {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__, "system": platform.system(),
-            "processor": platform.machine(), "threads": torch.get_num_threads(), "git_commit": commit or "unknown"}
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "system": platform.system(),
+        "processor": platform.machine(),
+        "threads": torch.get_num_threads(),
+        "git_commit": commit or "unknown",
+    }
 
 
 # ---- files
 
+
 @contextlib.contextmanager
 def atomic(path):
-    """Yields a temporary path in the same folder, with the same ending; when the block ends well it takes the place of `path`,
-    and otherwise nothing is left. A reader sees the old file or the whole new one."""
+    """Yields a temporary path in the same folder, with the same ending; when the block ends well it takes the place
+    of `path`, and otherwise nothing is left. A reader sees the old file or the whole new one.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{os.getpid()}.{path.name}")
@@ -247,17 +291,26 @@ def load_checkpoint(path, made_by="python train_3d.py"):
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises many kinds for a broken or hostile file
-        raise UserError(f"{path}: not a readable checkpoint ({type(error).__name__}); make it with: {made_by}") from None
+        raise UserError(
+            f"{path}: not a readable checkpoint ({type(error).__name__}); make it with: {made_by}"
+        ) from None
     if not isinstance(content, dict) or not {"model", "model_state_dict"} <= content.keys():
-        raise UserError(f"{path}: a checkpoint, but not of this project (no model and model_state_dict); make it with: {made_by}")
+        raise UserError(
+            f"{path}: a checkpoint, but not of this project (no model and model_state_dict); make it with: {made_by}"
+        )
     return content
 
 
 def fresh_folder(path):
-    """Makes an empty folder; one that holds something is first renamed to <name>.previous-N, so that nothing is overwritten."""
+    """Makes an empty folder; one that holds something is first renamed to <name>.previous-N, so that nothing is
+    overwritten.
+    """
     path = Path(path)
     require(not path.exists() or path.is_dir(), f"{path} is a file; choose another --out_dir")
-    require(path.resolve() not in [Path.cwd(), *Path.cwd().parents], f"{path}: results need a folder of their own; choose another --out_dir")
+    require(
+        path.resolve() not in [Path.cwd(), *Path.cwd().parents],
+        f"{path}: results need a folder of their own; choose another --out_dir",
+    )
     if path.is_dir() and any(path.iterdir()):
         n = 1
         while (kept := path.with_name(f"{path.name}.previous-{n}")).exists():

@@ -1,8 +1,9 @@
-"""The data: Decathlon folders, NIfTI reading and checks, normalisation, splits by case, and the 3D data set with its augmentation.
+"""The data: Decathlon folders, NIfTI reading and checks, normalisation, splits by case, the 3D data set, augmentation.
 
-A Decathlon folder holds dataset.json, imagesTr/<case>.nii.gz and labelsTr/<case>.nii.gz (0 background, 1 anterior, 2 posterior).
-Volumes are (D, H, W) arrays in RAS orientation: x to the right, y to the front, z up; 1 mm isotropic for training.
+A Decathlon folder holds dataset.json, imagesTr/<case>.nii.gz and labelsTr/<case>.nii.gz (0 background, 1 anterior,
+2 posterior). Volumes are (D, H, W) arrays in RAS orientation (x to the right, y to the front, z up), 1 mm isotropic.
 """
+
 import json
 import math
 import zlib
@@ -21,12 +22,13 @@ from common import UserError, require
 
 GET_DATA = "python get_data.py (the real data) or python phantom.py (synthetic volumes, then --data_root=phantom)"
 CLIP_PERCENTILES = (0.5, 99.5)
-MAX_VOXELS = 512 ** 3  # a header that promises more is refused before anything is read
+MAX_VOXELS = 512**3  # a header that promises more is refused before anything is read
 READ_ERRORS = (OSError, EOFError, ValueError, ArithmeticError, MemoryError, zlib.error, HeaderDataError, ImageFileError)
 
 
 class Case(NamedTuple):
     """One case's id and files; label is None for an unlabelled image."""
+
     id: str
     image: Path
     label: Path | None
@@ -34,6 +36,7 @@ class Case(NamedTuple):
 
 class Volume(NamedTuple):
     """A case in memory: image float32, normalised, and label uint8 (or None), both (D, H, W) in RAS; spacing in mm."""
+
     id: str
     image: np.ndarray
     label: np.ndarray
@@ -41,6 +44,7 @@ class Volume(NamedTuple):
 
 
 # ---- folders
+
 
 def case_id(path):
     """The file's name without .nii or .nii.gz."""
@@ -51,7 +55,8 @@ def case_id(path):
 def list_cases(root, max_cases=0):
     """The labelled cases of a Decathlon folder, sorted by id; max_cases > 0 keeps the first so many.
 
-    Returns (cases, info), info being dataset.json's content. Raises UserError where the folder, dataset.json, an image or a label is missing.
+    Returns (cases, info), info being dataset.json's content. Raises UserError where the folder, dataset.json, an
+    image or a label is missing.
     """
     root = Path(root)
     require(root.is_dir(), f"{root}: no such folder; get data with: {GET_DATA}")
@@ -61,9 +66,15 @@ def list_cases(root, max_cases=0):
     require(images, f"{root / 'imagesTr'}: no .nii.gz volumes in it; get data with: {GET_DATA}")
     for entry in info["training"]:
         name = case_id(entry["image"])
-        require(name in images, f"{root / 'imagesTr' / name}.nii.gz is listed in dataset.json but missing; get the data again")
+        require(
+            name in images,
+            f"{root / 'imagesTr' / name}.nii.gz is listed in dataset.json but missing; get the data again",
+        )
     for name in sorted(images):
-        require(name in labels, f"{images[name]} has no label; expected {root / 'labelsTr' / images[name].name}: add it or remove the image")
+        require(
+            name in labels,
+            f"{images[name]} has no label; expected {root / 'labelsTr' / images[name].name}: add it or remove the image",
+        )
     cases = [Case(name, images[name], labels[name]) for name in sorted(images)]
     return cases[:max_cases] if max_cases > 0 else cases, info
 
@@ -76,11 +87,13 @@ def _dataset_json(root):
         [entry["image"] for entry in info["training"]]
         return info
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: expected JSON with a list \"training\" of image and label ({error!r}); get the data again") from None
+        raise UserError(
+            f'{path}: expected JSON with a list "training" of image and label ({error!r}); get the data again'
+        ) from None
 
 
 def list_volumes(folder):
-    """The NIfTI files of a folder, sorted; hidden ones (such as macOS's ._ files) left out, none where there is no folder."""
+    """The NIfTI files of a folder, sorted, without hidden ones (such as macOS's ._ files); none where there is no folder."""
     if not folder.is_dir():
         return []
     return sorted(p for p in folder.iterdir() if p.name.endswith((".nii.gz", ".nii")) and not p.name.startswith("."))
@@ -103,42 +116,66 @@ def split_cases(cases, fold):
         np.random.RandomState(12345).shuffle(order)
         validation = set(np.array_split(order, 5)[fold].tolist())
     train = [c for i, c in enumerate(cases) if i not in validation]
-    require(train and validation, f"{n} cases cannot be split into training and validation (fold {fold}); expected at least 5")
+    require(
+        train and validation,
+        f"{n} cases cannot be split into training and validation (fold {fold}); expected at least 5",
+    )
     return train, [cases[i] for i in sorted(validation)]
 
 
 # ---- NIfTI
 
+
 def read_nifti(path):
     """(array in RAS as (D, H, W), nibabel image as stored) of a 3D NIfTI file of any orientation and data type.
 
-    Raises UserError for a file that is missing, truncated, not NIfTI, not 3D, too large, of a non-numeric type, with a broken
-    affine or spacing, or with voxels that are not finite. Integer files without scaling stay integer, others become float32.
+    Raises UserError for a file that is missing, truncated, not NIfTI, not 3D, too large, of a non-numeric type, with
+    a broken affine or spacing, or with voxels that are not finite. Integer files without scaling stay integer, others
+    become float32.
     """
     path = Path(path)
     require(path.is_file(), f"{path}: no such file")
     try:
         image = nib.load(path)
         header, shape = image.header, image.shape
-        require(isinstance(image, nib.Nifti1Pair), f"{path}: expected a NIfTI file (.nii or .nii.gz), got {type(image).__name__}")
-        require(len(shape) == 3, f"{path}: expected a 3D volume, got {len(shape)}D {tuple(shape)}; split it into volumes")
-        require(all(s > 0 for s in shape) and math.prod(map(int, shape)) <= MAX_VOXELS,
-                f"{path}: the header gives a size of {' x '.join(map(str, shape))}; expected 1 to {MAX_VOXELS:,} voxels: export it again")
-        require(header.get_data_dtype().kind in "iuf", f"{path}: expected integer or real voxels, got {header.get_data_dtype()}; convert it")
+        require(
+            isinstance(image, nib.Nifti1Pair),
+            f"{path}: expected a NIfTI file (.nii or .nii.gz), got {type(image).__name__}",
+        )
+        require(
+            len(shape) == 3, f"{path}: expected a 3D volume, got {len(shape)}D {tuple(shape)}; split it into volumes"
+        )
+        require(
+            all(s > 0 for s in shape) and math.prod(map(int, shape)) <= MAX_VOXELS,
+            f"{path}: the header gives a size of {' x '.join(map(str, shape))}; expected 1 to {MAX_VOXELS:,} voxels: export it again",
+        )
+        require(
+            header.get_data_dtype().kind in "iuf",
+            f"{path}: expected integer or real voxels, got {header.get_data_dtype()}; convert it",
+        )
         zooms = header.get_zooms()
-        require(all(math.isfinite(z) and z > 0 for z in zooms), f"{path}: expected a positive spacing in mm, got {zooms}; correct the header")
+        require(
+            all(math.isfinite(z) and z > 0 for z in zooms),
+            f"{path}: expected a positive spacing in mm, got {zooms}; correct the header",
+        )
         affine = image.affine
-        require(np.isfinite(affine).all() and abs(np.linalg.det(affine[:3, :3])) > 1e-9,
-                f"{path}: the affine in the header is not invertible; correct the header")
+        require(
+            np.isfinite(affine).all() and abs(np.linalg.det(affine[:3, :3])) > 1e-9,
+            f"{path}: the affine in the header is not invertible; correct the header",
+        )
         ras = nib.as_closest_canonical(image)
         array = np.asanyarray(ras.dataobj)
     except READ_ERRORS as error:
-        raise UserError(f"{path}: not a readable NIfTI file ({type(error).__name__}: {error}); copy or export it again") from None
+        raise UserError(
+            f"{path}: not a readable NIfTI file ({type(error).__name__}: {error}); copy or export it again"
+        ) from None
     if array.dtype.kind == "f":
         with np.errstate(over="ignore"):  # a value beyond float32 becomes infinite, and is reported as such
             array = array.astype(np.float32)
         bad = array.size - np.count_nonzero(np.isfinite(array))
-        require(not bad, f"{path}: {bad} voxels are NaN or infinite; expected finite intensities: clean or export it again")
+        require(
+            not bad, f"{path}: {bad} voxels are NaN or infinite; expected finite intensities: clean or export it again"
+        )
     return np.ascontiguousarray(array), image
 
 
@@ -148,7 +185,7 @@ def spacing_mm(image):
 
 
 def normalise(array):
-    """float32 image with outliers clipped (0.5 and 99.5 percentile), zero mean and unit variance; all zeros if constant."""
+    """float32 image with outliers clipped (0.5 and 99.5 percentile), zero mean and unit variance; zeros if constant."""
     array = array.astype(np.float32)
     array = np.clip(array, *np.percentile(array, CLIP_PERCENTILES).astype(np.float32))
     array -= array.mean()
@@ -156,27 +193,41 @@ def normalise(array):
 
 
 def load_case(case):
-    """Reads, checks and normalises a labelled case. Returns Volume. Raises UserError, see read_nifti, and where image and label do
-    not match, a label value is not 0, 1 or 2, or the spacing is not 1 mm."""
+    """Reads, checks and normalises a labelled case. Returns Volume. Raises UserError, see read_nifti, and where image
+    and label do not match, a label value is not 0, 1 or 2, or the spacing is not 1 mm.
+    """
     array, image = read_nifti(case.image)
     label, label_image = read_nifti(case.label)
-    require(array.shape == label.shape, f"{case.label}: the label's shape {label.shape} is not the image's {array.shape}; correct one of them")
-    require(np.allclose(image.affine, label_image.affine, atol=1e-2), f"{case.label}: its affine is not that of {case.image}; correct one of them")
+    require(
+        array.shape == label.shape,
+        f"{case.label}: the label's shape {label.shape} is not the image's {array.shape}; correct one of them",
+    )
+    require(
+        np.allclose(image.affine, label_image.affine, atol=1e-2),
+        f"{case.label}: its affine is not that of {case.image}; correct one of them",
+    )
     values = np.unique(label)
-    require(np.isin(values, (0, 1, 2)).all(), f"{case.label}: expected the values 0, 1 and 2, got {values.tolist()[:8]}; correct the label")
+    require(
+        np.isin(values, (0, 1, 2)).all(),
+        f"{case.label}: expected the values 0, 1 and 2, got {values.tolist()[:8]}; correct the label",
+    )
     spacing = spacing_mm(image)
-    require(np.allclose(spacing, 1, atol=0.02), f"{case.image}: training expects 1 mm isotropic voxels, got {spacing} mm; resample it first")
+    require(
+        np.allclose(spacing, 1, atol=0.02),
+        f"{case.image}: training expects 1 mm isotropic voxels, got {spacing} mm; resample it first",
+    )
     require(array.min() < array.max(), f"{case.image}: every voxel has the same value; export it again")
     return Volume(case.id, normalise(array), label.astype(np.uint8), spacing)
 
 
 # ---- 3D data set
 
+
 class VolumeDataset(torch.utils.data.Dataset):
     """Training volumes in memory; an item is an augmented patch: image (1, *patch) float32, label (*patch) uint8.
 
-    An item's key is (epoch, index), as EpochSampler yields it, and its random numbers depend on (seed, epoch, index) only: the same
-    whatever the number of workers or the epoch that a run was resumed at.
+    An item's key is (epoch, index), as EpochSampler yields it, and its random numbers depend on (seed, epoch, index)
+    only: the same whatever the number of workers or the epoch that a run was resumed at.
     """
 
     def __init__(self, volumes, patch, seed, augmentation):
@@ -193,7 +244,8 @@ class VolumeDataset(torch.utils.data.Dataset):
 
 
 class EpochSampler:
-    """Batches of keys (epoch, index), each index once an epoch in an order that depends on (seed, epoch) only. Set `epoch` before iterating."""
+    """Batches of keys (epoch, index), each index once an epoch, in an order that depends on (seed, epoch) only.
+    Set `epoch` before iterating."""
 
     def __init__(self, length, batch_size, seed):
         self.length, self.batch_size, self.seed, self.epoch = length, batch_size, seed, 0
@@ -204,14 +256,17 @@ class EpochSampler:
     def __iter__(self):
         order = np.random.default_rng([self.seed, self.epoch]).permutation(self.length)
         for start in range(0, self.length, self.batch_size):
-            yield [(self.epoch, int(i)) for i in order[start:start + self.batch_size]]
+            yield [(self.epoch, int(i)) for i in order[start : start + self.batch_size]]
 
 
 # ---- augmentation
 
+
 def random_affine(rng, size, patch, rotation_degrees, scale, shift_voxels):
-    """A random (3, 4) matrix for F.affine_grid (align_corners=True) that cuts a patch around the centre of a volume of `size`:
-    rotated about each axis by up to rotation_degrees, scaled by up to 1 +- scale, shifted by up to shift_voxels along each axis."""
+    """A random (3, 4) matrix for F.affine_grid (align_corners=True) that cuts a patch around the centre of a volume
+    of `size`: rotated about each axis by up to rotation_degrees, scaled by up to 1 +- scale, shifted by up to
+    shift_voxels along each axis.
+    """
     angles = np.radians(rng.uniform(-1, 1, 3) * rotation_degrees)
     matrix = np.eye(3)
     for axis, angle in enumerate(angles):
@@ -223,19 +278,35 @@ def random_affine(rng, size, patch, rotation_degrees, scale, shift_voxels):
     matrix = matrix * np.exp(rng.uniform(-1, 1) * math.log1p(scale))
     # from the patch's coordinates in [-1, 1] to voxels, through the matrix, to the volume's coordinates in [-1, 1]
     half_in, half_out = (np.maximum(np.array(s) - 1, 1) / 2 for s in (size, patch))
-    theta = np.concatenate([matrix * half_out / half_in[:, None], (rng.uniform(-1, 1, 3) * shift_voxels / half_in)[:, None]], axis=1)
-    return np.concatenate([theta[::-1, 2::-1], theta[::-1, 3:]], axis=1)  # affine_grid wants (x, y, z) for the axes (W, H, D)
+    theta = np.concatenate(
+        [matrix * half_out / half_in[:, None], (rng.uniform(-1, 1, 3) * shift_voxels / half_in)[:, None]], axis=1
+    )
+    # affine_grid wants (x, y, z) for the axes (W, H, D)
+    return np.concatenate([theta[::-1, 2::-1], theta[::-1, 3:]], axis=1)
 
 
-def augment_volume(image, label, patch, rng, rotation_degrees=15.0, scale=0.15, shift_voxels=4.0, flip_axes="",
-                   intensity=0.25, gamma=0.3, noise=0.1, blur_mm=0.7):
+def augment_volume(
+    image,
+    label,
+    patch,
+    rng,
+    rotation_degrees=15.0,
+    scale=0.15,
+    shift_voxels=4.0,
+    flip_axes="",
+    intensity=0.25,
+    gamma=0.3,
+    noise=0.1,
+    blur_mm=0.7,
+):
     """An augmented patch of a volume: (1, *patch) float32 and (*patch) uint8 tensors.
 
-    image (D, H, W) float32, normalised; label (D, H, W) integers; rng: numpy Generator. One resampling does rotation, scale, shift
-    and flips, the image linearly, the label as the larger share of linear weights; beyond the volume, edges are replicated.
-    flip_axes: axes of "xyz" to mirror with probability 1/2. intensity: contrast and brightness up to 1 +- and +- so much (p = 1/2);
-    gamma: exponent up to 1 + gamma or its inverse (p = 1/3); noise: its largest standard deviation (p = 1/3); blur_mm: the
-    Gaussian's largest sigma (p = 1/5). 0 turns any of them off.
+    image (D, H, W) float32, normalised; label (D, H, W) integers; rng: numpy Generator. One resampling does rotation,
+    scale, shift and flips, the image linearly, the label as the larger share of linear weights; beyond the volume,
+    edges are replicated. 0 turns any of these off:
+    flip_axes: axes of "xyz" to mirror (p = 1/2). intensity: contrast up to 1 +- and brightness up to +- so much
+    (p = 1/2). gamma: an exponent between 1 + gamma and its inverse (p = 1/3). noise: largest standard deviation
+    (p = 1/3). blur_mm: largest sigma of a Gaussian (p = 1/5).
     """
     theta = random_affine(rng, image.shape, patch, rotation_degrees, scale, shift_voxels)
     for axis in flip_axes:
@@ -243,14 +314,18 @@ def augment_volume(image, label, patch, rng, rotation_degrees=15.0, scale=0.15, 
             theta[:, 2 - "xyz".index(axis)] *= -1
     label = torch.from_numpy(label)
     channels = torch.stack([torch.from_numpy(image), (label == 1).float(), (label == 2).float()])[None]
-    grid = F.affine_grid(torch.from_numpy(np.ascontiguousarray(theta, np.float32))[None], [1, 3, *patch], align_corners=True)
+    grid = F.affine_grid(
+        torch.from_numpy(np.ascontiguousarray(theta, np.float32))[None], [1, 3, *patch], align_corners=True
+    )
     image, anterior, posterior = F.grid_sample(channels, grid, padding_mode="border", align_corners=True)[0]
     label = torch.where(anterior + posterior > 0.5, torch.where(posterior > anterior, 2, 1), 0).to(torch.uint8)
     if rng.random() < 0.5 and intensity:
         image = image * (1 + rng.uniform(-intensity, intensity)) + rng.uniform(-intensity, intensity)
     if rng.random() < 1 / 3 and gamma:
         low, high = image.min(), image.max()
-        image = ((image - low) / (high - low).clamp_min(1e-6)) ** float((1 + gamma) ** rng.uniform(-1, 1)) * (high - low) + low
+        image = ((image - low) / (high - low).clamp_min(1e-6)) ** float((1 + gamma) ** rng.uniform(-1, 1)) * (
+            high - low
+        ) + low
     if rng.random() < 1 / 5 and blur_mm:
         sigma = rng.uniform(0.3, 1) * blur_mm
         array = image.numpy()

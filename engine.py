@@ -1,10 +1,12 @@
 """Training: one loop for 2D and 3D, and the prediction of a volume, which validation and predict.py share.
 
-    fit(model, loader, loss_function, validate, cfg, ...) trains, and writes into out_dir after every epoch
-        last.pth       the newest weights, and all that --resume=True needs
-        best_model.pth the weights of the best mean validation Dice
-        history.json   one list per quantity, one entry per epoch
+`fit` trains, and writes into its folder after every epoch
+
+    last.pth       the newest weights, and all that --resume=True needs
+    best_model.pth the weights of the best mean validation Dice
+    history.json   one list per quantity, one entry per epoch
 """
+
 import copy
 import math
 import time
@@ -32,8 +34,8 @@ def learning_rate(progress, peak, warmup):
 def start_run(out_dir, config, resume):
     """Prepares a run's folder and writes config.json: a fresh folder, or with `resume` the unfinished run's own.
 
-    config: {"constants": {...}, ...}. Returns the content of last.pth to go on from, or None. Raises UserError where a resumed run
-    was started with other constants, naming the first difference.
+    config: {"constants": {...}, ...}. Returns the content of last.pth to go on from, or None. Raises UserError where
+    a resumed run was started with other constants, naming the first difference.
     """
     out_dir = Path(out_dir)
     if not (resume and (out_dir / "last.pth").is_file()):
@@ -43,10 +45,15 @@ def start_run(out_dir, config, resume):
     before = load_json(out_dir / "config.json", "a new run without --resume=True")["constants"]
     for name, value in config["constants"].items():
         if name.lower() not in NOT_PART_OF_A_RUN and before.get(name) != value:
-            raise UserError(f"{out_dir}: this run was started with --{name.lower()}={before.get(name)}, not {value}; "
-                            "resume it with its own constants, or start anew without --resume=True")
+            raise UserError(
+                f"{out_dir}: this run was started with --{name.lower()}={before.get(name)}, not {value}; "
+                "resume it with its own constants, or start anew without --resume=True"
+            )
     state = load_checkpoint(out_dir / "last.pth")
-    require("training" in state, f"{out_dir / 'last.pth'} holds weights only and cannot be resumed; start anew without --resume=True")
+    require(
+        "training" in state,
+        f"{out_dir / 'last.pth'} holds weights only and cannot be resumed; start anew without --resume=True",
+    )
     return state
 
 
@@ -67,10 +74,12 @@ def fit(model, loader, loss_function, validate, cfg, device, dtype, out_dir, inf
     loader:        batches of (image (B, C, *S), label (B, *S)); its batch_sampler has an `epoch` to set.
     loss_function: (logits, label) to a scalar.
     validate:      called with the model in eval mode; returns {"val_loss", "val_dice", "val_nsd", "train_nsd"}.
-    cfg:           epochs, learning_rate, weight_decay, warmup, gradient_clip, ema (0: none; else the weights' moving average,
-                   which is then what is validated and saved).
-    info:          plain values for the checkpoints, of which "model" (name and arguments) and "train_cases" matter to predict.py.
-    resume_from:   what start_run returned. Returns the history; the model ends with its final weights (averaged, with ema).
+    cfg:           epochs, learning_rate, weight_decay, warmup, gradient_clip, and ema (0: none; else the decay of a
+                   moving average of the weights, which is then what is validated and saved).
+    info:          plain values for the checkpoints: "model" (name and arguments), "train_cases", ...
+    resume_from:   what start_run returned.
+
+    Returns the history; the model ends with its final (with ema, averaged) weights.
     """
     out_dir = Path(out_dir)
     optimiser = torch.optim.AdamW(model.parameters(), lr=cfg.learning_rate, weight_decay=cfg.weight_decay)
@@ -114,8 +123,12 @@ def fit(model, loader, loss_function, validate, cfg, device, dtype, out_dir, inf
             dices.append(hard_dice(logits[0] if isinstance(logits, list) else logits, label))
             bar.set_postfix(loss=f"{np.mean(losses[-20:]):.3f}", dice=f"{np.concatenate(dices[-20:]).mean():.3f}")
         average.eval()
-        entry = {"train_loss": float(np.mean(losses)), "train_dice": np.concatenate(dices).mean(0).tolist(),
-                 "learning_rate": rate, **validate(average)}
+        entry = {
+            "train_loss": float(np.mean(losses)),
+            "train_dice": np.concatenate(dices).mean(0).tolist(),
+            "learning_rate": rate,
+            **validate(average),
+        }
         entry["seconds"] = 0.0
         for name in HISTORY:
             history[name].append(entry[name])
@@ -124,19 +137,33 @@ def fit(model, loader, loss_function, validate, cfg, device, dtype, out_dir, inf
             best = {"epoch": epoch + 1, "val_dice": float(np.mean(entry["val_dice"]))}
             save_checkpoint(out_dir / "best_model.pth", content)
         history["seconds"][-1] = round(time.perf_counter() - start, 3)
-        save_checkpoint(out_dir / "last.pth", {**content, "training": {
-            "weights": model.state_dict(), "optimiser": optimiser.state_dict(), "scaler": scaler.state_dict(),
-            "history": history, "best": best}})
+        save_checkpoint(
+            out_dir / "last.pth",
+            {
+                **content,
+                "training": {
+                    "weights": model.state_dict(),
+                    "optimiser": optimiser.state_dict(),
+                    "scaler": scaler.state_dict(),
+                    "history": history,
+                    "best": best,
+                },
+            },
+        )
         save_json(out_dir / "history.json", history)
-        print(f"epoch {epoch + 1:3d}/{cfg.epochs}  loss {entry['train_loss']:.4f} / {entry['val_loss']:.4f}  "
-              f"Dice {' '.join(f'{d:.4f}' for d in entry['train_dice'])} / {' '.join(f'{d:.4f}' for d in entry['val_dice'])}  "
-              f"NSD {np.mean(entry['val_nsd']):.4f}  {history['seconds'][-1]:.0f} s", flush=True)
+        print(
+            f"epoch {epoch + 1:3d}/{cfg.epochs}  loss {entry['train_loss']:.4f} / {entry['val_loss']:.4f}  "
+            f"Dice {' '.join(f'{d:.4f}' for d in entry['train_dice'])} / {' '.join(f'{d:.4f}' for d in entry['val_dice'])}  "
+            f"NSD {np.mean(entry['val_nsd']):.4f}  {history['seconds'][-1]:.0f} s",
+            flush=True,
+        )
     if cfg.ema:
         model.load_state_dict(average.state_dict())
     return history
 
 
 # ---- prediction of a volume
+
 
 def tta_views(flip_axes=""):
     """Test-time augmentation: (shift in voxels, axes to flip) of each view of a volume.
@@ -151,8 +178,9 @@ def tta_views(flip_axes=""):
 
 @torch.inference_mode()
 def predict_volume(model, image, device, dtype, tta=False, flip_axes=""):
-    """Class probabilities of one volume: image (D, H, W) float32, normalised, to a (C, D, H, W) float32 tensor on `device`,
-    with tta averaged over tta_views(flip_axes). The model must be in eval mode."""
+    """Class probabilities of one volume: image (D, H, W) float32, normalised, to a (C, D, H, W) float32 tensor on
+    `device`, with tta averaged over tta_views(flip_axes). The model must be in eval mode.
+    """
     x = torch.from_numpy(np.ascontiguousarray(image))[None, None].to(device)
     views = tta_views(flip_axes) if tta else [((0, 0, 0), ())]
     total = 0

@@ -1,7 +1,9 @@
-"""Makes a small checkpoint to share from a finished run: the weights in half precision and what predict.py needs, no optimiser state.
+"""Makes a small checkpoint to share from a finished run: the weights in half precision and what predict.py needs, no
+optimiser state.
 
-    python export.py        results_hippocampus-3D/last.pth to pretrained/hippocampus_3d.pth (2.8 MB), at once
+python export.py        results_hippocampus-3D/last.pth to pretrained/hippocampus_3d.pth (2.8 MB), at once
 """
+
 from pathlib import Path
 
 from common import configure, load_checkpoint, require, run_script, save_checkpoint
@@ -17,11 +19,15 @@ def main():
 def run(cfg):
     """Writes the small checkpoint of a configuration."""
     content = load_checkpoint(cfg.checkpoint)
-    require(not Path(cfg.out).exists(), f"{cfg.out} exists and is not overwritten; move it away or choose another --out")
+    require(
+        not Path(cfg.out).exists(), f"{cfg.out} exists and is not overwritten; move it away or choose another --out"
+    )
     content.pop("training", None)
     content["model_state_dict"] = {name: value.half() for name, value in content["model_state_dict"].items()}
     save_checkpoint(cfg.out, content)
-    print(f"{cfg.out}: {content['model']['name']}, epoch {content['epoch']}, {Path(cfg.out).stat().st_size / 1e6:.1f} MB")
+    print(
+        f"{cfg.out}: {content['model']['name']}, epoch {content['epoch']}, {Path(cfg.out).stat().st_size / 1e6:.1f} MB"
+    )
 
 
 if __name__ == "__main__":

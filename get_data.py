@@ -1,10 +1,11 @@
-"""Downloads Task04_Hippocampus of the Medical Segmentation Decathlon (28 MB), verifies it and unpacks it into DATA_ROOT.
+"""Downloads Task04_Hippocampus of the Medical Segmentation Decathlon (28 MB), verifies and unpacks it.
 
     python get_data.py        about a minute on a home connection; does nothing when the data is already there and whole
 
-A download that was broken off goes on where it stopped. The archive (CC-BY-SA 4.0; Antonelli et al., Nature Communications 13, 4128,
-2022) holds 260 labelled volumes (imagesTr, labelsTr) and 130 without labels (imagesTs).
+A download that was broken off goes on where it stopped. The archive (CC-BY-SA 4.0; Antonelli et al., Nature
+Communications 13, 4128, 2022) holds 260 labelled volumes (imagesTr, labelsTr) and 130 without labels (imagesTs).
 """
+
 import hashlib
 import http.client
 import os
@@ -74,11 +75,13 @@ def md5_of(path):
 
 
 def download(url, archive, md5, timeout_s=30.0):
-    """Downloads url to `archive` through <archive>.part, going on with a part that is there; then verifies the MD5.
-    A resumed part with a wrong MD5 is dropped and downloaded once more from the start. Raises UserError, keeping the part where resuming helps."""
+    """Downloads url to `archive` through <archive>.part, going on with a part that is there; then verifies the MD5. A
+    resumed part with a wrong MD5 is dropped and downloaded once more from the start. Raises UserError, keeping the
+    part where resuming helps.
+    """
     part = archive.with_name(archive.name + ".part")
     part.parent.mkdir(parents=True, exist_ok=True)
-    for attempt in range(2):
+    for _ in range(2):
         resumed = part.stat().st_size if part.exists() else 0
         try:
             _fetch(url, part, resumed, timeout_s)
@@ -86,11 +89,15 @@ def download(url, archive, md5, timeout_s=30.0):
             if error.code == 416 and resumed:  # the part is as long as the file, or longer: its MD5 decides
                 pass
             else:
-                raise UserError(f"{url}: the server answered {error.code} {error.reason}; check --url, or download the archive by hand to {archive}") from None
+                raise UserError(
+                    f"{url}: the server answered {error.code} {error.reason}; check --url, or download the archive by hand to {archive}"
+                ) from None
         except (urllib.error.URLError, OSError, http.client.HTTPException) as error:
             reason = getattr(error, "reason", None) or error
-            raise UserError(f"{url}: no connection or a broken one ({reason}); run python get_data.py again to go on, "
-                            f"or download the archive by hand to {archive}") from None
+            raise UserError(
+                f"{url}: no connection or a broken one ({reason}); run python get_data.py again to go on, "
+                f"or download the archive by hand to {archive}"
+            ) from None
         except ValueError as error:
             raise UserError(f"--url={url}: not an address ({error})") from None
         found = md5_of(part)
@@ -99,7 +106,9 @@ def download(url, archive, md5, timeout_s=30.0):
             return
         part.unlink()
         if not resumed:
-            raise UserError(f"{url}: the download's MD5 is {found}, expected {md5}; it was deleted: run python get_data.py again, or check --url and --md5")
+            raise UserError(
+                f"{url}: the download's MD5 is {found}, expected {md5}; it was deleted: run python get_data.py again, or check --url and --md5"
+            )
         print("the download that was resumed is damaged: starting from the beginning")
 
 
@@ -109,8 +118,17 @@ def _fetch(url, part, resumed, timeout_s):
         resumed = resumed if response.status == 206 else 0  # 200: the server sends it all again
         length = response.headers.get("Content-Length")
         total = resumed + int(length) if length else None
-        with open(part, "ab" if resumed else "wb") as file, tqdm(
-                total=total, initial=resumed, desc=part.name.removesuffix(".part"), unit="B", unit_scale=True, disable=None) as bar:
+        with (
+            open(part, "ab" if resumed else "wb") as file,
+            tqdm(
+                total=total,
+                initial=resumed,
+                desc=part.name.removesuffix(".part"),
+                unit="B",
+                unit_scale=True,
+                disable=None,
+            ) as bar,
+        ):
             while chunk := response.read(_CHUNK):
                 file.write(chunk)
                 bar.update(len(chunk))
@@ -119,8 +137,10 @@ def _fetch(url, part, resumed, timeout_s):
 
 
 def unpack(archive, root):
-    """Unpacks the archive's regular files below its top folder into root, each whole; what was there and differs is kept as <name>.previous-N.
-    Raises UserError, having written nothing into root, for an entry that would land outside the folder or for a broken archive."""
+    """Unpacks the archive's regular files below its top folder into root, each whole; what was there and differs is
+    kept as <name>.previous-N. Raises UserError, having written nothing into root, for an entry that would land
+    outside the folder or for a broken archive.
+    """
     root.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=root, prefix=".unpacking-") as temporary:
         temporary = Path(temporary)
@@ -128,10 +148,14 @@ def unpack(archive, root):
             with tarfile.open(archive) as tar:
                 for member in tar:
                     parts = PurePosixPath(member.name.replace("\\", "/")).parts
-                    safe = parts and not member.name.startswith(("/", "\\")) and ".." not in parts and ":" not in parts[0]
-                    require(safe and (member.isfile() or member.isdir()),
-                            f"{archive}: its entry {member.name!r} is a link or would land outside the folder; nothing was unpacked: "
-                            "delete the archive and get it from the official address")
+                    safe = (
+                        parts and not member.name.startswith(("/", "\\")) and ".." not in parts and ":" not in parts[0]
+                    )
+                    require(
+                        safe and (member.isfile() or member.isdir()),
+                        f"{archive}: its entry {member.name!r} is a link or would land outside the folder; nothing was unpacked: "
+                        "delete the archive and get it from the official address",
+                    )
                     if member.isdir() or len(parts) < 2 or parts[-1].startswith("._"):
                         continue
                     target = temporary.joinpath(*parts[1:])
@@ -139,7 +163,9 @@ def unpack(archive, root):
                     with tar.extractfile(member) as source, open(target, "wb") as file:
                         shutil.copyfileobj(source, file)
         except (tarfile.TarError, EOFError, zlib.error) as error:
-            raise UserError(f"{archive}: not a whole tar archive ({error}); delete it and run python get_data.py again") from None
+            raise UserError(
+                f"{archive}: not a whole tar archive ({error}); delete it and run python get_data.py again"
+            ) from None
         for item in sorted(temporary.iterdir()):
             target, n = root / item.name, 1
             if target.exists() or target.is_symlink():

@@ -1,8 +1,9 @@
-"""The loss and the metrics: Dice and focal loss; Dice, normalised surface Dice (NSD), HD95 and volume, per case and label.
+"""The loss (Dice and focal) and the metrics, per case and label: Dice, normalised surface Dice (NSD), HD95, volume.
 
 Labels: 1 anterior, 2 posterior. Surface metrics follow DeepMind's `surface-distance`, the Decathlon's own definition
 (Nikolov et al. 2018, arXiv 1809.04430): surface elements between voxel centres, weighted by their area in mm2.
 """
+
 from functools import lru_cache
 
 import numpy as np
@@ -16,17 +17,21 @@ LABELS = {1: "anterior", 2: "posterior"}
 
 # ---- loss
 
+
 def dice_focal_loss(logits, target, gamma=2.0, smooth=1e-5):
     """0.5 x Dice loss + 0.5 x focal loss.
 
-    logits: (B, C, *S); target: (B, *S) integers in [0, C). Dice: 1 - soft Dice, averaged over samples and foreground classes
-    (Milletari et al. 2016); focal: -(1 - p)^gamma log p of the true class, averaged over voxels (Lin et al. 2017; gamma 0 is
-    cross-entropy). Computed in float32. A list of logits, finest first (deep supervision), is weighted 1, 1/2, 1/4, ..., as in
-    nnU-Net, against the target resampled to each size.
+    logits: (B, C, *S); target: (B, *S) integers in [0, C). Dice: 1 - soft Dice, averaged over samples and foreground
+    classes (Milletari et al. 2016); focal: -(1 - p)^gamma log p of the true class, averaged over voxels (Lin et al.
+    2017; gamma 0 is cross-entropy). Computed in float32. A list of logits, finest first (deep supervision), is
+    weighted 1, 1/2, 1/4, ..., as in nnU-Net, against the target resampled to each size.
     """
     if isinstance(logits, (list, tuple)):
-        weights = [0.5 ** i for i in range(len(logits))]
-        losses = [dice_focal_loss(x, F.interpolate(target[:, None].float(), x.shape[2:])[:, 0].long(), gamma, smooth) for x in logits]
+        weights = [0.5**i for i in range(len(logits))]
+        losses = [
+            dice_focal_loss(x, F.interpolate(target[:, None].float(), x.shape[2:])[:, 0].long(), gamma, smooth)
+            for x in logits
+        ]
         return sum(w * loss for w, loss in zip(weights, losses)) / sum(weights)
     log_p = F.log_softmax(logits.float().flatten(2), dim=1)  # (B, C, N)
     p, target = log_p.exp(), target.flatten(1)[:, None].long()  # (B, 1, N)
@@ -40,6 +45,7 @@ def dice_focal_loss(logits, target, gamma=2.0, smooth=1e-5):
 
 # ---- metrics of one label
 
+
 def dice(prediction, truth):
     """Dice of two boolean arrays of one shape, in [0, 1]; 1 where both are empty."""
     total = np.count_nonzero(prediction) + np.count_nonzero(truth)
@@ -50,17 +56,19 @@ def dice(prediction, truth):
 def _surface_element_sizes(spacing_mm):
     """Area in mm2 (2D: length in mm) of the surface element of each pattern of 2x2x2 (2x2) voxels, by its bit code.
 
-    From marching cubes of the pattern; one with more than half of its voxels set counts as its complement, which settles the
-    ambiguous patterns as surface-distance does.
+    From marching cubes of the pattern; one with more than half of its voxels set counts as its complement, which
+    settles the ambiguous patterns as surface-distance does.
     """
     corners = 2 ** len(spacing_mm)
-    sizes = np.zeros(2 ** corners)
+    sizes = np.zeros(2**corners)
     for code in range(1, len(sizes) - 1):
         pattern = np.array([code >> i & 1 for i in range(corners)])
         if pattern.sum() > corners // 2:
             pattern = 1 - pattern
         if corners == 8:
-            vertices, faces, _, _ = marching_cubes(pattern.reshape(2, 2, 2).astype(float), 0.5, spacing=spacing_mm, method="lorensen")
+            vertices, faces, _, _ = marching_cubes(
+                pattern.reshape(2, 2, 2).astype(float), 0.5, spacing=spacing_mm, method="lorensen"
+            )
             sizes[code] = mesh_surface_area(vertices, faces)
         else:
             (a, b), (c, d) = pattern.reshape(2, 2)
@@ -86,8 +94,8 @@ def _surface(mask, sizes):
 def surface_distances(prediction, truth, spacing_mm):
     """Distances between the surfaces of two boolean arrays (2D or 3D) of one shape.
 
-    Returns (distances_mm, sizes) of the elements of the truth's surface to the prediction's, and the same the other way round:
-    four 1D arrays. A distance to an empty mask is infinite; an empty mask has no elements.
+    Returns (distances_mm, sizes) of the elements of the truth's surface to the prediction's, and the same the other
+    way round: four 1D arrays. A distance to an empty mask is infinite; an empty mask has no elements.
     """
     sizes = _surface_element_sizes(tuple(float(s) for s in spacing_mm))
     both = prediction | truth
@@ -113,7 +121,10 @@ def nsd_and_hd95(prediction, truth, spacing_mm, tolerances_mm=(1.0, 2.0)):
     if not len(truth_sizes) or not len(prediction_sizes):
         return [float(len(truth_sizes) == len(prediction_sizes))] * len(tolerances_mm), float("nan")
     total = truth_sizes.sum() + prediction_sizes.sum()
-    nsd = [float(truth_sizes[to_prediction <= t].sum() + prediction_sizes[to_truth <= t].sum()) / total for t in tolerances_mm]
+    nsd = [
+        float(truth_sizes[to_prediction <= t].sum() + prediction_sizes[to_truth <= t].sum()) / total
+        for t in tolerances_mm
+    ]
     hd95 = 0.0
     for distances, sizes in ((to_prediction, truth_sizes), (to_truth, prediction_sizes)):
         order = np.argsort(distances)
@@ -123,6 +134,7 @@ def nsd_and_hd95(prediction, truth, spacing_mm, tolerances_mm=(1.0, 2.0)):
 
 
 # ---- metrics of one case
+
 
 def case_metrics(prediction, truth, spacing_mm):
     """All metrics of one case: label maps (integers 0-2) of one shape on the case's own grid, spacing in mm.
@@ -150,10 +162,16 @@ def volume_mm3(mask, spacing_mm):
 def summarise(cases):
     """Mean and standard deviation over cases, per label, undefined values left out: {"mean": {...}, "std": {...}}."""
     names = next(iter(cases.values()), {})
-    stacked = {name: np.array([case[name] for case in cases.values()], dtype=float) for name in names if not name.endswith("volume_mm3")}
+    stacked = {
+        name: np.array([case[name] for case in cases.values()], dtype=float)
+        for name in names
+        if not name.endswith("volume_mm3")
+    }
     with np.errstate(invalid="ignore"):
-        return {"mean": {n: [_mean(c, np.mean) for c in v.T] for n, v in stacked.items()},
-                "std": {n: [_mean(c, np.std) for c in v.T] for n, v in stacked.items()}}
+        return {
+            "mean": {n: [_mean(c, np.mean) for c in v.T] for n, v in stacked.items()},
+            "std": {n: [_mean(c, np.std) for c in v.T] for n, v in stacked.items()},
+        }
 
 
 def _mean(column, function):

@@ -1,12 +1,14 @@
-"""Writes a small SYNTHETIC data set in the layout and style of Task04_Hippocampus: no scan, no download, same every time.
+"""Writes a small SYNTHETIC data set in the layout and style of Task04_Hippocampus.
 
     python phantom.py                       24 volumes into phantom/, in about 3 seconds
     python train_3d.py --data_root=phantom --out_dir=results_phantom-3D
 
-Each volume shows a curved head-body-tail shape, cut into anterior and posterior by one coronal plane, between structures of its own
-intensity (amygdala, cortex, thalamus) and of others (ventricle, white matter), under a bias field and noise. It serves to try and to
-test the scripts; a score on it says nothing about real scans. dataset.json, file names and headers say that it is synthetic.
+Each volume shows a curved head-body-tail shape, cut into anterior and posterior by one coronal plane, between
+structures of its own intensity (amygdala, cortex, thalamus) and of others (ventricle, white matter), under a bias
+field and noise. It serves to try and to test the scripts; a score on it says nothing about real scans. dataset.json,
+file names and headers say that it is synthetic.
 """
+
 from pathlib import Path
 
 import nibabel as nib
@@ -39,18 +41,36 @@ def run(cfg):
         rng = np.random.default_rng([cfg.seed, i])
         image, label = make_phantom(rng)
         # one volume in five is uint8, the others float32 over four orders of magnitude; a few labels are float32
-        image = np.clip(image, 0, 255).round().astype(np.uint8) if i % 5 == 1 else (image * 10 ** rng.uniform(-1, 3)).astype(np.float32)
+        image = (
+            np.clip(image, 0, 255).round().astype(np.uint8)
+            if i % 5 == 1
+            else (image * 10 ** rng.uniform(-1, 3)).astype(np.float32)
+        )
         label = label.astype(np.float32 if i % 12 == 6 else np.uint8)
         affine = np.eye(4)
         affine[:3, 3] = float(i % 13 != 12)
         save_nifti(root / "imagesTr" / name, image, affine)
         save_nifti(root / "labelsTr" / name, label, affine)
-    save_json(root / "dataset.json", {
-        "name": "Synthetic hippocampus phantoms", "description": "SYNTHETIC volumes made by phantom.py; no scan of a person",
-        "synthetic": True, "seed": cfg.seed, "licence": "MIT", "tensorImageSize": "3D", "modality": {"0": "synthetic"},
-        "labels": {"0": "background", "1": "Anterior", "2": "Posterior"}, "numTraining": cfg.cases, "numTest": 0,
-        "training": [{"image": f"./imagesTr/{name}", "label": f"./labelsTr/{name}"} for name in names], "test": []})
-    print(f"{cfg.cases} SYNTHETIC volumes in {root}; train on them with: python train_3d.py --data_root={root} --out_dir=results_phantom-3D")
+    save_json(
+        root / "dataset.json",
+        {
+            "name": "Synthetic hippocampus phantoms",
+            "description": "SYNTHETIC volumes made by phantom.py; no scan of a person",
+            "synthetic": True,
+            "seed": cfg.seed,
+            "licence": "MIT",
+            "tensorImageSize": "3D",
+            "modality": {"0": "synthetic"},
+            "labels": {"0": "background", "1": "Anterior", "2": "Posterior"},
+            "numTraining": cfg.cases,
+            "numTest": 0,
+            "training": [{"image": f"./imagesTr/{name}", "label": f"./labelsTr/{name}"} for name in names],
+            "test": [],
+        },
+    )
+    print(
+        f"{cfg.cases} SYNTHETIC volumes in {root}; train on them with: python train_3d.py --data_root={root} --out_dir=results_phantom-3D"
+    )
     return Path(root)
 
 
@@ -73,8 +93,12 @@ def make_phantom(rng):
     # the hippocampus: a tube of varying radius about a curved line, from tail (t = 0) to head (t = 1)
     t = np.linspace(0, 1, 60)
     length, bow, rise = rng.uniform(32, 38), rng.uniform(2.5, 5), rng.uniform(5, 8)
-    line = np.stack([bow * (np.sin(np.pi * t) - 0.5) + 1.5 * np.cos(2.5 * t), length * (t - 0.5), rise * ((1 - t) ** 2 - 0.3)], -1)
-    radius = rng.uniform(0.92, 1.08) * (2.4 + 2.4 * np.sin(np.pi * np.clip(t / 0.9, 0, 1)) ** 0.7 + 2.6 * np.exp(-((t - 0.8) / 0.14) ** 2))
+    line = np.stack(
+        [bow * (np.sin(np.pi * t) - 0.5) + 1.5 * np.cos(2.5 * t), length * (t - 0.5), rise * ((1 - t) ** 2 - 0.3)], -1
+    )
+    radius = rng.uniform(0.92, 1.08) * (
+        2.4 + 2.4 * np.sin(np.pi * np.clip(t / 0.9, 0, 1)) ** 0.7 + 2.6 * np.exp(-(((t - 0.8) / 0.14) ** 2))
+    )
     distance = np.full(tuple(size), np.inf)
     for centre, r in zip(line, radius):
         distance = np.minimum(distance, np.sqrt((((points - centre) / (1.15, 1.0, 0.82)) ** 2).sum(-1)) / r)
@@ -83,7 +107,9 @@ def make_phantom(rng):
     label = np.where(hippocampus, np.where(points[..., 1] > cut, 1, 2), 0).astype(np.uint8)
 
     def ellipsoid(centre, radii):
-        return (((points - centre - rng.uniform(-1, 1, 3)) / radii) ** 2).sum(-1) < 1 + 0.15 * smooth_noise(rng, size, 3)
+        return (((points - centre - rng.uniform(-1, 1, 3)) / radii) ** 2).sum(-1) < 1 + 0.15 * smooth_noise(
+            rng, size, 3
+        )
 
     head, body = line[50], line[28]
     image = np.where(smooth_noise(rng, size, 5) > 0.75, GREY, WHITE)
@@ -95,7 +121,9 @@ def make_phantom(rng):
     image[ellipsoid(head + (2, 8, 1), (5, 3, 3))] = FLUID
     image[hippocampus] = GREY + rng.uniform(-2, 3)
 
-    image = gaussian_filter(image, 0.6) * (1 + 0.12 * smooth_noise(rng, size, 14)) + 5 * rng.standard_normal(tuple(size))
+    image = gaussian_filter(image, 0.6) * (1 + 0.12 * smooth_noise(rng, size, 14)) + 5 * rng.standard_normal(
+        tuple(size)
+    )
     vessels = rng.random(tuple(size)) < 3e-4
     image[vessels] *= rng.uniform(1.5, 2.5)  # outliers, as in the real volumes
     return np.maximum(image, 0), label

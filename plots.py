@@ -1,4 +1,5 @@
 """Figures that more than one script draws. Colours are of the Okabe-Ito palette, safe for colour-blind readers."""
+
 import matplotlib
 
 matplotlib.use("Agg")
@@ -36,18 +37,36 @@ def curves(history, folder, title):
         axes.legend(loc=legend_place)
         save(figure, folder / name, title)
 
-    draw("loss_train_vs_val.png", "loss (0.5 Dice + 0.5 focal)", [
-        (history["train_loss"], "training (augmented)", {"color": TRAIN}),
-        (history["val_loss"], "validation", {"color": VALIDATION})], "upper right")
+    draw(
+        "loss_train_vs_val.png",
+        "loss (0.5 Dice + 0.5 focal)",
+        [
+            (history["train_loss"], "training (augmented)", {"color": TRAIN}),
+            (history["val_loss"], "validation", {"color": VALIDATION}),
+        ],
+        "upper right",
+    )
     lines = {name: np.array(history[name]) for name in ("train_dice", "val_dice", "train_nsd", "val_nsd")}
-    draw("dice_train_vs_val.png", "mean Dice over cases", [
-        (lines[f"{part}_dice"][:, i], f"{name}, {text}", {"color": COLOURS[label], "linestyle": dash})
-        for i, (label, name) in enumerate(LABELS.items())
-        for part, text, dash in (("train", "training (augmented)", ":"), ("val", "validation", "-"))], "lower right")
-    draw("val_nsd.png", "mean NSD at 1 mm over cases", [
-        (lines[f"{part}_nsd"][:, i], f"{name}, {text}", {"color": COLOURS[label], "linestyle": dash})
-        for i, (label, name) in enumerate(LABELS.items())
-        for part, text, dash in (("train", "sample of training cases", ":"), ("val", "validation", "-"))], "lower right")
+    draw(
+        "dice_train_vs_val.png",
+        "mean Dice over cases",
+        [
+            (lines[f"{part}_dice"][:, i], f"{name}, {text}", {"color": COLOURS[label], "linestyle": dash})
+            for i, (label, name) in enumerate(LABELS.items())
+            for part, text, dash in (("train", "training (augmented)", ":"), ("val", "validation", "-"))
+        ],
+        "lower right",
+    )
+    draw(
+        "val_nsd.png",
+        "mean NSD at 1 mm over cases",
+        [
+            (lines[f"{part}_nsd"][:, i], f"{name}, {text}", {"color": COLOURS[label], "linestyle": dash})
+            for i, (label, name) in enumerate(LABELS.items())
+            for part, text, dash in (("train", "sample of training cases", ":"), ("val", "validation", "-"))
+        ],
+        "lower right",
+    )
 
 
 def per_case_dice(cases, path, title):
@@ -71,21 +90,29 @@ def per_case_dice(cases, path, title):
 def outlines(rows, path, title):
     """Images with the outlines of label (solid) and prediction (dashed).
 
-    rows: list of (text, [(image, label, prediction), ...]), each a 2D array whose first axis runs to the right of the picture.
+    rows: list of (text, [(image, label, prediction), ...]), each a 2D array whose first axis runs to the right of the
+    picture.
     """
     columns = max(len(panels) for _, panels in rows)
-    figure, axes = plt.subplots(len(rows), columns, figsize=(3.2 * columns, 3.1 * len(rows) + 0.8), layout="constrained", squeeze=False)
+    figure, axes = plt.subplots(
+        len(rows), columns, figsize=(3.2 * columns, 3.1 * len(rows) + 0.8), layout="constrained", squeeze=False
+    )
     for line, (text, panels) in zip(axes, rows):
         for axis in line:
             axis.set_axis_off()
         for axis, (image, label, prediction) in zip(line, panels):
-            axis.imshow(image.T, cmap="gray", origin="lower", interpolation="nearest", vmin=image.min(), vmax=image.max())
+            axis.imshow(
+                image.T, cmap="gray", origin="lower", interpolation="nearest", vmin=image.min(), vmax=image.max()
+            )
             for value, colour in COLOURS.items():
                 for mask, dash in ((label == value, "solid"), (prediction == value, "dashed")):
                     if mask.any():
                         axis.contour(mask.T.astype(float), [0.5], colors=colour, linestyles=dash, linewidths=1.6)
         line[0].set_title(text, fontsize=10, loc="left")
-    handles = [Line2D([], [], color=COLOURS[label], linestyle=dash, label=f"{name}, {kind}")
-               for label, name in LABELS.items() for kind, dash in (("label", "solid"), ("prediction", "dashed"))]
+    handles = [
+        Line2D([], [], color=COLOURS[label], linestyle=dash, label=f"{name}, {kind}")
+        for label, name in LABELS.items()
+        for kind, dash in (("label", "solid"), ("prediction", "dashed"))
+    ]
     figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=9)
     save(figure, path, title)

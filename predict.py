@@ -4,11 +4,13 @@
     python predict.py Task04_Hippocampus/imagesTs      every .nii.gz of a folder; several files and folders may be given
     python predict.py scan.nii.gz --checkpoint=results_hippocampus-3D/last.pth --tta=False
 
-Writes into OUT_DIR: <name>_seg.nii.gz on the input's own grid (0 background, 1 anterior, 2 posterior), and volumes.csv in mm3.
-Each scan is brought to the orientation (RAS) and spacing (1 mm) of the training data and the result back. Expected is what the model
-was trained on: a T1-weighted crop of about 35 x 50 x 36 mm around ONE hippocampus, on the side that the training crops show; for the
-other side use --mirror=True. About 0.2 s a volume on two CPU cores. A bad file is reported, the others are done, the exit code is 2.
+Writes into OUT_DIR: <name>_seg.nii.gz on the input's own grid (0 background, 1 anterior, 2 posterior), and
+volumes.csv in mm3. Each scan is brought to the orientation (RAS) and spacing (1 mm) of the training data and the
+result back. Expected is what the model was trained on: a T1-weighted crop of about 35 x 50 x 36 mm around ONE
+hippocampus, on the side that the training crops show; for the other side use --mirror=True. About 0.2 s a volume on
+two CPU cores. A bad file is reported, the others are done, the exit code is 2.
 """
+
 import csv
 import sys
 import time
@@ -75,16 +77,24 @@ def run(cfg):
 
 
 def find_inputs(inputs):
-    """The NIfTI files among the inputs, folders opened; and a list of UserErrors for what is missing, empty or of a name met before."""
+    """The NIfTI files among the inputs, folders opened; and a list of UserErrors for what is missing, empty or of a
+    name met before.
+    """
     files, problems = {}, []
     for item in map(Path, inputs):
         found = list_volumes(item) if item.is_dir() else [item]
         if not found:
-            problems.append(UserError(f"{item}: no .nii.gz or .nii files in this folder; name the folder that holds the volumes"))
+            problems.append(
+                UserError(f"{item}: no .nii.gz or .nii files in this folder; name the folder that holds the volumes")
+            )
         for path in found:
             earlier = files.setdefault(case_id(path), path)
             if earlier.resolve() != path.resolve():
-                problems.append(UserError(f"{path}: {earlier} has the same name and would have the same result file; predict it in a run of its own"))
+                problems.append(
+                    UserError(
+                        f"{path}: {earlier} has the same name and would have the same result file; predict it in a run of its own"
+                    )
+                )
     return list(files.values()), problems
 
 
@@ -96,23 +106,33 @@ def load_model(path):
         model = unet_inr_3d.MODELS[info["model"]["name"]](**info["model"]["args"])
         model.load_state_dict(weights)
     except (KeyError, TypeError, RuntimeError, ValueError, AttributeError) as error:
-        raise UserError(f"{path}: a checkpoint of another model ({str(error).splitlines()[0]}); "
-                        f"expected one of {', '.join(unet_inr_3d.MODELS)}, as train_3d.py writes") from None
+        raise UserError(
+            f"{path}: a checkpoint of another model ({str(error).splitlines()[0]}); "
+            f"expected one of {', '.join(unet_inr_3d.MODELS)}, as train_3d.py writes"
+        ) from None
     return model.eval(), info
 
 
 def segment(model, path, device, dtype, tta=True, flip_axes="", mirror=False):
-    """(label map uint8 on the file's own grid, nibabel image) of one NIfTI file. Raises UserError, see dataset.read_nifti."""
+    """(label map uint8 on the file's own grid, nibabel image) of one NIfTI file. Raises UserError, see
+    dataset.read_nifti.
+    """
     array, image = read_nifti(path)
     spacing = np.array(spacing_mm(image))
     sides = spacing * array.shape
-    require(_SIDE_MM[0] <= sides.min() and sides.max() <= _SIDE_MM[1],
-            f"{path}: {' x '.join(f'{s:.0f}' for s in sides)} mm is no crop around one hippocampus; expected about 35 x 50 x 36 mm: crop the scan first")
+    require(
+        _SIDE_MM[0] <= sides.min() and sides.max() <= _SIDE_MM[1],
+        f"{path}: {' x '.join(f'{s:.0f}' for s in sides)} mm is no crop around one hippocampus; expected about 35 x 50 x 36 mm: crop the scan first",
+    )
     require(array.min() < array.max(), f"{path}: every voxel has the same value; expected an MRI crop: export it again")
     if mirror:
         array = array[::-1]
     shape = np.maximum(np.round(sides / MODEL_SPACING_MM), 1).astype(int)
-    probabilities = predict_volume(model, normalise(resample(array.astype(np.float32), shape)), device, dtype, tta, flip_axes).cpu().numpy()
+    probabilities = (
+        predict_volume(model, normalise(resample(array.astype(np.float32), shape)), device, dtype, tta, flip_axes)
+        .cpu()
+        .numpy()
+    )
     if tuple(shape) != array.shape:
         probabilities = np.stack([resample(p, array.shape) for p in probabilities])
     segmentation = probabilities.argmax(0).astype(np.uint8)
@@ -124,7 +144,9 @@ def segment(model, path, device, dtype, tta=True, flip_axes="", mirror=False):
 
 
 def resample(array, shape):
-    """An array linearly resampled to another shape over the same extent, voxel edges aligned; smoothed first where it shrinks."""
+    """An array linearly resampled to another shape over the same extent, voxel edges aligned; smoothed first where it
+    shrinks.
+    """
     if tuple(shape) == array.shape:
         return array
     return resize(array, tuple(shape), order=1, mode="edge", anti_aliasing=True, preserve_range=True).astype(np.float32)

@@ -4,6 +4,7 @@
 
 Reads results_hippocampus-3D/{history,metrics,config}.json, and references.json for what others published.
 """
+
 import re
 from pathlib import Path
 
@@ -28,7 +29,10 @@ def rewrite(text, blocks):
     """The text with each block put between its two marks."""
     for name, block in blocks.items():
         pattern = rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)"
-        require(re.search(pattern, text, re.S), f"README has no marks <!-- {name} --> and <!-- /{name} -->; put them where the block belongs")
+        require(
+            re.search(pattern, text, re.S),
+            f"README has no marks <!-- {name} --> and <!-- /{name} -->; put them where the block belongs",
+        )
         text = re.sub(pattern, lambda m, block=block: m[1] + block + "\n" + m[2], text, flags=re.S)
     return text
 
@@ -36,11 +40,17 @@ def rewrite(text, blocks):
 def sections(cfg):
     """The generated blocks of the README: {name: Markdown}."""
     folder, made_by = Path(cfg.results_3d), "python train_3d.py"
-    history, metrics, config = (load_json(folder / f"{name}.json", made_by) for name in ("history", "metrics", "config"))
+    history, metrics, config = (
+        load_json(folder / f"{name}.json", made_by) for name in ("history", "metrics", "config")
+    )
     references = load_json(cfg.references, "git checkout references.json")
-    return {"headline": headline(metrics, config, references), "epochs-3d": epochs_table(history, metrics),
-            "labels-3d": labels_table(metrics), "comparison-3d": comparison_table(metrics, config, references),
-            "original": original_table(metrics, config, history)}
+    return {
+        "headline": headline(metrics, config, references),
+        "epochs-3d": epochs_table(history, metrics),
+        "labels-3d": labels_table(metrics),
+        "comparison-3d": comparison_table(metrics, config, references),
+        "original": original_table(metrics, config, history),
+    }
 
 
 def table(header, rows):
@@ -56,17 +66,21 @@ def headline(metrics, config, references):
     anterior, posterior = metrics["mean"]["dice"]
     spread = np.std([np.mean(case["dice"]) for case in metrics["cases"].values()])
     here = references["same_52_cases"]
-    return (f"**Mean Dice {np.mean([anterior, posterior]):.4f}** (anterior {anterior:.4f}, posterior {posterior:.4f}; standard deviation over cases "
-            f"{spread:.3f}) on the {len(metrics['cases'])} held-out volumes, after **{metrics['training_minutes']:.1f} minutes** of training on "
-            f"{config['environment']['threads']} CPU cores, with {config['parameters'] / 1e6:.1f} M parameters. "
-            f"nnU-Net's official out-of-fold predictions score {here['mean_dice']:.4f} on the same volumes.")
+    return (
+        f"**Mean Dice {np.mean([anterior, posterior]):.4f}** (anterior {anterior:.4f}, posterior {posterior:.4f}; standard deviation over cases "
+        f"{spread:.3f}) on the {len(metrics['cases'])} held-out volumes, after **{metrics['training_minutes']:.1f} minutes** of training on "
+        f"{config['environment']['threads']} CPU cores, with {config['parameters'] / 1e6:.1f} M parameters. "
+        f"nnU-Net's official out-of-fold predictions score {here['mean_dice']:.4f} on the same volumes."
+    )
 
 
 def labels_table(metrics):
     rows = []
     for i, label in enumerate(("anterior", "posterior")):
-        cells = [f"{metrics['mean'][name][i]:.{digits}f} ± {metrics['std'][name][i]:.{digits}f}"
-                 for name, digits in (("dice", 4), ("nsd_1mm", 4), ("nsd_2mm", 4), ("hd95_mm", 2))]
+        cells = [
+            f"{metrics['mean'][name][i]:.{digits}f} ± {metrics['std'][name][i]:.{digits}f}"
+            for name, digits in (("dice", 4), ("nsd_1mm", 4), ("nsd_2mm", 4), ("hd95_mm", 2))
+        ]
         rows.append([label, *cells])
     return table(["label", "Dice", "NSD at 1 mm", "NSD at 2 mm", "HD95 in mm"], rows)
 
@@ -74,22 +88,56 @@ def labels_table(metrics):
 def epochs_table(history, metrics):
     n = len(history["seconds"])
     rows = []
-    for text, epoch in (("first", 1), ("quarter", round(n / 4)), ("half", round(n / 2)), ("three quarters", round(3 * n / 4)), ("last", n)):
+    for text, epoch in (
+        ("first", 1),
+        ("quarter", round(n / 4)),
+        ("half", round(n / 2)),
+        ("three quarters", round(3 * n / 4)),
+        ("last", n),
+    ):
         cells = [f"{v:.4f}" for name in ("train_dice", "val_dice", "val_nsd") for v in history[name][epoch - 1]]
-        rows.append([f"{text} ({epoch})", *cells, f"{history['val_loss'][epoch - 1]:.4f}", f"{sum(history['seconds'][:epoch]) / 60:.1f}"])
+        rows.append(
+            [
+                f"{text} ({epoch})",
+                *cells,
+                f"{history['val_loss'][epoch - 1]:.4f}",
+                f"{sum(history['seconds'][:epoch]) / 60:.1f}",
+            ]
+        )
     blank = ["–"] * 2
-    for text, mean in ((f"final weights, TTA {'on' if metrics['tta'] else 'off'}", metrics["mean"]),
-                       (f"best epoch ({metrics['best']['epoch']}) by validation Dice, the same TTA", metrics["best"]["mean"])):
+    for text, mean in (
+        (f"final weights, TTA {'on' if metrics['tta'] else 'off'}", metrics["mean"]),
+        (f"best epoch ({metrics['best']['epoch']}) by validation Dice, the same TTA", metrics["best"]["mean"]),
+    ):
         rows.append([text, *blank, *(f"{v:.4f}" for name in ("dice", "nsd_1mm") for v in mean[name]), "–", "–"])
-    return table(["epoch", "train Dice ant.", "train Dice post.", "val Dice ant.", "val Dice post.", "val NSD ant.", "val NSD post.", "val loss", "minutes"], rows)
+    return table(
+        [
+            "epoch",
+            "train Dice ant.",
+            "train Dice post.",
+            "val Dice ant.",
+            "val Dice post.",
+            "val NSD ant.",
+            "val NSD post.",
+            "val loss",
+            "minutes",
+        ],
+        rows,
+    )
 
 
 def comparison_table(metrics, config, references):
     anterior, posterior = metrics["mean"]["dice"]
     same = references["same_52_cases"]
-    rows = [["**this repository**", f"{len(metrics['cases'])} held-out cases, final weights", f"**{np.mean([anterior, posterior]):.4f}** ({anterior:.4f} / {posterior:.4f})",
-             f"measured: {config['constants']['OUT_DIR']}/metrics.json"],
-            [same["who"], same["protocol"], f"{same['mean_dice']:.4f}", same["source"]]]
+    rows = [
+        [
+            "**this repository**",
+            f"{len(metrics['cases'])} held-out cases, final weights",
+            f"**{np.mean([anterior, posterior]):.4f}** ({anterior:.4f} / {posterior:.4f})",
+            f"measured: {config['constants']['OUT_DIR']}/metrics.json",
+        ],
+        [same["who"], same["protocol"], f"{same['mean_dice']:.4f}", same["source"]],
+    ]
     rows += [[r["who"], r["protocol"], r["dice"], r["source"]] for r in references["others"]]
     return table(["who", "protocol", "mean Dice (anterior / posterior)", "source"], rows)
 
@@ -97,15 +145,32 @@ def comparison_table(metrics, config, references):
 def original_table(metrics, config, history):
     cases = len(config["data"]["train_cases"]) + len(config["data"]["val_cases"])
     dice, nsd_2mm = np.mean(metrics["mean"]["dice"]), np.mean(metrics["mean"]["nsd_2mm"])
-    return table(["the original documents", "measured or counted here", "likely cause of the difference"], [
-        ["98.9 % Dice in 3D", f"{100 * dice:.1f} % Dice; {100 * nsd_2mm:.1f} % NSD at 2 mm",
-         "the original's recorded history holds 87.1 % Dice and 98.9 % mean NSD at 2 voxels: the NSD, read as Dice"],
-        ["82.9 % Dice in 2D", "per slice, not comparable with a volume's Dice", "each slice scored alone, small end slices included"],
-        ["+16 % from 2D to 3D", "not one measure", "98.9 % minus 82.9 %: an NSD of volumes minus a Dice of slices"],
-        ["about 12,000 training slices", f"{cases} volumes x 3 planes x 15 slices = {cases * 45:,}; {len(config['data']['train_cases']) * 45:,} of them for training",
-         "all slices counted, those of validation cases included"],
-        ["394 volumes", f"{cases} labelled volumes (the archive has 130 more without labels)",
-         "the Decathlon's paper counts 394; its archive holds 390"]])
+    return table(
+        ["the original documents", "measured or counted here", "likely cause of the difference"],
+        [
+            [
+                "98.9 % Dice in 3D",
+                f"{100 * dice:.1f} % Dice; {100 * nsd_2mm:.1f} % NSD at 2 mm",
+                "the original's recorded history holds 87.1 % Dice and 98.9 % mean NSD at 2 voxels: the NSD, read as Dice",
+            ],
+            [
+                "82.9 % Dice in 2D",
+                "per slice, not comparable with a volume's Dice",
+                "each slice scored alone, small end slices included",
+            ],
+            ["+16 % from 2D to 3D", "not one measure", "98.9 % minus 82.9 %: an NSD of volumes minus a Dice of slices"],
+            [
+                "about 12,000 training slices",
+                f"{cases} volumes x 3 planes x 15 slices = {cases * 45:,}; {len(config['data']['train_cases']) * 45:,} of them for training",
+                "all slices counted, those of validation cases included",
+            ],
+            [
+                "394 volumes",
+                f"{cases} labelled volumes (the archive has 130 more without labels)",
+                "the Decathlon's paper counts 394; its archive holds 390",
+            ],
+        ],
+    )
 
 
 if __name__ == "__main__":

@@ -1,12 +1,13 @@
 """Trains a 3D U-Net on a Decathlon folder and evaluates it on the validation cases.
 
-    python train_3d.py                                                  the default recipe on the real data
-    python train_3d.py --data_root=phantom --out_dir=results_phantom-3D  the same on synthetic volumes (python phantom.py)
-    python train_3d.py --resume=True                                    goes on with an unfinished run
+    python train_3d.py                  the default recipe on the real data
+    python train_3d.py --resume=True    goes on with an unfinished run
+    python train_3d.py --data_root=phantom --out_dir=results_phantom-3D    the same on synthetic volumes
 
-Writes into OUT_DIR: best_model.pth, last.pth, history.json, config.json, metrics.json (per case, of the final weights) and plots/*.png.
-The constants below are the options: --epochs=5 sets EPOCHS; --help lists them all.
+Writes into OUT_DIR: best_model.pth, last.pth, history.json, config.json, metrics.json (per case, of the final
+weights) and plots/*.png. The constants below are the options: --epochs=5 sets EPOCHS; --help lists them all.
 """
+
 import hashlib
 from functools import partial
 from pathlib import Path
@@ -16,7 +17,16 @@ import torch
 
 import plots
 import unet_inr_3d
-from common import (configure, describe_environment, load_checkpoint, pick_device, require, run_script, save_json, seed_everything)
+from common import (
+    configure,
+    describe_environment,
+    load_checkpoint,
+    pick_device,
+    require,
+    run_script,
+    save_json,
+    seed_everything,
+)
 from dataset import EpochSampler, VolumeDataset, is_synthetic, list_cases, load_case, split_cases
 from engine import fit, predict_volume, start_run
 from metrics import case_metrics, dice_focal_loss, summarise
@@ -72,34 +82,58 @@ def run(cfg):
     cases, info = list_cases(cfg.data_root, cfg.max_cases)
     train_cases, val_cases = split_cases(cases, cfg.fold)
     train, val = ([load_case(case) for case in part] for part in (train_cases, val_cases))
-    print(f"data: {cfg.data_root}{' (SYNTHETIC phantoms)' if is_synthetic(info) else ''}, {len(train)} training and {len(val)} validation cases")
+    print(
+        f"data: {cfg.data_root}{' (SYNTHETIC phantoms)' if is_synthetic(info) else ''}, {len(train)} training and {len(val)} validation cases"
+    )
     device, dtype = pick_device(cfg.device, cfg.amp)
     model, model_info = build_model(cfg)
     model.to(device)
     print(f"model: {model_info['name']}, {unet_inr_3d.count_parameters(model):,} parameters")
 
-    checkpoint_info = {"model": model_info, "train_cases": [v.id for v in train], "val_cases": [v.id for v in val], "fold": cfg.fold,
-                       "synthetic": is_synthetic(info), "flip_axes": cfg.flip_axes}
-    config = {"constants": {name.upper(): value for name, value in sorted(vars(cfg).items())}, "model": model_info,
-              "parameters": unet_inr_3d.count_parameters(model), "data": describe_data(info, cases, train, val),
-              "device": str(device), "precision": str(dtype or torch.float32).removeprefix("torch."), "environment": describe_environment()}
+    checkpoint_info = {
+        "model": model_info,
+        "train_cases": [v.id for v in train],
+        "val_cases": [v.id for v in val],
+        "fold": cfg.fold,
+        "synthetic": is_synthetic(info),
+        "flip_axes": cfg.flip_axes,
+    }
+    config = {
+        "constants": {name.upper(): value for name, value in sorted(vars(cfg).items())},
+        "model": model_info,
+        "parameters": unet_inr_3d.count_parameters(model),
+        "data": describe_data(info, cases, train, val),
+        "device": str(device),
+        "precision": str(dtype or torch.float32).removeprefix("torch."),
+        "environment": describe_environment(),
+    }
     resume_from = start_run(cfg.out_dir, config, cfg.resume)
 
-    augmentation = {name: getattr(cfg, name) for name in
-                    ("rotation_degrees", "scale", "shift_voxels", "flip_axes", "intensity", "gamma", "noise", "blur_mm")}
+    augmentation = {
+        name: getattr(cfg, name)
+        for name in ("rotation_degrees", "scale", "shift_voxels", "flip_axes", "intensity", "gamma", "noise", "blur_mm")
+    }
     dataset = VolumeDataset(train, cfg.patch, cfg.seed, augmentation)
-    loader = torch.utils.data.DataLoader(dataset, batch_sampler=EpochSampler(len(train), cfg.batch_size, cfg.seed),
-                                         num_workers=cfg.num_workers, persistent_workers=cfg.num_workers > 0,
-                                         pin_memory=device.type == "cuda")
+    loader = torch.utils.data.DataLoader(
+        dataset,
+        batch_sampler=EpochSampler(len(train), cfg.batch_size, cfg.seed),
+        num_workers=cfg.num_workers,
+        persistent_workers=cfg.num_workers > 0,
+        pin_memory=device.type == "cuda",
+    )
     loss_function = partial(dice_focal_loss, gamma=cfg.focal_gamma)
-    sample = train[::max(1, len(train) // 16)][:16]  # a fixed sample, for the training NSD
+    sample = train[:: max(1, len(train) // 16)][:16]  # a fixed sample, for the training NSD
 
     def validate(model):
         cases, losses = evaluate(model, val, device, dtype, loss_function=loss_function)
         seen, _ = evaluate(model, sample, device, dtype)
         mean = summarise(cases)["mean"]
-        return {"val_loss": float(np.mean(losses)), "val_dice": mean["dice"], "val_nsd": mean["nsd_1mm"],
-                "train_nsd": summarise(seen)["mean"]["nsd_1mm"]}
+        return {
+            "val_loss": float(np.mean(losses)),
+            "val_dice": mean["dice"],
+            "val_nsd": mean["nsd_1mm"],
+            "train_nsd": summarise(seen)["mean"]["nsd_1mm"],
+        }
 
     history = fit(model, loader, loss_function, validate, cfg, device, dtype, cfg.out_dir, checkpoint_info, resume_from)
     return finish(model, val, history, cfg, device, dtype, is_synthetic(info))
@@ -111,16 +145,33 @@ def check(cfg):
         require(getattr(cfg, name) >= 1, f"--{name}={getattr(cfg, name)}: expected 1 or more")
     for name in ("learning_rate", "gradient_clip"):
         require(getattr(cfg, name) > 0, f"--{name}={getattr(cfg, name)}: expected more than 0")
-    for name in ("max_cases", "num_workers", "seed", "depth", "weight_decay", "focal_gamma", "rotation_degrees", "shift_voxels",
-                 "intensity", "gamma", "noise", "blur_mm"):
+    for name in (
+        "max_cases",
+        "num_workers",
+        "seed",
+        "depth",
+        "weight_decay",
+        "focal_gamma",
+        "rotation_degrees",
+        "shift_voxels",
+        "intensity",
+        "gamma",
+        "noise",
+        "blur_mm",
+    ):
         require(getattr(cfg, name) >= 0, f"--{name}={getattr(cfg, name)}: expected 0 or more")
     for name in ("warmup", "ema", "scale"):
         require(0 <= getattr(cfg, name) < 1, f"--{name}={getattr(cfg, name)}: expected at least 0 and less than 1")
     require(cfg.model in unet_inr_3d.MODELS, f"--model={cfg.model}: expected one of {', '.join(unet_inr_3d.MODELS)}")
-    require(len(set(cfg.flip_axes)) == len(cfg.flip_axes) and set(cfg.flip_axes) <= set("xyz"), f"--flip_axes={cfg.flip_axes}: expected letters of xyz")
+    require(
+        len(set(cfg.flip_axes)) == len(cfg.flip_axes) and set(cfg.flip_axes) <= set("xyz"),
+        f"--flip_axes={cfg.flip_axes}: expected letters of xyz",
+    )
     stride = 2 ** (cfg.depth if cfg.model == "UNet3DWithINR" else 3)
-    require(len(cfg.patch) == 3 and all(p > 0 and p % stride == 0 for p in cfg.patch),
-            f"--patch={cfg.patch}: expected three multiples of {stride}, as [40,56,40]")
+    require(
+        len(cfg.patch) == 3 and all(p > 0 and p % stride == 0 for p in cfg.patch),
+        f"--patch={cfg.patch}: expected three multiples of {stride}, as [40,56,40]",
+    )
 
 
 def build_model(cfg):
@@ -135,8 +186,13 @@ def build_model(cfg):
 def describe_data(info, cases, train, val):
     """What the run was trained on, for config.json."""
     listing = "".join(f"{case.id} {case.image.stat().st_size} {case.label.stat().st_size}\n" for case in cases)
-    return {"name": info.get("name", ""), "synthetic": is_synthetic(info), "listing_sha256": hashlib.sha256(listing.encode()).hexdigest(),
-            "train_cases": [v.id for v in train], "val_cases": [v.id for v in val]}
+    return {
+        "name": info.get("name", ""),
+        "synthetic": is_synthetic(info),
+        "listing_sha256": hashlib.sha256(listing.encode()).hexdigest(),
+        "train_cases": [v.id for v in train],
+        "val_cases": [v.id for v in val],
+    }
 
 
 def evaluate(model, volumes, device, dtype, tta=False, flip_axes="", loss_function=None):
@@ -162,13 +218,20 @@ def finish(model, val, history, cfg, device, dtype, synthetic):
     model.load_state_dict(best["model_state_dict"])
     best_cases, _ = evaluate(model, val, device, dtype, cfg.tta, cfg.flip_axes)
     model.load_state_dict(final_weights)
-    metrics = {"synthetic": synthetic, "cases": final, **summarise(final), "tta": cfg.tta,
-               "training_minutes": round(sum(history["seconds"]) / 60, 2),
-               "best": {"epoch": best["epoch"], "mean": summarise(best_cases)["mean"]}}
+    metrics = {
+        "synthetic": synthetic,
+        "cases": final,
+        **summarise(final),
+        "tta": cfg.tta,
+        "training_minutes": round(sum(history["seconds"]) / 60, 2),
+        "best": {"epoch": best["epoch"], "mean": summarise(best_cases)["mean"]},
+    }
     save_json(out_dir / "metrics.json", metrics)
     source = "SYNTHETIC phantoms" if synthetic else "Decathlon Task04 Hippocampus (CC-BY-SA 4.0)"
     plots.curves(history, plot_dir, source)
-    plots.per_case_dice(final, plot_dir / "per_case_dice.png", f"Final weights, {len(final)} validation cases: {source}")
+    plots.per_case_dice(
+        final, plot_dir / "per_case_dice.png", f"Final weights, {len(final)} validation cases: {source}"
+    )
     order = sorted(val, key=lambda v: np.mean(final[v.id]["dice"]))
     rows = []
     for text, volume in (("best", order[-1]), ("median", order[len(order) // 2]), ("worst", order[0])):
@@ -179,9 +242,11 @@ def finish(model, val, history, cfg, device, dtype, synthetic):
         rows.append((f"{text}: {volume.id}, Dice {scores}", list(zip(*panels))))
     plots.outlines(rows, plot_dir / "predictions.png", f"Sagittal, coronal, axial: {source}")
     mean = metrics["mean"]
-    print(f"final weights{' with test-time augmentation' if cfg.tta else ''}: Dice {mean['dice'][0]:.4f} anterior, {mean['dice'][1]:.4f} posterior, "
-          f"mean {np.mean(mean['dice']):.4f}; NSD at 1 mm {np.mean(mean['nsd_1mm']):.4f}; HD95 {np.mean(mean['hd95_mm']):.2f} mm; "
-          f"{metrics['training_minutes']} minutes of training; {out_dir / 'metrics.json'}")
+    print(
+        f"final weights{' with test-time augmentation' if cfg.tta else ''}: Dice {mean['dice'][0]:.4f} anterior, {mean['dice'][1]:.4f} posterior, "
+        f"mean {np.mean(mean['dice']):.4f}; NSD at 1 mm {np.mean(mean['nsd_1mm']):.4f}; HD95 {np.mean(mean['hd95_mm']):.2f} mm; "
+        f"{metrics['training_minutes']} minutes of training; {out_dir / 'metrics.json'}"
+    )
     return metrics
 
 

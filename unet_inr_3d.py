@@ -6,6 +6,7 @@
 
 Run `python unet_inr_3d.py` for a table of the presets with their parameters and multiply-adds.
 """
+
 import torch
 
 from blocks import UNetWithINR, count_parameters
@@ -14,19 +15,40 @@ from blocks import UNetWithINR, count_parameters
 class UNet3DWithINR(UNetWithINR):
     """The customisable 3D network.
 
-    in_channels, num_classes: channels of the image, classes with background.
-    base_channels:  channels of the first stage; doubled by each of the `depth` poolings, up to `max_channels` (nnU-Net's cap).
-    convs:          convolutions a stage.
+    in_channels, num_classes: channels of the image; classes, background included.
+    base_channels, depth, max_channels: channels of the first stage, doubled by each of `depth` poolings up to nnU-Net's cap.
     use_inr, inr_hidden_dim, inr_chunk: the INR head, its width, and voxels evaluated at a time (0: all).
     deep_supervision: in train mode return a list of logits, finest first.
-    forward:        (B, in_channels, D, H, W) to logits (B, num_classes, D, H, W); see blocks.UNetWithINR.
+    convs: convolutions a stage.
+
+    forward: (B, in_channels, D, H, W) to logits (B, num_classes, D, H, W); see blocks.UNetWithINR.
     """
 
-    def __init__(self, in_channels=1, num_classes=3, base_channels=16, depth=3, use_inr=False, inr_hidden_dim=64,
-                 deep_supervision=False, convs=2, max_channels=320, inr_chunk=0):
-        encoder = [min(base_channels * 2 ** i, max_channels) for i in range(depth + 1)]
-        super().__init__(3, in_channels, num_classes, encoder, convs=convs, use_inr=use_inr, inr_hidden_dim=inr_hidden_dim,
-                         inr_chunk=inr_chunk, deep_supervision=deep_supervision)
+    def __init__(
+        self,
+        in_channels=1,
+        num_classes=3,
+        base_channels=16,
+        depth=3,
+        use_inr=False,
+        inr_hidden_dim=64,
+        deep_supervision=False,
+        convs=2,
+        max_channels=320,
+        inr_chunk=0,
+    ):
+        encoder = [min(base_channels * 2**i, max_channels) for i in range(depth + 1)]
+        super().__init__(
+            3,
+            in_channels,
+            num_classes,
+            encoder,
+            convs=convs,
+            use_inr=use_inr,
+            inr_hidden_dim=inr_hidden_dim,
+            inr_chunk=inr_chunk,
+            deep_supervision=deep_supervision,
+        )
 
 
 class UNet3DWithINRLightweight(UNet3DWithINR):
@@ -48,6 +70,7 @@ MODELS = {model.__name__: model for model in (UNet3DWithINR, UNet3DWithINRLightw
 
 def main():
     from torch.utils.flop_counter import FlopCounterMode
+
     print(f"{'model':<26} {'INR':>4} {'parameters':>11} {'G multiply-adds at 40 x 56 x 40':>32}")
     for name in ("UNet3DWithINRLightweight", "UNet3DWithINRBalanced"):
         for use_inr in (False, True):

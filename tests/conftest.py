@@ -18,7 +18,9 @@ def pytest_collection_modifyitems(config, items):
     there = (DATA / "imagesTr").is_dir() and any((DATA / "imagesTr").glob("*.nii.gz"))
     for item in items:
         if "data" in item.keywords and not there:
-            item.add_marker(pytest.mark.skip(reason="no real volumes in Task04_Hippocampus/imagesTr (python get_data.py)"))
+            item.add_marker(
+                pytest.mark.skip(reason="no real volumes in Task04_Hippocampus/imagesTr (python get_data.py)")
+            )
         if "slow" in item.keywords and "slow" not in (config.option.markexpr or ""):
             item.add_marker(pytest.mark.skip(reason="slow: run with -m slow"))
 
@@ -34,6 +36,7 @@ def phantoms(tmp_path_factory):
 @pytest.fixture
 def script(monkeypatch):
     """Runs a script's main() as the shell would: script(module, "--epochs=1", ...) returns (exit code, stdout, stderr)."""
+
     def run(module, *argv):
         monkeypatch.setattr(sys, "argv", [module.__file__, *map(str, argv)])
         out, err, code = io.StringIO(), io.StringIO(), 0
@@ -43,17 +46,20 @@ def script(monkeypatch):
             except SystemExit as stop:
                 code = stop.code or 0
         return code, out.getvalue(), err.getvalue()
+
     return run
 
 
 @pytest.fixture
 def nifti(tmp_path):
     """Writes an array as a NIfTI file below tmp_path and returns its path."""
+
     def write(name, array, affine=None):
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         nib.save(nib.Nifti1Image(array, np.eye(4) if affine is None else affine), path)
         return path
+
     return write
 
 

@@ -14,8 +14,10 @@ def test_norm_act_is_torchs_instance_norm_and_leaky_relu(size, channels_last):
     layer = NormAct(6).double()
     torch.nn.init.normal_(layer.weight)
     torch.nn.init.normal_(layer.bias)
-    x = (3 + torch.randn(2, 6, *size, dtype=torch.double))
-    x = x.to(memory_format=blocks.CHANNELS_LAST[len(size)] if channels_last else torch.contiguous_format).requires_grad_()
+    x = 3 + torch.randn(2, 6, *size, dtype=torch.double)
+    x = x.to(
+        memory_format=blocks.CHANNELS_LAST[len(size)] if channels_last else torch.contiguous_format
+    ).requires_grad_()
     expected = F.leaky_relu(F.instance_norm(x, weight=layer.weight, bias=layer.bias), 0.01)
     assert torch.allclose(layer(x), expected, atol=1e-10)
     seed = torch.randn_like(expected)
@@ -103,7 +105,7 @@ def test_siren_initialisation():
     x = first(torch.rand(4000, 3) * 2 - 1)
     for _ in range(3):
         x = SineLayer(512, 512)(x)
-        assert x.std().item() == pytest.approx(0.5 ** 0.5, abs=0.05)
+        assert x.std().item() == pytest.approx(0.5**0.5, abs=0.05)
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -4,10 +4,10 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from conftest import one_error_line
 
 import common
 import train_3d
-from conftest import one_error_line
 from common import UserError
 
 
@@ -32,15 +32,34 @@ def test_overrides_from_another_script():
         configure(epoch=3)
 
 
-@pytest.mark.parametrize("argument, words", [
-    ("--epoch=5", ["--epoch", "did you mean --epochs"]), ("--learning-rates=1", ["did you mean --learning_rate"]),
-    ("--epochs=five", ["--epochs", "a whole number", "'five'"]), ("--epochs=2.5", ["a whole number"]),
-    ("--amp=1", ["--amp", "True or False"]), ("--learning_rate=fast", ["a number"]), ("--learning_rate=nan", ["a number"]),
-    ("--patch=big", ["--patch", "a list"]), ("--patch=[1.5,2,3]", ["a list"]), ("stray", ["stray"]), ("--epochs", ["--epochs"]),
-    ("--epochs=0", ["--epochs=0", "1 or more"]), ("--fold=7", ["--fold=7"]), ("--patch=[30,40,40]", ["multiples of 8"]),
-    ("--model=UNet", ["expected one of UNet3DWithINR"]), ("--device=tpu9", ["--device=tpu9"])])
+@pytest.mark.parametrize(
+    "argument, words",
+    [
+        ("--epoch=5", ["--epoch", "did you mean --epochs"]),
+        ("--learning-rates=1", ["did you mean --learning_rate"]),
+        ("--epochs=five", ["--epochs", "a whole number", "'five'"]),
+        ("--epochs=2.5", ["a whole number"]),
+        ("--amp=1", ["--amp", "True or False"]),
+        ("--learning_rate=fast", ["a number"]),
+        ("--learning_rate=nan", ["a number"]),
+        ("--patch=big", ["--patch", "a list"]),
+        ("--patch=[1.5,2,3]", ["a list"]),
+        ("stray", ["stray"]),
+        ("--epochs", ["--epochs"]),
+        ("--epochs=0", ["--epochs=0", "1 or more"]),
+        ("--fold=7", ["--fold=7"]),
+        ("--patch=[30,40,40]", ["multiples of 8"]),
+        ("--model=UNet", ["expected one of UNet3DWithINR"]),
+        ("--device=tpu9", ["--device=tpu9"]),
+    ],
+)
 def test_wrong_options_are_one_line(script, phantoms, tmp_path, argument, words):
-    one_error_line(script(train_3d, argument, f"--data_root={phantoms}", *[f"--out_dir={tmp_path / 'out'}"][argument == "stray":]), *words)
+    one_error_line(
+        script(
+            train_3d, argument, f"--data_root={phantoms}", *[f"--out_dir={tmp_path / 'out'}"][argument == "stray" :]
+        ),
+        *words,
+    )
     assert not (tmp_path / "out").exists()
 
 

@@ -8,11 +8,20 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from conftest import DATA
 
 import dataset
 from common import UserError
-from conftest import DATA
-from dataset import EpochSampler, VolumeDataset, augment_volume, list_cases, load_case, normalise, read_nifti, split_cases
+from dataset import (
+    EpochSampler,
+    VolumeDataset,
+    augment_volume,
+    list_cases,
+    load_case,
+    normalise,
+    read_nifti,
+    split_cases,
+)
 
 
 @pytest.fixture
@@ -27,6 +36,7 @@ def ids(cases):
 
 # ---- folders
 
+
 def test_lists_sorted_cases(phantoms):
     cases, info = list_cases(phantoms)
     assert ids(cases) == [f"phantom_{i:03d}" for i in range(1, 9)] and dataset.is_synthetic(info)
@@ -38,14 +48,21 @@ def test_ignores_hidden_files(folder):
     assert len(list_cases(folder)[0]) == 8
 
 
-@pytest.mark.parametrize("break_it, words", [
-    (lambda f: shutil.rmtree(f), "no such folder.*get_data.py"),
-    (lambda f: [shutil.rmtree(f), f.mkdir()], "dataset.json: missing.*get_data.py"),
-    (lambda f: (f / "dataset.json").write_text("{"), "dataset.json"),
-    (lambda f: (f / "dataset.json").write_text('{"training": [3]}'), "dataset.json"),
-    (lambda f: shutil.rmtree(f / "imagesTr"), "imagesTr: no .nii.gz"),
-    (lambda f: (f / "labelsTr" / "phantom_002.nii.gz").unlink(), "phantom_002.nii.gz has no label"),
-    (lambda f: (f / "imagesTr" / "phantom_002.nii.gz").unlink(), "phantom_002.nii.gz is listed in dataset.json but missing")])
+@pytest.mark.parametrize(
+    "break_it, words",
+    [
+        (lambda f: shutil.rmtree(f), "no such folder.*get_data.py"),
+        (lambda f: [shutil.rmtree(f), f.mkdir()], "dataset.json: missing.*get_data.py"),
+        (lambda f: (f / "dataset.json").write_text("{"), "dataset.json"),
+        (lambda f: (f / "dataset.json").write_text('{"training": [3]}'), "dataset.json"),
+        (lambda f: shutil.rmtree(f / "imagesTr"), "imagesTr: no .nii.gz"),
+        (lambda f: (f / "labelsTr" / "phantom_002.nii.gz").unlink(), "phantom_002.nii.gz has no label"),
+        (
+            lambda f: (f / "imagesTr" / "phantom_002.nii.gz").unlink(),
+            "phantom_002.nii.gz is listed in dataset.json but missing",
+        ),
+    ],
+)
 def test_broken_folders(folder, break_it, words):
     break_it(folder)
     with pytest.raises(UserError, match=words):
@@ -76,10 +93,11 @@ def test_folds_are_nnunets():
         sizes = np.full(5, n // 5) + (np.arange(5) < n % 5)
         for fold in range(5):
             start = sizes[:fold].sum()
-            assert split_cases(list(range(n)), fold)[1] == sorted(order[start:start + sizes[fold]])
+            assert split_cases(list(range(n)), fold)[1] == sorted(order[start : start + sizes[fold]])
 
 
 # ---- NIfTI
+
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.uint16, np.int32, np.float32, np.float64])
 def test_reads_any_orientation_and_type(nifti, dtype):
@@ -89,7 +107,9 @@ def test_reads_any_orientation_and_type(nifti, dtype):
     assert np.array_equal(expected, array)
     stored = nib.load(path)
     for code in ("LPS", "PIR", "ASL"):
-        turned = stored.as_reoriented(nib.orientations.ornt_transform(nib.io_orientation(stored.affine), nib.orientations.axcodes2ornt(code)))
+        turned = stored.as_reoriented(
+            nib.orientations.ornt_transform(nib.io_orientation(stored.affine), nib.orientations.axcodes2ornt(code))
+        )
         nib.save(turned, path.with_name("turned.nii.gz"))
         assert np.array_equal(read_nifti(path.with_name("turned.nii.gz"))[0], array)
 
@@ -106,10 +126,20 @@ def header_with(path, **values):
 VOLUME = np.arange(6 * 7 * 8, dtype=np.float32).reshape(6, 7, 8)
 
 
-@pytest.mark.parametrize("values, words", [
-    ({"dim": [3, 30000, 30000, 30000, 1, 1, 1, 1]}, "30000 x 30000"), ({"dim": [3, -6, 7, 8, 1, 1, 1, 1]}, ""), ({"dim": [3, 0, 7, 8, 1, 1, 1, 1]}, ""),
-    ({"pixdim": [1, 1, 1, np.nan, 1, 1, 1, 1], "sform_code": 0}, ""), ({"srow_x": [0, 0, 0, 0]}, "affine"), ({"srow_x": [np.nan, 0, 0, 0]}, ""),
-    ({"datatype": 32, "bitpix": 64}, "complex"), ({"dim": [2, 6, 7, 1, 1, 1, 1, 1]}, "2D"), ({"vox_offset": 1e9}, "")])
+@pytest.mark.parametrize(
+    "values, words",
+    [
+        ({"dim": [3, 30000, 30000, 30000, 1, 1, 1, 1]}, "30000 x 30000"),
+        ({"dim": [3, -6, 7, 8, 1, 1, 1, 1]}, ""),
+        ({"dim": [3, 0, 7, 8, 1, 1, 1, 1]}, ""),
+        ({"pixdim": [1, 1, 1, np.nan, 1, 1, 1, 1], "sform_code": 0}, ""),
+        ({"srow_x": [0, 0, 0, 0]}, "affine"),
+        ({"srow_x": [np.nan, 0, 0, 0]}, ""),
+        ({"datatype": 32, "bitpix": 64}, "complex"),
+        ({"dim": [2, 6, 7, 1, 1, 1, 1, 1]}, "2D"),
+        ({"vox_offset": 1e9}, ""),
+    ],
+)
 def test_hostile_headers(nifti, values, words):
     path = nifti("hostile.nii", VOLUME)
     header_with(path, **values)
@@ -136,9 +166,15 @@ def test_bad_files(nifti, tmp_path):
         read_nifti(nifti("four.nii.gz", np.zeros((4, 4, 4, 2))))
 
 
-@pytest.mark.parametrize("label, words", [
-    (np.zeros((6, 7, 9), np.uint8), "shape"), (np.full((6, 7, 8), 3, np.uint8), "expected the values 0, 1 and 2"),
-    (np.full((6, 7, 8), 0.5), "expected the values 0, 1 and 2"), (np.full((6, 7, 8), -1, np.int16), "expected the values 0, 1 and 2")])
+@pytest.mark.parametrize(
+    "label, words",
+    [
+        (np.zeros((6, 7, 9), np.uint8), "shape"),
+        (np.full((6, 7, 8), 3, np.uint8), "expected the values 0, 1 and 2"),
+        (np.full((6, 7, 8), 0.5), "expected the values 0, 1 and 2"),
+        (np.full((6, 7, 8), -1, np.int16), "expected the values 0, 1 and 2"),
+    ],
+)
 def test_bad_labels(nifti, label, words):
     with pytest.raises(UserError, match=f"label.nii.gz.*{words}"):
         load_case(dataset.Case("x", nifti("image.nii.gz", VOLUME), nifti("label.nii.gz", label)))
@@ -152,7 +188,11 @@ def test_bad_images(nifti):
         load_case(dataset.Case("x", nifti("image.nii.gz", VOLUME, np.diag([1, 1, -1, 1])), label))
     coarse = np.diag([1, 1, 3, 1])
     with pytest.raises(UserError, match="1 mm isotropic"):
-        load_case(dataset.Case("x", nifti("image.nii.gz", VOLUME, coarse), nifti("label.nii.gz", np.zeros((6, 7, 8), np.uint8), coarse)))
+        load_case(
+            dataset.Case(
+                "x", nifti("image.nii.gz", VOLUME, coarse), nifti("label.nii.gz", np.zeros((6, 7, 8), np.uint8), coarse)
+            )
+        )
 
 
 def test_float_labels_with_whole_values_are_fine(nifti):
@@ -175,7 +215,9 @@ def test_normalise():
     array = np.random.default_rng(0).normal(500, 100, (20, 20, 20))
     array[3, 3, 3] = 1e6
     result = normalise(array)
-    assert result.dtype == np.float32 and result.max() < 4 and abs(result.mean()) < 1e-5 and abs(result.std() - 1) < 1e-5
+    assert (
+        result.dtype == np.float32 and result.max() < 4 and abs(result.mean()) < 1e-5 and abs(result.std() - 1) < 1e-5
+    )
     assert np.allclose(normalise(array * 1e4 + 7), result, atol=1e-3)
 
 
@@ -191,6 +233,7 @@ def test_the_real_data():
 
 
 # ---- augmentation
+
 
 def volume_of(root, i=0):
     return load_case(list_cases(root)[0][i])
@@ -216,7 +259,12 @@ def test_a_larger_patch_replicates_edges(phantoms):
 def test_flips_mirror_image_and_label_together(phantoms):
     volume = volume_of(phantoms)
     for axis, name in enumerate("xyz"):
-        results = [augment_volume(volume.image, volume.label, volume.image.shape, np.random.default_rng(i), flip_axes=name, **NONE) for i in range(8)]
+        results = [
+            augment_volume(
+                volume.image, volume.label, volume.image.shape, np.random.default_rng(i), flip_axes=name, **NONE
+            )
+            for i in range(8)
+        ]
         flipped = [np.array_equal(label, np.flip(volume.label, axis)) for _, label in results]
         assert 0 < sum(flipped) < 8
         for (image, label), is_flipped in zip(results, flipped):
@@ -227,7 +275,13 @@ def test_flips_mirror_image_and_label_together(phantoms):
 def test_rotation_moves_image_and_label_together(phantoms):
     volume = volume_of(phantoms)
     marked = volume.label.astype(np.float32) * 10
-    image, label = augment_volume(marked, volume.label, (40, 56, 40), np.random.default_rng(3), **{**NONE, "rotation_degrees": 15, "scale": 0.15, "shift_voxels": 4})
+    image, label = augment_volume(
+        marked,
+        volume.label,
+        (40, 56, 40),
+        np.random.default_rng(3),
+        **{**NONE, "rotation_degrees": 15, "scale": 0.15, "shift_voxels": 4},
+    )
     inside = image[0].numpy()[label.numpy() == 2]
     assert np.median(inside) > 19 and (label > 0).sum() > 0.5 * (volume.label > 0).sum()
     assert not np.array_equal(label.shape, volume.label.shape)
@@ -239,17 +293,28 @@ def test_items_depend_on_seed_epoch_and_index_only(phantoms):
     again = VolumeDataset(volumes, (32, 40, 32), 5, {})
     for key in ((0, 1), (3, 2)):
         assert all(torch.equal(a, b) for a, b in zip(data[key], again[key]))
-    assert not torch.equal(data[0, 1][0], data[1, 1][0]) and not torch.equal(data[0, 1][0], VolumeDataset(volumes, (32, 40, 32), 6, {})[0, 1][0])
+    assert not torch.equal(data[0, 1][0], data[1, 1][0]) and not torch.equal(
+        data[0, 1][0], VolumeDataset(volumes, (32, 40, 32), 6, {})[0, 1][0]
+    )
     image, label = data[0, 0]
-    assert image.shape == (1, 32, 40, 32) and image.dtype == torch.float32 and label.shape == (32, 40, 32) and label.dtype == torch.uint8
+    assert (
+        image.shape == (1, 32, 40, 32)
+        and image.dtype == torch.float32
+        and label.shape == (32, 40, 32)
+        and label.dtype == torch.uint8
+    )
 
 
 def test_workers_give_the_same_batches(phantoms):
     data = VolumeDataset([volume_of(phantoms, i) for i in range(4)], (24, 32, 24), 0, {})
     batches = []
     for workers in (0, 2):
-        loader = torch.utils.data.DataLoader(data, batch_sampler=EpochSampler(4, 2, 0), num_workers=workers,
-                                             multiprocessing_context="spawn" if workers else None)
+        loader = torch.utils.data.DataLoader(
+            data,
+            batch_sampler=EpochSampler(4, 2, 0),
+            num_workers=workers,
+            multiprocessing_context="spawn" if workers else None,
+        )
         batches.append(list(loader))
     assert all(torch.equal(a, b) for one, two in zip(*batches) for a, b in zip(one, two))
 

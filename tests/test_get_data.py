@@ -5,9 +5,9 @@ import tarfile
 import threading
 
 import pytest
+from conftest import one_error_line
 
 import get_data
-from conftest import one_error_line
 from dataset import list_cases
 
 
@@ -59,7 +59,11 @@ def archive(phantoms):
                 tar.add(path, f"Task04_Hippocampus/{path.relative_to(phantoms).as_posix()}")
         add(tar, "Task04_Hippocampus/imagesTr/._phantom_001.nii.gz", b"mac")
         add(tar, "._Task04_Hippocampus", b"mac")
-        add(tar, "Task04_Hippocampus/imagesTs/phantom_100.nii.gz", (phantoms / "imagesTr" / "phantom_001.nii.gz").read_bytes())
+        add(
+            tar,
+            "Task04_Hippocampus/imagesTs/phantom_100.nii.gz",
+            (phantoms / "imagesTr" / "phantom_001.nii.gz").read_bytes(),
+        )
     return buffer.getvalue()
 
 
@@ -72,11 +76,19 @@ def add(tar, name, content, kind=tarfile.REGTYPE, link=""):
 @pytest.fixture
 def get(server, script, tmp_path):
     """Serves content under a name and runs get_data.py on it; returns (result, data folder)."""
+
     def run(content, folder="", md5=None, name="data.tar"):
         server.files[name] = content
         url = f"http://127.0.0.1:{server.server_port}/{folder}{name}"
         root = tmp_path / "my data" / "Task04_Hippocampus"
-        return script(get_data, f"--url={url}", f"--data_root={root}", f"--md5={md5 or hashlib.md5(content).hexdigest()}", "--timeout_s=5"), root
+        return script(
+            get_data,
+            f"--url={url}",
+            f"--data_root={root}",
+            f"--md5={md5 or hashlib.md5(content).hexdigest()}",
+            "--timeout_s=5",
+        ), root
+
     return run
 
 
@@ -132,16 +144,28 @@ def test_not_found(get, archive, server, script, tmp_path):
 
 
 def test_no_network(script, tmp_path):
-    one_error_line(script(get_data, "--url=http://127.0.0.1:9/data.tar", f"--data_root={tmp_path / 'x'}", "--timeout_s=2"), "no connection", "again")
+    one_error_line(
+        script(get_data, "--url=http://127.0.0.1:9/data.tar", f"--data_root={tmp_path / 'x'}", "--timeout_s=2"),
+        "no connection",
+        "again",
+    )
     one_error_line(script(get_data, "--url=nonsense", f"--data_root={tmp_path / 'x'}"), "not an address")
     assert not (tmp_path / "x").exists()
 
 
-@pytest.mark.parametrize("name, kind, link", [
-    ("../evil", tarfile.REGTYPE, ""), ("Task04_Hippocampus/../../evil", tarfile.REGTYPE, ""), ("/evil", tarfile.REGTYPE, ""),
-    ("Task04_Hippocampus/a\\..\\..\\evil", tarfile.REGTYPE, ""), ("C:/evil", tarfile.REGTYPE, ""),
-    ("Task04_Hippocampus/link", tarfile.SYMTYPE, "/etc"), ("Task04_Hippocampus/hard", tarfile.LNKTYPE, "../../evil"),
-    ("Task04_Hippocampus/pipe", tarfile.FIFOTYPE, "")])
+@pytest.mark.parametrize(
+    "name, kind, link",
+    [
+        ("../evil", tarfile.REGTYPE, ""),
+        ("Task04_Hippocampus/../../evil", tarfile.REGTYPE, ""),
+        ("/evil", tarfile.REGTYPE, ""),
+        ("Task04_Hippocampus/a\\..\\..\\evil", tarfile.REGTYPE, ""),
+        ("C:/evil", tarfile.REGTYPE, ""),
+        ("Task04_Hippocampus/link", tarfile.SYMTYPE, "/etc"),
+        ("Task04_Hippocampus/hard", tarfile.LNKTYPE, "../../evil"),
+        ("Task04_Hippocampus/pipe", tarfile.FIFOTYPE, ""),
+    ],
+)
 def test_hostile_archives(get, name, kind, link, tmp_path):
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as tar:

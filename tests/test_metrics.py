@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import DATA
 
 import metrics
-from conftest import DATA
 from metrics import case_metrics, dice, dice_focal_loss, nsd_and_hd95, summarise
 
 
@@ -21,7 +21,13 @@ def cube(shape, start, stop):
 def test_dice_by_hand():
     a, b = cube((6, 6, 6), (1, 1, 1), (3, 3, 3)), cube((6, 6, 6), (2, 1, 1), (4, 3, 3))
     empty = np.zeros((6, 6, 6), bool)
-    assert dice(a, b) == 0.5 and dice(a, a) == 1 and dice(empty, a) == 0 and dice(a, empty) == 0 and dice(empty, empty) == 1
+    assert (
+        dice(a, b) == 0.5
+        and dice(a, a) == 1
+        and dice(empty, a) == 0
+        and dice(a, empty) == 0
+        and dice(empty, empty) == 1
+    )
 
 
 def test_surface_of_a_cube_by_hand():
@@ -58,10 +64,19 @@ def test_case_metrics_and_summary():
     truth[2:6, 2:6, 2:6], truth[2:6, 6:10, 2:6] = 1, 2
     prediction = np.where(truth == 1, 1, 0).astype(np.uint8)
     case = case_metrics(prediction, truth, (1, 1, 2))
-    assert case["dice"] == [1, 0] and case["nsd_1mm"] == [1, 0] and case["hd95_mm"][0] == 0 and np.isnan(case["hd95_mm"][1])
+    assert (
+        case["dice"] == [1, 0]
+        and case["nsd_1mm"] == [1, 0]
+        and case["hd95_mm"][0] == 0
+        and np.isnan(case["hd95_mm"][1])
+    )
     assert case["volume_mm3"] == [128, 0] and case["true_volume_mm3"] == [128, 128]
     summary = summarise({"a": case, "b": case_metrics(truth, truth, (1, 1, 2))})
-    assert summary["mean"]["dice"] == [1, 0.5] and summary["std"]["dice"] == [0, 0.5] and summary["mean"]["hd95_mm"] == [0, 0]
+    assert (
+        summary["mean"]["dice"] == [1, 0.5]
+        and summary["std"]["dice"] == [0, 0.5]
+        and summary["mean"]["hd95_mm"] == [0, 0]
+    )
     with pytest.raises(ValueError, match="shape"):
         case_metrics(prediction[1:], truth, (1, 1, 1))
 
@@ -88,7 +103,9 @@ def test_against_surface_distance(spacing, monkeypatch):
             for i, label in enumerate((1, 2)):
                 theirs = peer.compute_surface_distances(truth == label, prediction == label, spacing)
                 for name, tolerance in (("nsd_1mm", 1), ("nsd_2mm", 2)):
-                    assert ours[name][i] == pytest.approx(peer.compute_surface_dice_at_tolerance(theirs, tolerance), abs=1e-4)
+                    assert ours[name][i] == pytest.approx(
+                        peer.compute_surface_dice_at_tolerance(theirs, tolerance), abs=1e-4
+                    )
                 assert ours["hd95_mm"][i] == pytest.approx(peer.compute_robust_hausdorff(theirs, 95), abs=1e-4)
 
 
@@ -127,7 +144,9 @@ def test_loss_by_hand():
     focal = (2 / 3) ** 2 * np.log(3)
     soft_dice = (2 / 3) / (2 / 3 + 1)
     assert dice_focal_loss(logits, target).item() == pytest.approx(0.5 * (1 - soft_dice) + 0.5 * focal, abs=1e-4)
-    assert dice_focal_loss(logits, target, gamma=0).item() == pytest.approx(0.5 * (1 - soft_dice) + 0.5 * np.log(3), abs=1e-4)
+    assert dice_focal_loss(logits, target, gamma=0).item() == pytest.approx(
+        0.5 * (1 - soft_dice) + 0.5 * np.log(3), abs=1e-4
+    )
     perfect = 50.0 * F.one_hot(target, 3).movedim(-1, 1).float()
     assert dice_focal_loss(perfect, target).item() < 1e-4
 

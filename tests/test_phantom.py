@@ -2,18 +2,22 @@ import json
 
 import nibabel as nib
 import numpy as np
+from conftest import one_error_line
 from scipy.ndimage import label as components
 
 import common
 import metrics
 import phantom
-from conftest import one_error_line
 from dataset import list_cases, read_nifti
 
 
 def test_layout_and_style(phantoms):
     cases, info = list_cases(phantoms)
-    assert info["synthetic"] is True and "SYNTHETIC" in info["description"] and all(case.id.startswith("phantom_") for case in cases)
+    assert (
+        info["synthetic"] is True
+        and "SYNTHETIC" in info["description"]
+        and all(case.id.startswith("phantom_") for case in cases)
+    )
     types, ranges = set(), []
     for case in cases:
         image, label = nib.load(case.image), nib.load(case.label)

@@ -6,10 +6,10 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT, one_error_line
 
 import common
 import predict
-from conftest import ROOT, one_error_line
 from dataset import list_cases
 from metrics import dice
 from unet_inr_3d import UNet3DWithINR
@@ -22,8 +22,15 @@ def checkpoint(tmp_path):
     """A checkpoint whose network sees intensity only: dark is posterior, middle background, bright anterior."""
     model = UNet3DWithINR(base_channels=2, depth=1, convs=1)
     path = tmp_path / "model.pth"
-    common.save_checkpoint(path, {"model": {"name": "UNet3DWithINR", "args": {"base_channels": 2, "depth": 1, "convs": 1}},
-                                  "model_state_dict": model.state_dict(), "flip_axes": "", "synthetic": False})
+    common.save_checkpoint(
+        path,
+        {
+            "model": {"name": "UNet3DWithINR", "args": {"base_channels": 2, "depth": 1, "convs": 1}},
+            "model_state_dict": model.state_dict(),
+            "flip_axes": "",
+            "synthetic": False,
+        },
+    )
     return path
 
 
@@ -31,6 +38,7 @@ def checkpoint(tmp_path):
 def run(script, checkpoint, tmp_path):
     def run(*argv):
         return script(predict, f"--checkpoint={checkpoint}", f"--out_dir={tmp_path / 'out'}", *argv)
+
     return run
 
 
@@ -49,10 +57,18 @@ def test_segments_files_and_folders(run, phantoms, tmp_path):
         path = tmp_path / "out" / f"{predict.case_id(row['file'])}_seg.nii.gz"
         result, source = nib.load(path), nib.load(row["file"])
         array = np.asarray(result.dataobj)
-        assert result.get_data_dtype() == np.uint8 and result.shape == source.shape and np.array_equal(result.affine, source.affine)
+        assert (
+            result.get_data_dtype() == np.uint8
+            and result.shape == source.shape
+            and np.array_equal(result.affine, source.affine)
+        )
         for field in ("sform_code", "qform_code", "xyzt_units"):
             assert result.header[field] == source.header[field]
-        assert [float(row[f"{n}_mm3"]) for n in ("anterior", "posterior", "total")] == [(array == 1).sum(), (array == 2).sum(), (array > 0).sum()]
+        assert [float(row[f"{n}_mm3"]) for n in ("anterior", "posterior", "total")] == [
+            (array == 1).sum(),
+            (array == 2).sum(),
+            (array > 0).sum(),
+        ]
     assert (tmp_path / "out" / "été 1_seg.nii.gz").is_file()
 
 
@@ -101,9 +117,16 @@ def test_bad_files_are_reported_and_the_others_done(run, nifti, phantoms, tmp_pa
     good = phantoms / "imagesTr" / "phantom_001.nii.gz"
     (tmp_path / "cut.nii.gz").write_bytes(good.read_bytes()[:5000])
     (tmp_path / "text.nii.gz").write_text("text")
-    bad = [tmp_path / "cut.nii.gz", tmp_path / "text.nii.gz", tmp_path / "absent.nii.gz", nifti("four.nii.gz", np.zeros((20, 20, 20, 2))),
-           nifti("nan.nii.gz", np.full((20, 20, 20), np.nan)), nifti("flat.nii.gz", np.ones((20, 20, 20))),
-           nifti("brain.nii.gz", np.zeros((150, 20, 20), np.uint8)), nifti("other/phantom_001.nii.gz", np.zeros((20, 20, 20)))]
+    bad = [
+        tmp_path / "cut.nii.gz",
+        tmp_path / "text.nii.gz",
+        tmp_path / "absent.nii.gz",
+        nifti("four.nii.gz", np.zeros((20, 20, 20, 2))),
+        nifti("nan.nii.gz", np.full((20, 20, 20), np.nan)),
+        nifti("flat.nii.gz", np.ones((20, 20, 20))),
+        nifti("brain.nii.gz", np.zeros((150, 20, 20), np.uint8)),
+        nifti("other/phantom_001.nii.gz", np.zeros((20, 20, 20))),
+    ]
     (tmp_path / "nothing").mkdir()
     code, out, err = run(good, *bad, tmp_path / "nothing")
     lines = err.splitlines()
@@ -126,10 +149,18 @@ def test_earlier_predictions_are_kept(run, phantoms, tmp_path):
     assert (tmp_path / "out.previous-1" / "volumes.csv").is_file()
 
 
-@pytest.mark.parametrize("change", [
-    lambda c: c["model"].update(name="UNet2D"), lambda c: c["model"]["args"].update(base_channels=4), lambda c: c.pop("model"),
-    lambda c: c["model_state_dict"].popitem(), lambda c: c["model"]["args"].update(colour=1), lambda c: c.update(model_state_dict={"x": 1}),
-    lambda c: c.update(model=3)])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda c: c["model"].update(name="UNet2D"),
+        lambda c: c["model"]["args"].update(base_channels=4),
+        lambda c: c.pop("model"),
+        lambda c: c["model_state_dict"].popitem(),
+        lambda c: c["model"]["args"].update(colour=1),
+        lambda c: c.update(model_state_dict={"x": 1}),
+        lambda c: c.update(model=3),
+    ],
+)
 def test_checkpoints_of_other_models(run, checkpoint, phantoms, tmp_path, change):
     content = common.load_checkpoint(checkpoint)
     change(content)
@@ -150,17 +181,27 @@ def test_the_shipped_model(script, tmp_path):
     """Small, of half precision, trained on FOLD=-1's training cases only, and ready to use."""
     content = common.load_checkpoint(SHIPPED)
     assert SHIPPED.stat().st_size < 4e6 and {v.dtype for v in content["model_state_dict"].values()} == {torch.float16}
-    assert content["fold"] == -1 and len(content["train_cases"]) == 208 and max(content["train_cases"]) < "hippocampus_322"
+    assert (
+        content["fold"] == -1 and len(content["train_cases"]) == 208 and max(content["train_cases"]) < "hippocampus_322"
+    )
     assert not content["synthetic"] and "training" not in content
     predict.load_model(SHIPPED)
 
 
 @pytest.mark.data
 def test_the_shipped_model_on_volumes_it_never_saw(script, tmp_path):
-    cases = [case for case in list_cases(ROOT / "Task04_Hippocampus")[0] if case.id not in common.load_checkpoint(SHIPPED)["train_cases"]][:3]
-    code, _, err = script(predict, f"--checkpoint={SHIPPED}", f"--out_dir={tmp_path / 'out'}", *(case.image for case in cases))
+    cases = [
+        case
+        for case in list_cases(ROOT / "Task04_Hippocampus")[0]
+        if case.id not in common.load_checkpoint(SHIPPED)["train_cases"]
+    ][:3]
+    code, _, err = script(
+        predict, f"--checkpoint={SHIPPED}", f"--out_dir={tmp_path / 'out'}", *(case.image for case in cases)
+    )
     assert code == 0, err
     for case in cases:
-        truth, prediction = (np.asarray(nib.load(p).dataobj) for p in (case.label, tmp_path / "out" / f"{case.id}_seg.nii.gz"))
+        truth, prediction = (
+            np.asarray(nib.load(p).dataobj) for p in (case.label, tmp_path / "out" / f"{case.id}_seg.nii.gz")
+        )
         for label in (1, 2):
             assert 0.75 < dice(prediction == label, truth == label) < 0.97

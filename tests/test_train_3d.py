@@ -4,11 +4,11 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from conftest import one_error_line
 
 import common
 import engine
 import train_3d
-from conftest import one_error_line
 from engine import learning_rate
 
 SMALL = ("--base_channels=4", "--depth=2", "--patch=[24,32,24]", "--epochs=2")
@@ -32,22 +32,55 @@ def same(a, b):
 def run_folder(phantoms, tmp_path_factory):
     """A finished run on the phantoms, with everything switched on; not to be changed by a test."""
     out_dir = tmp_path_factory.mktemp("runs") / "results"
-    train_3d.run(common.configure(vars(train_3d), [*SMALL, f"--data_root={phantoms}", f"--out_dir={out_dir}", "--use_inr=True",
-                                                   "--inr_hidden_dim=8", "--deep_supervision=True", "--ema=0.9", "--flip_axes=x"]))
+    train_3d.run(
+        common.configure(
+            vars(train_3d),
+            [
+                *SMALL,
+                f"--data_root={phantoms}",
+                f"--out_dir={out_dir}",
+                "--use_inr=True",
+                "--inr_hidden_dim=8",
+                "--deep_supervision=True",
+                "--ema=0.9",
+                "--flip_axes=x",
+            ],
+        )
+    )
     return out_dir
 
 
 def test_a_run_writes_everything(run_folder):
     names = {p.relative_to(run_folder).as_posix() for p in run_folder.rglob("*") if p.is_file()}
-    assert names == {"best_model.pth", "last.pth", "history.json", "config.json", "metrics.json", *(
-        f"plots/{n}.png" for n in ("loss_train_vs_val", "dice_train_vs_val", "val_nsd", "per_case_dice", "predictions"))}
+    assert names == {
+        "best_model.pth",
+        "last.pth",
+        "history.json",
+        "config.json",
+        "metrics.json",
+        *(
+            f"plots/{n}.png"
+            for n in ("loss_train_vs_val", "dice_train_vs_val", "val_nsd", "per_case_dice", "predictions")
+        ),
+    }
 
 
 def test_history(run_folder):
     history = json.loads((run_folder / "history.json").read_text())
-    assert set(history) == {"train_loss", "val_loss", "train_dice", "val_dice", "train_nsd", "val_nsd", "learning_rate", "seconds"}
+    assert set(history) == {
+        "train_loss",
+        "val_loss",
+        "train_dice",
+        "val_dice",
+        "train_nsd",
+        "val_nsd",
+        "learning_rate",
+        "seconds",
+    }
     assert all(len(values) == 2 for values in history.values())
-    assert np.shape(history["val_dice"]) == np.shape(history["train_nsd"]) == (2, 2) and np.shape(history["val_loss"]) == (2,)
+    assert np.shape(history["val_dice"]) == np.shape(history["train_nsd"]) == (2, 2) and np.shape(
+        history["val_loss"]
+    ) == (2,)
     assert min(history["seconds"]) > 0 and 0 <= np.min(history["val_nsd"]) <= np.max(history["val_nsd"]) <= 1
 
 
@@ -58,7 +91,9 @@ def test_metrics_are_per_case_means_of_the_final_weights(run_folder):
     assert metrics["synthetic"] is True and metrics["tta"] is True and metrics["training_minutes"] > 0
     assert set(metrics["cases"]) == {"phantom_007", "phantom_008"}
     dice = [case["dice"] for case in metrics["cases"].values()]
-    assert np.allclose(metrics["mean"]["dice"], np.mean(dice, axis=0)) and np.allclose(metrics["std"]["dice"], np.std(dice, axis=0))
+    assert np.allclose(metrics["mean"]["dice"], np.mean(dice, axis=0)) and np.allclose(
+        metrics["std"]["dice"], np.std(dice, axis=0)
+    )
     for case in metrics["cases"].values():
         assert {"dice", "nsd_1mm", "nsd_2mm", "hd95_mm"} <= set(case)
     history = json.loads((run_folder / "history.json").read_text())
@@ -70,15 +105,25 @@ def test_metrics_are_per_case_means_of_the_final_weights(run_folder):
 def test_config_holds_what_a_repeat_needs(run_folder):
     config = json.loads((run_folder / "config.json").read_text())
     assert set(config["constants"]) == set(common.constants(vars(train_3d))) and config["constants"]["EMA"] == 0.9
-    assert config["data"]["synthetic"] and config["data"]["listing_sha256"] and config["environment"]["torch"] == torch.__version__
+    assert (
+        config["data"]["synthetic"]
+        and config["data"]["listing_sha256"]
+        and config["environment"]["torch"] == torch.__version__
+    )
     assert not set(config["data"]["train_cases"]) & set(config["data"]["val_cases"])
     checkpoint = common.load_checkpoint(run_folder / "last.pth")
-    assert checkpoint["train_cases"] == config["data"]["train_cases"] and checkpoint["synthetic"] and checkpoint["flip_axes"] == "x"
+    assert (
+        checkpoint["train_cases"] == config["data"]["train_cases"]
+        and checkpoint["synthetic"]
+        and checkpoint["flip_axes"] == "x"
+    )
 
 
 def test_the_same_seed_gives_the_same_history_and_weights(script, phantoms, tmp_path):
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-        code, _, err = script(train_3d, *SMALL, f"--data_root={phantoms}", f"--out_dir={tmp_path / name}", f"--seed={seed}")
+        code, _, err = script(
+            train_3d, *SMALL, f"--data_root={phantoms}", f"--out_dir={tmp_path / name}", f"--seed={seed}"
+        )
         assert code == 0, err
     assert numbers(tmp_path / "a") == numbers(tmp_path / "b") != numbers(tmp_path / "c")
     assert same(weights(tmp_path / "a" / "last.pth"), weights(tmp_path / "b" / "last.pth"))
@@ -95,6 +140,7 @@ def test_resume_is_exact(script, phantoms, tmp_path, monkeypatch, extra):
         saved.append(path)
         if len([p for p in saved if p.name == "history.json"]) == 2:
             raise KeyboardInterrupt
+
     monkeypatch.setattr(engine, "save_json", stop_after_two_epochs)
     assert script(train_3d, *options, f"--out_dir={tmp_path / 'broken'}")[0] == 130
     monkeypatch.setattr(engine, "save_json", real)
@@ -108,7 +154,13 @@ def test_resume_is_exact(script, phantoms, tmp_path, monkeypatch, extra):
 def test_resume_with_other_constants_is_refused(script, run_folder, phantoms, tmp_path):
     copy = shutil.copytree(run_folder, tmp_path / "copy")
     before = {p: p.read_bytes() for p in copy.rglob("*") if p.is_file()}
-    one_error_line(script(train_3d, *SMALL, f"--data_root={phantoms}", f"--out_dir={copy}", "--resume=True", "--learning_rate=0.5"), "--", "not")
+    one_error_line(
+        script(
+            train_3d, *SMALL, f"--data_root={phantoms}", f"--out_dir={copy}", "--resume=True", "--learning_rate=0.5"
+        ),
+        "--",
+        "not",
+    )
     assert before == {p: p.read_bytes() for p in copy.rglob("*") if p.is_file()}
 
 
@@ -120,14 +172,36 @@ def test_an_earlier_run_is_kept(script, run_folder, phantoms, tmp_path):
 
 
 def test_folds_and_max_cases(script, phantoms, tmp_path):
-    script(train_3d, *SMALL, f"--data_root={phantoms}", f"--out_dir={tmp_path / 'f'}", "--epochs=1", "--fold=2", "--max_cases=5")
+    script(
+        train_3d,
+        *SMALL,
+        f"--data_root={phantoms}",
+        f"--out_dir={tmp_path / 'f'}",
+        "--epochs=1",
+        "--fold=2",
+        "--max_cases=5",
+    )
     config = json.loads((tmp_path / "f" / "config.json").read_text())["data"]
-    assert len(config["val_cases"]) == 1 and len(config["train_cases"]) == 4 and max(config["train_cases"] + config["val_cases"]) == "phantom_005"
+    assert (
+        len(config["val_cases"]) == 1
+        and len(config["train_cases"]) == 4
+        and max(config["train_cases"] + config["val_cases"]) == "phantom_005"
+    )
 
 
 def test_presets_and_float32(script, phantoms, tmp_path):
-    code, out, err = script(train_3d, "--model=UNet3DWithINRLightweight", "--patch=[16,16,16]", "--epochs=1", "--max_cases=5", "--amp=False",
-                            "--tta=False", f"--data_root={phantoms}", f"--out_dir={tmp_path / 'p'}", "--num_workers=1")
+    code, out, err = script(
+        train_3d,
+        "--model=UNet3DWithINRLightweight",
+        "--patch=[16,16,16]",
+        "--epochs=1",
+        "--max_cases=5",
+        "--amp=False",
+        "--tta=False",
+        f"--data_root={phantoms}",
+        f"--out_dir={tmp_path / 'p'}",
+        "--num_workers=1",
+    )
     assert code == 0 and "float32" in out and "1,401,299" in out, err
 
 
@@ -143,7 +217,12 @@ def test_bad_data_is_one_line_and_leaves_nothing(script, phantoms, tmp_path):
 
 def test_learning_rate_schedule():
     rates = [learning_rate(i / 1000, 1e-2, 0.1) for i in range(1000)]
-    assert np.argmax(rates) == 100 and max(rates) == pytest.approx(1e-2) and rates[0] == pytest.approx(1e-4) and rates[-1] < 1e-6
+    assert (
+        np.argmax(rates) == 100
+        and max(rates) == pytest.approx(1e-2)
+        and rates[0] == pytest.approx(1e-4)
+        and rates[-1] < 1e-6
+    )
     assert all(np.diff(rates[:100]) > 0) and all(np.diff(rates[101:]) < 0)
     assert learning_rate(0, 1e-2, 0) == 1e-2
 
@@ -152,5 +231,11 @@ def test_predictions_with_augmentation_come_back_in_place():
     """A model that only looks at its own voxel gives the same probabilities whatever the shift or flip."""
     model = torch.nn.Conv3d(1, 3, 1)
     image = np.random.default_rng(0).standard_normal((9, 10, 11)).astype(np.float32)
-    plain, augmented = (engine.predict_volume(model, image, torch.device("cpu"), None, tta, "xyz") for tta in (False, True))
-    assert plain.shape == (3, 9, 10, 11) and torch.allclose(plain, augmented, atol=1e-6) and torch.allclose(plain.sum(0), torch.ones(9, 10, 11))
+    plain, augmented = (
+        engine.predict_volume(model, image, torch.device("cpu"), None, tta, "xyz") for tta in (False, True)
+    )
+    assert (
+        plain.shape == (3, 9, 10, 11)
+        and torch.allclose(plain, augmented, atol=1e-6)
+        and torch.allclose(plain.sum(0), torch.ones(9, 10, 11))
+    )

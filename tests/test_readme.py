@@ -1,0 +1,51 @@
+import re
+from pathlib import Path
+
+from conftest import ROOT
+
+import common
+import report
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_numbers_are_those_of_the_result_files(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    assert report.rewrite(README, report.sections(common.configure(vars(report), []))) == README, (
+        "run: python report.py"
+    )
+
+
+def test_every_file_that_the_page_names_is_there():
+    links = re.findall(r"\]\((?!http)([^)#]+)\)", README)
+    scripts = set(re.findall(r"`(\w+\.py)`|python (\w+\.py)", README))
+    for name in [*links, *(a or b for a, b in scripts)]:
+        assert (ROOT / name).is_file(), name
+
+
+def test_every_option_that_the_page_names_is_one():
+    for line in re.findall(r"^python (\w+\.py)(.*)$", README, re.M):
+        module = __import__(line[0].removesuffix(".py"))
+        known = {name.lower() for name in common.constants(vars(module))}
+        for option in re.findall(r"--(\w+)=", line[1]):
+            assert option in known, (line[0], option)
+
+
+def test_the_code_on_the_page_runs(capsys):
+    for block in re.findall(r"```python\n(.*?)```", README, re.S):
+        exec(compile(block, "README.md", "exec"), {})  # our own page
+    assert "torch.Size([1, 3, 35, 51, 36])" in capsys.readouterr().out
+
+
+def test_importing_a_script_runs_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for path in sorted(Path(ROOT).glob("*.py")):
+        __import__(path.stem)
+    assert not list(tmp_path.iterdir())
+
+
+def test_no_volumes_are_committed():
+    import subprocess
+
+    tracked = subprocess.run(["git", "-C", str(ROOT), "ls-files"], capture_output=True, text=True).stdout.split()
+    assert not [name for name in tracked if name.endswith((".nii", ".nii.gz", ".npy", ".npz"))]
