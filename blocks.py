@@ -204,7 +204,7 @@ class UNetWithINR(nn.Module):
         deep_supervision=False,
     ):
         super().__init__()
-        self.in_channels, self.deep_supervision = in_channels, deep_supervision
+        self.dim, self.in_channels, self.deep_supervision = dim, in_channels, deep_supervision
         self.unet = UNet(dim, in_channels, encoder, decoder, convs)
         *coarse, finest = self.unet.decoder_channels
         self.head = CONV[dim](finest, num_classes, 1)
@@ -218,7 +218,7 @@ class UNetWithINR(nn.Module):
                     nn.init.zeros_(module.bias)
 
     def forward(self, x):
-        dim, stride = self.unet.dim, self.unet.stride
+        dim, stride = self.dim, self.unet.stride
         if x.ndim != dim + 2 or x.shape[1] != self.in_channels:
             raise ValueError(f"expected (B, {self.in_channels}, {'D, ' * (dim == 3)}H, W), got {tuple(x.shape)}")
         size = x.shape[2:]

@@ -236,7 +236,7 @@ def describe_environment():
 
 
 @contextlib.contextmanager
-def atomic(path):
+def atomic(path, durable=True):
     """Yields a temporary path in the same folder, with the same ending; when the block ends well it takes the place
     of `path`, and otherwise nothing is left. A reader sees the old file or the whole new one.
     """
@@ -245,8 +245,9 @@ def atomic(path):
     temporary = path.with_name(f".{os.getpid()}.{path.name}")
     try:
         yield temporary
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
+        if durable:  # safe against a power cut too; not worth its time for thousands of small files
+            with open(temporary, "rb+") as file:
+                os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

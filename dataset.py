@@ -4,6 +4,8 @@ A Decathlon folder holds dataset.json, imagesTr/<case>.nii.gz and labelsTr/<case
 2 posterior). Volumes are (D, H, W) arrays in RAS orientation (x to the right, y to the front, z up), 1 mm isotropic.
 """
 
+import csv
+import hashlib
 import json
 import math
 import zlib
@@ -16,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
-from scipy.ndimage import gaussian_filter1d
+from scipy.ndimage import gaussian_filter
 
 from common import UserError, require
 
@@ -192,6 +194,39 @@ def normalise(array):
     return array / max(float(array.std()), 1e-8) if array.any() else array
 
 
+def to_unit_range(image):
+    """An image scaled to [0, 1]; zeros if constant."""
+    low, high = image.min(), image.max()
+    return (image - low) / max(float(high - low), 1e-8)
+
+
+def resample(array, shape, order=1):
+    """An array (D, H, W) resampled to another shape over the same extent, voxel edges aligned, edges replicated.
+
+    order 1: linear, smoothed first along axes that shrink, as scikit-image's resize(anti_aliasing=True), to float32;
+    order 0: the nearest voxel's value, for labels, in the array's own type.
+    """
+    if tuple(shape) == array.shape:
+        return array
+    sigma = [max(0, (n / size - 1) / 2) for n, size in zip(array.shape, shape)]
+    smooth = gaussian_filter(array, sigma, mode="nearest") if order and any(sigma) else array
+    x = torch.from_numpy(np.ascontiguousarray(smooth, np.float32))[None, None]
+    mode = {"mode": "trilinear", "align_corners": False} if order else {"mode": "nearest-exact"}
+    return F.interpolate(x, tuple(shape), **mode)[0, 0].numpy().astype(np.float32 if order else array.dtype)
+
+
+def describe_data(info, cases, train, val):
+    """What a run or a set of slices was made from, for its config.json."""
+    listing = "".join(f"{case.id} {case.image.stat().st_size} {case.label.stat().st_size}\n" for case in cases)
+    return {
+        "name": info.get("name", ""),
+        "synthetic": is_synthetic(info),
+        "listing_sha256": hashlib.sha256(listing.encode()).hexdigest(),
+        "train_cases": [case.id for case in train],
+        "val_cases": [case.id for case in val],
+    }
+
+
 def load_case(case):
     """Reads, checks and normalises a labelled case. Returns Volume. Raises UserError, see read_nifti, and where image
     and label do not match, a label value is not 0, 1 or 2, or the spacing is not 1 mm.
@@ -226,7 +261,7 @@ def load_case(case):
 class VolumeDataset(torch.utils.data.Dataset):
     """Training volumes in memory; an item is an augmented patch: image (1, *patch) float32, label (*patch) uint8.
 
-    An item's key is (epoch, index), as EpochSampler yields it, and its random numbers depend on (seed, epoch, index)
+    An item's key is (pass, index), as EpochSampler yields it, and its random numbers depend on (seed, pass, index)
     only: the same whatever the number of workers or the epoch that a run was resumed at.
     """
 
@@ -237,26 +272,113 @@ class VolumeDataset(torch.utils.data.Dataset):
         return len(self.volumes)
 
     def __getitem__(self, key):
-        epoch, index = key
+        number, index = key
         volume = self.volumes[index]
-        rng = np.random.default_rng([self.seed, epoch, index])
+        rng = np.random.default_rng([self.seed, number, index])
         return augment_volume(volume.image, volume.label, self.patch, rng, **self.augmentation)
 
 
-class EpochSampler:
-    """Batches of keys (epoch, index), each index once an epoch, in an order that depends on (seed, epoch) only.
-    Set `epoch` before iterating."""
+class Slices(NamedTuple):
+    """Slices in memory: images (N, H, W) float32 in [0, 1], masks (N, H, W) uint8, and the case and plane of each."""
 
-    def __init__(self, length, batch_size, seed):
-        self.length, self.batch_size, self.seed, self.epoch = length, batch_size, seed, 0
+    images: np.ndarray
+    masks: np.ndarray
+    cases: list
+    planes: list
+
+
+def load_slices(folder):
+    """(training Slices, validation Slices, settings) of a folder that data_aug.py wrote.
+
+    Raises UserError where it is missing or not finished, where index.csv and the files do not match, for a slice of
+    another shape or type, a value outside 0-2, and where a case has slices on both sides.
+    """
+    folder, again = Path(folder), "make the slices again with: python data_aug.py"
+    require(folder.is_dir(), f"{folder}: no such folder; make it with: python data_aug.py")
+    index = folder / "index.csv"
+    require(index.is_file(), f"{index}: missing, so {folder} is not finished; complete it with: python data_aug.py")
+    try:
+        with open(index, newline="", encoding="utf-8") as file:
+            rows = [(int(r["number"]), r["case"], r["plane"], r["split"]) for r in csv.DictReader(file)]
+        settings = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
+        size, data = settings["SIZE"], settings["DATA"]
+        train_cases, val_cases = data["train_cases"], data["val_cases"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{index}: it or settings.json beside it is damaged ({error!r}); {again}") from None
+    require(rows, f"{index}: no slices in it; {again}")
+    for kind, name in (("images", "img"), ("masks", "mask")):
+        there = {path.name for path in (folder / kind).glob("*.npy")}
+        listed = {f"{name}_{row[0]:06d}.npy" for row in rows}
+        for problem, names in (("missing", listed - there), ("not in index.csv", there - listed)):
+            require(
+                not names, f"{folder / kind / min(names, default='')}: {problem} ({len(names)} such files); {again}"
+            )
+    parts = []
+    for split, cases in (("train", train_cases), ("val", val_cases)):
+        chosen = [row for row in rows if row[3] == split]
+        stray = {row[1] for row in chosen} - set(cases)
+        require(not stray, f"{index}: {min(stray, default='')} is no {split} case by settings.json; {again}")
+        images = np.empty((len(chosen), size, size), np.float32)
+        masks = np.empty((len(chosen), size, size), np.uint8)
+        for i, (number, *_) in enumerate(chosen):
+            images[i] = _load_slice(folder / "images" / f"img_{number:06d}.npy", size, "f", again)
+            masks[i] = _load_slice(folder / "masks" / f"mask_{number:06d}.npy", size, "iu", again)
+            require(
+                masks[i].max() <= 2, f"{folder / 'masks'}/mask_{number:06d}.npy: expected values 0, 1 and 2; {again}"
+            )
+        parts.append(Slices(images, masks, [row[1] for row in chosen], [row[2] for row in chosen]))
+    both = set(parts[0].cases) & set(parts[1].cases)
+    require(not both, f"{index}: {min(both, default='')} is both a training and a validation case; {again}")
+    require(parts[0].cases and parts[1].cases, f"{index}: expected training and validation slices; {again}")
+    return *parts, settings
+
+
+def _load_slice(path, size, kinds, again):
+    try:
+        array = np.load(path, allow_pickle=False)
+    except READ_ERRORS as error:
+        raise UserError(f"{path}: not a readable .npy file ({type(error).__name__}); {again}") from None
+    require(array.shape == (size, size), f"{path}: expected shape ({size}, {size}), got {array.shape}; {again}")
+    require(
+        array.dtype.kind in kinds and np.isfinite(array).all(),
+        f"{path}: expected finite numbers, got {array.dtype}; {again}",
+    )
+    return array
+
+
+class SliceDataset(torch.utils.data.Dataset):
+    """Training slices in memory; an item is image (1, H, W) float32, label (H, W) uint8. Its key is (pass, index)."""
+
+    def __init__(self, slices):
+        self.images, self.masks = torch.from_numpy(slices.images)[:, None], torch.from_numpy(slices.masks)
 
     def __len__(self):
-        return -(-self.length // self.batch_size)
+        return len(self.images)
+
+    def __getitem__(self, key):
+        _, index = key
+        return self.images[index], self.masks[index]
+
+
+class EpochSampler:
+    """Batches of keys (pass, index), each index once a pass, in an order that depends on (seed, pass) only.
+
+    An epoch is one pass, or with few cases as many as make `min_steps` batches. Set `epoch` before iterating.
+    """
+
+    def __init__(self, length, batch_size, seed, min_steps=1):
+        self.length, self.batch_size, self.seed, self.epoch = length, batch_size, seed, 0
+        self.batches = -(-length // batch_size)  # of a pass
+        self.passes = max(1, -(-min_steps // self.batches))
+
+    def __len__(self):
+        return self.passes * self.batches
 
     def __iter__(self):
-        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.length)
-        for start in range(0, self.length, self.batch_size):
-            yield [(self.epoch, int(i)) for i in order[start : start + self.batch_size]]
+        for number in range(self.epoch * self.passes, (self.epoch + 1) * self.passes):
+            order = np.random.default_rng([self.seed, number]).permutation(self.length)
+            for start in range(0, self.length, self.batch_size):
+                yield [(number, int(i)) for i in order[start : start + self.batch_size]]
 
 
 # ---- augmentation
@@ -328,10 +450,7 @@ def augment_volume(
         ) + low
     if rng.random() < 1 / 5 and blur_mm:
         sigma = rng.uniform(0.3, 1) * blur_mm
-        array = image.numpy()
-        for axis in range(3):
-            array = gaussian_filter1d(array, sigma, axis=axis, mode="nearest", truncate=3)
-        image = torch.from_numpy(array)
+        image = torch.from_numpy(gaussian_filter(image.numpy(), sigma, mode="nearest", truncate=3))
     if rng.random() < 1 / 3 and noise:
         image = image + torch.from_numpy(rng.standard_normal(tuple(patch), np.float32)) * rng.uniform(0, noise)
     return image[None], label

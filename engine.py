@@ -14,10 +14,23 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
+from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
-from common import UserError, autocast, fresh_folder, load_checkpoint, load_json, require, save_checkpoint, save_json
+from blocks import count_parameters
+from common import (
+    UserError,
+    autocast,
+    describe_environment,
+    fresh_folder,
+    load_checkpoint,
+    load_json,
+    pick_device,
+    require,
+    save_checkpoint,
+    save_json,
+)
+from dataset import EpochSampler
 from metrics import LABELS
 
 HISTORY = ("train_loss", "val_loss", "train_dice", "val_dice", "train_nsd", "val_nsd", "learning_rate", "seconds")
@@ -31,40 +44,79 @@ def learning_rate(progress, peak, warmup):
     return peak * 0.5 * (1 + math.cos(math.pi * (progress - warmup) / (1 - warmup)))
 
 
-def start_run(out_dir, config, resume):
-    """Prepares a run's folder and writes config.json: a fresh folder, or with `resume` the unfinished run's own.
+def check_training(cfg):
+    """Raises UserError for constants of the training loop that cannot work."""
+    for name in ("epochs", "min_steps", "batch_size", "base_channels", "inr_hidden_dim"):
+        require(getattr(cfg, name) >= 1, f"--{name}={getattr(cfg, name)}: expected 1 or more")
+    for name in ("learning_rate", "gradient_clip"):
+        require(getattr(cfg, name) > 0, f"--{name}={getattr(cfg, name)}: expected more than 0")
+    for name in ("max_cases", "num_workers", "seed", "weight_decay", "focal_gamma"):
+        require(getattr(cfg, name) >= 0, f"--{name}={getattr(cfg, name)}: expected 0 or more")
+    for name in ("warmup", "ema"):
+        require(0 <= getattr(cfg, name) < 1, f"--{name}={getattr(cfg, name)}: expected at least 0 and less than 1")
 
-    config: {"constants": {...}, ...}. Returns the content of last.pth to go on from, or None. Raises UserError where
-    a resumed run was started with other constants, naming the first difference.
+
+def start_run(cfg, model, model_info, data, device, dtype):
+    """Prepares cfg.out_dir and writes config.json: a fresh folder, or with cfg.resume the unfinished run's own.
+
+    model_info: {"name", "args"}; data: dataset.describe_data's. Returns (plain values for the checkpoints, content of
+    last.pth to go on from or None). Raises UserError where a resumed run was started with other constants or data,
+    naming the first difference.
     """
-    out_dir = Path(out_dir)
-    if not (resume and (out_dir / "last.pth").is_file()):
+    out_dir = Path(cfg.out_dir)
+    config = {
+        "constants": {name.upper(): value for name, value in sorted(vars(cfg).items())},
+        "model": model_info,
+        "parameters": count_parameters(model),
+        "data": data,
+        "device": str(device),
+        "precision": str(dtype or torch.float32).removeprefix("torch."),
+        "environment": describe_environment(),
+    }
+    print(f"model: {model_info['name']}, {config['parameters']:,} parameters", flush=True)
+    info = {"model": model_info, **{name: data[name] for name in ("synthetic", "train_cases", "val_cases", "fold")}}
+    if not (cfg.resume and (out_dir / "last.pth").is_file()):
         fresh_folder(out_dir)
         save_json(out_dir / "config.json", config)
-        return None
-    before = load_json(out_dir / "config.json", "a new run without --resume=True")["constants"]
+        return info, None
+    before = load_json(out_dir / "config.json", "a new run without --resume=True")
     for name, value in config["constants"].items():
-        if name.lower() not in NOT_PART_OF_A_RUN and before.get(name) != value:
+        if name.lower() not in NOT_PART_OF_A_RUN and before["constants"].get(name) != value:
             raise UserError(
-                f"{out_dir}: this run was started with --{name.lower()}={before.get(name)}, not {value}; "
+                f"{out_dir}: this run was started with --{name.lower()}={before['constants'].get(name)}, not {value}; "
                 "resume it with its own constants, or start anew without --resume=True"
             )
+    same = before["data"]["listing_sha256"] == data["listing_sha256"]
+    require(same, f"{out_dir}: this run was started on other data; start anew without --resume=True")
     state = load_checkpoint(out_dir / "last.pth")
     require(
         "training" in state,
         f"{out_dir / 'last.pth'} holds weights only and cannot be resumed; start anew without --resume=True",
     )
-    return state
+    return info, state
+
+
+def make_loader(data, cfg, device):
+    """The batches of a training set whose items are keyed by (pass, index), in an order that depends on cfg.seed."""
+    return torch.utils.data.DataLoader(
+        data,
+        batch_sampler=EpochSampler(len(data), cfg.batch_size, cfg.seed, cfg.min_steps),
+        num_workers=cfg.num_workers,
+        persistent_workers=cfg.num_workers > 0,
+        multiprocessing_context="spawn" if cfg.num_workers else None,
+        pin_memory=device.type == "cuda",
+    )
 
 
 def hard_dice(logits, target):
-    """Dice of the most likely class, per sample and label: (B, C, *S) and (B, *S) to a (B, 2) array."""
+    """Dice of the most likely class, per sample and label: (B, C, *S) and (B, *S) to a (B, 2) array; nan where neither
+    has the label."""
     prediction, target = logits.argmax(1).flatten(1), target.flatten(1)
     columns = []
     for label in LABELS:
         p, t = prediction == label, target == label
         total = p.sum(1) + t.sum(1)
-        columns.append(torch.where(total > 0, 2 * (p & t).sum(1) / total.clamp_min(1), 1.0))
+        columns.append(2 * (p & t).sum(1) / total)
     return torch.stack(columns, 1).cpu().numpy()
 
 
@@ -121,11 +173,11 @@ def fit(model, loader, loss_function, validate, cfg, device, dtype, out_dir, inf
                     torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
             losses.append(loss.item())
             dices.append(hard_dice(logits[0] if isinstance(logits, list) else logits, label))
-            bar.set_postfix(loss=f"{np.mean(losses[-20:]):.3f}", dice=f"{np.concatenate(dices[-20:]).mean():.3f}")
+            bar.set_postfix(loss=f"{np.mean(losses[-20:]):.3f}", dice=f"{np.nanmean(np.concatenate(dices[-20:])):.3f}")
         average.eval()
         entry = {
             "train_loss": float(np.mean(losses)),
-            "train_dice": np.concatenate(dices).mean(0).tolist(),
+            "train_dice": np.nanmean(np.concatenate(dices), axis=0).tolist(),
             "learning_rate": rate,
             **validate(average),
         }
@@ -162,33 +214,22 @@ def fit(model, loader, loss_function, validate, cfg, device, dtype, out_dir, inf
     return history
 
 
-# ---- prediction of a volume
+# ---- description of models
 
 
-def tta_views(flip_axes=""):
-    """Test-time augmentation: (shift in voxels, axes to flip) of each view of a volume.
-
-    A shift moves the volume against the grid of the poolings by padding with replicated edges, without interpolation.
-    Flips are of use only along axes that training flipped too.
-    """
-    shifts = [(0, 0, 0), (4, 4, 4)]
-    flips = [()] + [(axis,) for axis in ("xyz".index(a) for a in flip_axes)]
-    return [(shift, flip) for shift in shifts for flip in flips]
-
-
-@torch.inference_mode()
-def predict_volume(model, image, device, dtype, tta=False, flip_axes=""):
-    """Class probabilities of one volume: image (D, H, W) float32, normalised, to a (C, D, H, W) float32 tensor on
-    `device`, with tta averaged over tta_views(flip_axes). The model must be in eval mode.
-    """
-    x = torch.from_numpy(np.ascontiguousarray(image))[None, None].to(device)
-    views = tta_views(flip_axes) if tta else [((0, 0, 0), ())]
-    total = 0
-    for shift, flip in views:
-        axes = [a + 2 for a in flip]
-        view = F.pad(x.flip(axes), [p for s in reversed(shift) for p in (s, 0)], mode="replicate")
-        with autocast(device, dtype):
-            logits = model(view)
-        logits = logits[(0, slice(None), *(slice(s, None) for s in shift))].float()
-        total = total + logits.softmax(0).flip([a - 1 for a in axes])
-    return total / len(views)
+def print_variants(variants, shape):
+    """Prints a Markdown table of models {name: model}: parameters, multiply-adds, and CPU latency on an input of `shape`."""
+    device, dtype = pick_device("cpu")
+    size = " x ".join(map(str, shape[2:]))
+    print(f"| model | parameters | G multiply-adds at {size} | ms on the CPU |\n| --- | --- | --- | --- |")
+    for name, model in variants.items():
+        x, seconds = torch.zeros(shape), []
+        with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+            model.eval()(x)
+        with torch.inference_mode(), autocast(device, dtype):
+            for _ in range(10):
+                start = time.perf_counter()
+                model(x)
+                seconds.append(time.perf_counter() - start)
+        multiply_adds = counter.get_total_flops() / 2e9
+        print(f"| {name} | {count_parameters(model):,} | {multiply_adds:.2f} | {1000 * min(seconds):.1f} |")

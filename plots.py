@@ -14,6 +14,11 @@ COLOURS = {1: "#56B4E9", 2: "#E69F00"}  # anterior, posterior
 TRAIN, VALIDATION = "#999999", "#000000"
 
 
+def source(synthetic):
+    """What the data of a figure are, for its title."""
+    return "SYNTHETIC phantoms" if synthetic else "Decathlon Task04 Hippocampus (CC-BY-SA 4.0)"
+
+
 def save(figure, path, title):
     """Writes a figure with the title above it, whole or not at all, and closes it."""
     figure.suptitle(title)
@@ -22,51 +27,48 @@ def save(figure, path, title):
     plt.close(figure)
 
 
+def _draw_loss(axes, history):
+    _draw(axes, "loss", history["train_loss"], "training (augmented)", TRAIN, "-")
+    _draw(axes, "loss", history["val_loss"], "validation", VALIDATION, "-")
+
+
+def _draw_labels(axes, history, quantity, ylabel, training):
+    for i, (label, name) in enumerate(LABELS.items()):
+        for part, text, dash in (("train", training, ":"), ("val", "validation", "-")):
+            values = np.array(history[f"{part}_{quantity}"])[:, i]
+            _draw(axes, ylabel, values, f"{name}, {text}", COLOURS[label], dash)
+
+
+def _draw(axes, ylabel, values, label, colour, dash):
+    marker = "o" if len(values) < 40 else None
+    axes.plot(range(1, len(values) + 1), values, dash, color=colour, label=label, marker=marker, markersize=3)
+    axes.set(xlabel="epoch", ylabel=ylabel)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.grid(alpha=0.3)
+    axes.legend()
+
+
+CURVES = {
+    "loss_train_vs_val.png": _draw_loss,
+    "dice_train_vs_val.png": lambda axes, h: _draw_labels(axes, h, "dice", "mean Dice", "training (augmented)"),
+    "val_nsd.png": lambda axes, h: _draw_labels(axes, h, "nsd", "mean NSD at 1 mm", "sample of training cases"),
+}
+
+
 def curves(history, folder, title):
     """loss_train_vs_val.png, dice_train_vs_val.png and val_nsd.png of a history, into `folder`."""
-    epochs = np.arange(1, len(history["seconds"]) + 1)
-    marker = "o" if len(epochs) < 40 else None
-
-    def draw(name, ylabel, lines, legend_place):
+    for name, draw in CURVES.items():
         figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
-        for values, label, style in lines:
-            axes.plot(epochs, values, label=label, marker=marker, markersize=3, **style)
-        axes.set(xlabel="epoch", ylabel=ylabel)
-        axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.grid(alpha=0.3)
-        axes.legend(loc=legend_place)
+        draw(axes, history)
         save(figure, folder / name, title)
 
-    draw(
-        "loss_train_vs_val.png",
-        "loss (0.5 Dice + 0.5 focal)",
-        [
-            (history["train_loss"], "training (augmented)", {"color": TRAIN}),
-            (history["val_loss"], "validation", {"color": VALIDATION}),
-        ],
-        "upper right",
-    )
-    lines = {name: np.array(history[name]) for name in ("train_dice", "val_dice", "train_nsd", "val_nsd")}
-    draw(
-        "dice_train_vs_val.png",
-        "mean Dice over cases",
-        [
-            (lines[f"{part}_dice"][:, i], f"{name}, {text}", {"color": COLOURS[label], "linestyle": dash})
-            for i, (label, name) in enumerate(LABELS.items())
-            for part, text, dash in (("train", "training (augmented)", ":"), ("val", "validation", "-"))
-        ],
-        "lower right",
-    )
-    draw(
-        "val_nsd.png",
-        "mean NSD at 1 mm over cases",
-        [
-            (lines[f"{part}_nsd"][:, i], f"{name}, {text}", {"color": COLOURS[label], "linestyle": dash})
-            for i, (label, name) in enumerate(LABELS.items())
-            for part, text, dash in (("train", "sample of training cases", ":"), ("val", "validation", "-"))
-        ],
-        "lower right",
-    )
+
+def training_curves(history, path, title):
+    """Loss, Dice and NSD of a history side by side in one figure."""
+    figure, row = plt.subplots(1, 3, figsize=(16, 4.5), layout="constrained")
+    for axes, draw in zip(row, CURVES.values()):
+        draw(axes, history)
+    save(figure, path, title)
 
 
 def per_case_dice(cases, path, title):

@@ -18,13 +18,13 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-from skimage.transform import resize
 from tqdm import tqdm
 
+import model2d
 import unet_inr_3d
 from common import UserError, atomic, configure, fail, fresh_folder, load_checkpoint, pick_device, require, run_script
-from dataset import case_id, list_volumes, normalise, read_nifti, spacing_mm
-from engine import predict_volume
+from dataset import case_id, list_volumes, normalise, read_nifti, resample, spacing_mm
+from evaluation import predict_volume
 from metrics import LABELS, volume_mm3
 
 CHECKPOINT = "pretrained/hippocampus_3d.pth"  # trained weights; last.pth and best_model.pth of any run fit as well
@@ -35,6 +35,7 @@ DEVICE = "auto"  # auto (CUDA where there is one, CPU otherwise), cpu, cuda, cud
 AMP = True  # mixed precision: fp16 on CUDA, bf16 on a CPU that has it
 
 MODEL_SPACING_MM = 1.0
+MODELS = {**unet_inr_3d.MODELS, **model2d.MODELS}
 _SIDE_MM = (12, 100)  # shorter or longer than this along any axis is no crop around one hippocampus
 
 
@@ -103,12 +104,12 @@ def load_model(path):
     info = load_checkpoint(path)
     try:
         weights = {name: value.float() for name, value in info.pop("model_state_dict").items()}
-        model = unet_inr_3d.MODELS[info["model"]["name"]](**info["model"]["args"])
+        model = MODELS[info["model"]["name"]](**info["model"]["args"])
         model.load_state_dict(weights)
     except (KeyError, TypeError, RuntimeError, ValueError, AttributeError) as error:
         raise UserError(
             f"{path}: a checkpoint of another model ({str(error).splitlines()[0]}); "
-            f"expected one of {', '.join(unet_inr_3d.MODELS)}, as train_3d.py writes"
+            f"expected one of {', '.join(MODELS)}, as train_3d.py and train2d.py write"
         ) from None
     return model.eval(), info
 
@@ -141,15 +142,6 @@ def segment(model, path, device, dtype, tta=True, flip_axes="", mirror=False):
     to_ras = nib.io_orientation(image.affine)
     back = nib.orientations.ornt_transform(nib.orientations.axcodes2ornt("RAS"), to_ras)
     return np.ascontiguousarray(nib.apply_orientation(segmentation, back)), image
-
-
-def resample(array, shape):
-    """An array linearly resampled to another shape over the same extent, voxel edges aligned; smoothed first where it
-    shrinks.
-    """
-    if tuple(shape) == array.shape:
-        return array
-    return resize(array, tuple(shape), order=1, mode="edge", anti_aliasing=True, preserve_range=True).astype(np.float32)
 
 
 def save_segmentation(path, segmentation, image, synthetic):

@@ -8,28 +8,18 @@ Writes into OUT_DIR: best_model.pth, last.pth, history.json, config.json, metric
 weights) and plots/*.png. The constants below are the options: --epochs=5 sets EPOCHS; --help lists them all.
 """
 
-import hashlib
 from functools import partial
 from pathlib import Path
 
 import numpy as np
-import torch
 
 import plots
-import unet_inr_3d
-from common import (
-    configure,
-    describe_environment,
-    load_checkpoint,
-    pick_device,
-    require,
-    run_script,
-    save_json,
-    seed_everything,
-)
-from dataset import EpochSampler, VolumeDataset, is_synthetic, list_cases, load_case, split_cases
-from engine import fit, predict_volume, start_run
-from metrics import case_metrics, dice_focal_loss, summarise
+from common import configure, pick_device, require, run_script, seed_everything
+from dataset import VolumeDataset, describe_data, list_cases, load_case, split_cases
+from engine import check_training, fit, make_loader, start_run
+from evaluation import evaluate, finish
+from metrics import dice_focal_loss, summarise
+from unet_inr_3d import MODELS
 
 # data
 DATA_ROOT = "Task04_Hippocampus"  # Decathlon folder: dataset.json, imagesTr, labelsTr
@@ -54,14 +44,15 @@ USE_INR = False  # add the INR (SIREN coordinate) head
 INR_HIDDEN_DIM = 64  # width of the INR head
 DEEP_SUPERVISION = False  # auxiliary losses at the coarser decoder stages (UNet3DWithINR only)
 # optimiser
-EPOCHS = 18  # passes over the training cases
+EPOCHS = 24  # epochs; one is a pass over the training cases
+MIN_STEPS = 80  # with few of them, an epoch is as many passes as make this number of steps
 BATCH_SIZE = 2  # patches per step
 LEARNING_RATE = 3e-3  # peak of the schedule
 WEIGHT_DECAY = 1e-2  # AdamW's
 WARMUP = 0.05  # share of the schedule with a rising learning rate
 GRADIENT_CLIP = 1.0  # largest norm of the gradient
-FOCAL_GAMMA = 2.0  # exponent of the focal loss; 0 is cross-entropy
-EMA = 0.0  # decay of the moving average of the weights, which is then evaluated; 0: none
+FOCAL_GAMMA = 0.0  # exponent of the focal loss; 0 is cross-entropy
+EMA = 0.998  # decay of the moving average of the weights, which is then evaluated; 0: none
 # system
 TTA = True  # evaluate the final weights with test-time augmentation
 SEED = 0  # of weights, order and augmentation
@@ -82,45 +73,17 @@ def run(cfg):
     cases, info = list_cases(cfg.data_root, cfg.max_cases)
     train_cases, val_cases = split_cases(cases, cfg.fold)
     train, val = ([load_case(case) for case in part] for part in (train_cases, val_cases))
-    print(
-        f"data: {cfg.data_root}{' (SYNTHETIC phantoms)' if is_synthetic(info) else ''}, {len(train)} training and {len(val)} validation cases"
-    )
+    data = {**describe_data(info, cases, train, val), "fold": cfg.fold}
+    what = " (SYNTHETIC phantoms)" if data["synthetic"] else ""
+    print(f"data: {cfg.data_root}{what}, {len(train)} training and {len(val)} validation cases")
     device, dtype = pick_device(cfg.device, cfg.amp)
     model, model_info = build_model(cfg)
     model.to(device)
-    print(f"model: {model_info['name']}, {unet_inr_3d.count_parameters(model):,} parameters")
+    checkpoint_info, resume_from = start_run(cfg, model, model_info, data, device, dtype)
+    checkpoint_info["flip_axes"] = cfg.flip_axes
 
-    checkpoint_info = {
-        "model": model_info,
-        "train_cases": [v.id for v in train],
-        "val_cases": [v.id for v in val],
-        "fold": cfg.fold,
-        "synthetic": is_synthetic(info),
-        "flip_axes": cfg.flip_axes,
-    }
-    config = {
-        "constants": {name.upper(): value for name, value in sorted(vars(cfg).items())},
-        "model": model_info,
-        "parameters": unet_inr_3d.count_parameters(model),
-        "data": describe_data(info, cases, train, val),
-        "device": str(device),
-        "precision": str(dtype or torch.float32).removeprefix("torch."),
-        "environment": describe_environment(),
-    }
-    resume_from = start_run(cfg.out_dir, config, cfg.resume)
-
-    augmentation = {
-        name: getattr(cfg, name)
-        for name in ("rotation_degrees", "scale", "shift_voxels", "flip_axes", "intensity", "gamma", "noise", "blur_mm")
-    }
-    dataset = VolumeDataset(train, cfg.patch, cfg.seed, augmentation)
-    loader = torch.utils.data.DataLoader(
-        dataset,
-        batch_sampler=EpochSampler(len(train), cfg.batch_size, cfg.seed),
-        num_workers=cfg.num_workers,
-        persistent_workers=cfg.num_workers > 0,
-        pin_memory=device.type == "cuda",
-    )
+    names = ("rotation_degrees", "scale", "shift_voxels", "flip_axes", "intensity", "gamma", "noise", "blur_mm")
+    dataset = VolumeDataset(train, cfg.patch, cfg.seed, {name: getattr(cfg, name) for name in names})
     loss_function = partial(dice_focal_loss, gamma=cfg.focal_gamma)
     sample = train[:: max(1, len(train) // 16)][:16]  # a fixed sample, for the training NSD
 
@@ -135,37 +98,24 @@ def run(cfg):
             "train_nsd": summarise(seen)["mean"]["nsd_1mm"],
         }
 
+    loader = make_loader(dataset, cfg, device)
     history = fit(model, loader, loss_function, validate, cfg, device, dtype, cfg.out_dir, checkpoint_info, resume_from)
-    return finish(model, val, history, cfg, device, dtype, is_synthetic(info))
+    metrics = finish(model, val, history, cfg.out_dir, device, dtype, data["synthetic"], cfg.tta, cfg.flip_axes)
+    plots.curves(history, Path(cfg.out_dir) / "plots", plots.source(data["synthetic"]))
+    return metrics
 
 
 def check(cfg):
     """Raises UserError for constants that cannot work."""
-    for name in ("epochs", "batch_size", "base_channels", "inr_hidden_dim"):
-        require(getattr(cfg, name) >= 1, f"--{name}={getattr(cfg, name)}: expected 1 or more")
-    for name in ("learning_rate", "gradient_clip"):
-        require(getattr(cfg, name) > 0, f"--{name}={getattr(cfg, name)}: expected more than 0")
-    for name in (
-        "max_cases",
-        "num_workers",
-        "seed",
-        "depth",
-        "weight_decay",
-        "focal_gamma",
-        "rotation_degrees",
-        "shift_voxels",
-        "intensity",
-        "gamma",
-        "noise",
-        "blur_mm",
-    ):
+    check_training(cfg)
+    for name in ("depth", "rotation_degrees", "shift_voxels", "intensity", "gamma", "noise", "blur_mm"):
         require(getattr(cfg, name) >= 0, f"--{name}={getattr(cfg, name)}: expected 0 or more")
-    for name in ("warmup", "ema", "scale"):
-        require(0 <= getattr(cfg, name) < 1, f"--{name}={getattr(cfg, name)}: expected at least 0 and less than 1")
-    require(cfg.model in unet_inr_3d.MODELS, f"--model={cfg.model}: expected one of {', '.join(unet_inr_3d.MODELS)}")
+    require(0 <= cfg.scale < 1, f"--scale={cfg.scale}: expected at least 0 and less than 1")
+    require(cfg.model in MODELS, f"--model={cfg.model}: expected one of {', '.join(MODELS)}")
+    axes = set(cfg.flip_axes)
     require(
-        len(set(cfg.flip_axes)) == len(cfg.flip_axes) and set(cfg.flip_axes) <= set("xyz"),
-        f"--flip_axes={cfg.flip_axes}: expected letters of xyz",
+        axes <= set("xyz") and len(axes) == len(cfg.flip_axes),
+        f"--flip_axes={cfg.flip_axes}: expected letters of xyz, each once",
     )
     stride = 2 ** (cfg.depth if cfg.model == "UNet3DWithINR" else 3)
     require(
@@ -180,74 +130,7 @@ def build_model(cfg):
     if cfg.model == "UNet3DWithINR":
         args |= {"base_channels": cfg.base_channels, "depth": cfg.depth}
     args["deep_supervision"] = cfg.deep_supervision
-    return unet_inr_3d.MODELS[cfg.model](**args), {"name": cfg.model, "args": args}
-
-
-def describe_data(info, cases, train, val):
-    """What the run was trained on, for config.json."""
-    listing = "".join(f"{case.id} {case.image.stat().st_size} {case.label.stat().st_size}\n" for case in cases)
-    return {
-        "name": info.get("name", ""),
-        "synthetic": is_synthetic(info),
-        "listing_sha256": hashlib.sha256(listing.encode()).hexdigest(),
-        "train_cases": [v.id for v in train],
-        "val_cases": [v.id for v in val],
-    }
-
-
-def evaluate(model, volumes, device, dtype, tta=False, flip_axes="", loss_function=None):
-    """Metrics of each volume on its own grid: ({id: case_metrics}, list of losses, empty without loss_function)."""
-    model.eval()
-    cases, losses = {}, []
-    for volume in volumes:
-        probabilities = predict_volume(model, volume.image, device, dtype, tta, flip_axes)
-        if loss_function:
-            label = torch.from_numpy(volume.label)[None].to(device)
-            losses.append(loss_function(probabilities.clamp_min(1e-9).log()[None], label).item())  # softmax(log p) = p
-        cases[volume.id] = case_metrics(probabilities.argmax(0).byte().cpu().numpy(), volume.label, volume.spacing_mm)
-    return cases, losses
-
-
-def finish(model, val, history, cfg, device, dtype, synthetic):
-    """Evaluates the final and the best weights, writes metrics.json and the plots; returns the content of metrics.json."""
-    out_dir = Path(cfg.out_dir)
-    plot_dir = out_dir / "plots"
-    final, _ = evaluate(model, val, device, dtype, cfg.tta, cfg.flip_axes)
-    best = load_checkpoint(out_dir / "best_model.pth")
-    final_weights = {k: v.clone() for k, v in model.state_dict().items()}
-    model.load_state_dict(best["model_state_dict"])
-    best_cases, _ = evaluate(model, val, device, dtype, cfg.tta, cfg.flip_axes)
-    model.load_state_dict(final_weights)
-    metrics = {
-        "synthetic": synthetic,
-        "cases": final,
-        **summarise(final),
-        "tta": cfg.tta,
-        "training_minutes": round(sum(history["seconds"]) / 60, 2),
-        "best": {"epoch": best["epoch"], "mean": summarise(best_cases)["mean"]},
-    }
-    save_json(out_dir / "metrics.json", metrics)
-    source = "SYNTHETIC phantoms" if synthetic else "Decathlon Task04 Hippocampus (CC-BY-SA 4.0)"
-    plots.curves(history, plot_dir, source)
-    plots.per_case_dice(
-        final, plot_dir / "per_case_dice.png", f"Final weights, {len(final)} validation cases: {source}"
-    )
-    order = sorted(val, key=lambda v: np.mean(final[v.id]["dice"]))
-    rows = []
-    for text, volume in (("best", order[-1]), ("median", order[len(order) // 2]), ("worst", order[0])):
-        prediction = predict_volume(model, volume.image, device, dtype, cfg.tta, cfg.flip_axes).argmax(0).cpu().numpy()
-        x, y, z = (int(round(c)) for c in np.argwhere(volume.label > 0).mean(0))
-        panels = [(a[x], a[:, y], a[:, :, z]) for a in (volume.image, volume.label, prediction)]
-        scores = " / ".join(f"{d:.3f}" for d in final[volume.id]["dice"])
-        rows.append((f"{text}: {volume.id}, Dice {scores}", list(zip(*panels))))
-    plots.outlines(rows, plot_dir / "predictions.png", f"Sagittal, coronal, axial: {source}")
-    mean = metrics["mean"]
-    print(
-        f"final weights{' with test-time augmentation' if cfg.tta else ''}: Dice {mean['dice'][0]:.4f} anterior, {mean['dice'][1]:.4f} posterior, "
-        f"mean {np.mean(mean['dice']):.4f}; NSD at 1 mm {np.mean(mean['nsd_1mm']):.4f}; HD95 {np.mean(mean['hd95_mm']):.2f} mm; "
-        f"{metrics['training_minutes']} minutes of training; {out_dir / 'metrics.json'}"
-    )
-    return metrics
+    return MODELS[cfg.model](**args), {"name": cfg.model, "args": args}
 
 
 if __name__ == "__main__":

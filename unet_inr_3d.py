@@ -7,9 +7,7 @@
 Run `python unet_inr_3d.py` for a table of the presets with their parameters and multiply-adds.
 """
 
-import torch
-
-from blocks import UNetWithINR, count_parameters
+from blocks import UNetWithINR, count_parameters  # noqa: F401 (count_parameters is offered here too)
 
 
 class UNet3DWithINR(UNetWithINR):
@@ -69,15 +67,12 @@ MODELS = {model.__name__: model for model in (UNet3DWithINR, UNet3DWithINRLightw
 
 
 def main():
-    from torch.utils.flop_counter import FlopCounterMode
+    from engine import print_variants  # only this table needs the training engine
 
-    print(f"{'model':<26} {'INR':>4} {'parameters':>11} {'G multiply-adds at 40 x 56 x 40':>32}")
-    for name in ("UNet3DWithINRLightweight", "UNet3DWithINRBalanced"):
-        for use_inr in (False, True):
-            model = MODELS[name](use_inr=use_inr).eval()
-            with torch.no_grad(), FlopCounterMode(display=False) as counter:
-                model(torch.zeros(1, 1, 40, 56, 40))
-            print(f"{name:<26} {use_inr!s:>4} {count_parameters(model):>11,} {counter.get_total_flops() / 2e9:>32.1f}")
+    variants = {
+        f"{name}, INR {'on' if inr else 'off'}": MODELS[name](use_inr=inr) for name in MODELS for inr in (False, True)
+    }
+    print_variants(variants, (1, 1, 40, 56, 40))
 
 
 if __name__ == "__main__":

@@ -329,6 +329,16 @@ def test_sampler_visits_each_case_once_an_epoch():
     assert len(sampler) == 4 and orders[0] != orders[1]
 
 
+def test_few_cases_make_several_passes():
+    sampler = EpochSampler(5, 2, 0, min_steps=7)
+    seen = []
+    for sampler.epoch in (0, 1):
+        batches = list(sampler)
+        assert len(batches) == len(sampler) == 9
+        seen += [key for batch in batches for key in batch]
+    assert sorted(seen) == [(number, i) for number in range(6) for i in range(5)]
+
+
 def test_dataset_json_is_not_trusted_for_paths(folder):
     info = json.loads((folder / "dataset.json").read_text())
     info["training"].append({"image": "../../etc/passwd", "label": "x"})

@@ -8,10 +8,11 @@ from conftest import one_error_line
 
 import common
 import engine
+import evaluation
 import train_3d
 from engine import learning_rate
 
-SMALL = ("--base_channels=4", "--depth=2", "--patch=[24,32,24]", "--epochs=2")
+SMALL = ("--base_channels=4", "--depth=2", "--patch=[24,32,24]", "--epochs=2", "--min_steps=1")
 
 
 def numbers(path):
@@ -230,9 +231,10 @@ def test_learning_rate_schedule():
 def test_predictions_with_augmentation_come_back_in_place():
     """A model that only looks at its own voxel gives the same probabilities whatever the shift or flip."""
     model = torch.nn.Conv3d(1, 3, 1)
+    model.dim = 3
     image = np.random.default_rng(0).standard_normal((9, 10, 11)).astype(np.float32)
     plain, augmented = (
-        engine.predict_volume(model, image, torch.device("cpu"), None, tta, "xyz") for tta in (False, True)
+        evaluation.predict_volume(model, image, torch.device("cpu"), None, tta, "xyz") for tta in (False, True)
     )
     assert (
         plain.shape == (3, 9, 10, 11)

@@ -1,0 +1,170 @@
+"""Cuts the labelled volumes into augmented 2D slices: the data set of train2d.py.
+
+    python data_aug.py        260 volumes to about 11,700 slices in dataset_2d/, in about 20 seconds on two cores
+
+Each volume is resampled to SIZE^3 (image linearly, label to the nearest voxel), its intensity clipped and brought to
+[0, 1]; from each of the axial, coronal and sagittal planes at most SLICES_PER_PLANE slices are drawn among those that
+contain hippocampus. A training slice is kept as it is, rotated, scaled and shifted, or mirrored; a validation slice is
+always kept as it is. Cases, not slices, are split.
+
+Writes images/img_XXXXXX.npy (float32), masks/mask_XXXXXX.npy (uint8, 0-2) and, last, index.csv. The same constants give
+the same files, whatever the number of processes; started again after a break it completes the folder.
+"""
+
+import csv
+import json
+import multiprocessing
+import os
+from contextlib import nullcontext
+from pathlib import Path
+
+import numpy as np
+import torch
+from scipy.ndimage import affine_transform
+from tqdm import tqdm
+
+from common import atomic, configure, fresh_folder, require, run_script, save_json
+from dataset import describe_data, list_cases, load_case, resample, split_cases, to_unit_range
+
+# data
+DATA_ROOT = "Task04_Hippocampus"  # Decathlon folder: dataset.json, imagesTr, labelsTr
+OUT_DIR = "dataset_2d"  # folder to write; one that holds a finished data set is kept as <name>.previous-N
+MAX_CASES = 0  # 0: all cases; n: the first n sorted cases, before the split
+FOLD = -1  # -1: the first 80 % of the sorted cases train, the rest validate; 0-4: nnU-Net's five folds
+# slices
+SIZE = 128  # voxels along each side of the resampled volume
+SLICES_PER_PLANE = 15  # slices of each plane of a volume, at most
+# augmentation of training slices: the shares add up to 1
+SHARE_NONE = 0.40  # kept as they are
+SHARE_ROTATION = 0.25  # rotated
+SHARE_AFFINE = 0.25  # scaled and shifted
+SHARE_FLIP = 0.10  # mirrored, left to right of the slice
+ROTATION_DEGREES = 7.0  # largest rotation
+SCALE = 0.05  # largest change of size, as a share
+SHIFT_PIXELS = 5.0  # largest shift along each axis
+# system
+SEED = 0  # of the choice of slices and of their augmentation
+NUM_WORKERS = 0  # processes; 0: one for each CPU core
+
+PLANES = ("sagittal", "coronal", "axial")  # the axis x, y or z that a slice is perpendicular to
+HEADER = ("number", "case", "plane", "position", "augmentation", "parameters", "split")
+
+
+def main():
+    run(configure(globals()))
+
+
+def run(cfg):
+    """Writes the data set of a configuration; returns its folder."""
+    check(cfg)
+    cases, info = list_cases(cfg.data_root, cfg.max_cases)
+    train, val = split_cases(cases, cfg.fold)
+    training = {case.id for case in train}
+    settings = {
+        name.upper(): value for name, value in sorted(vars(cfg).items()) if name not in ("out_dir", "num_workers")
+    }
+    settings["DATA"] = describe_data(info, cases, train, val)
+    out_dir = Path(cfg.out_dir)
+    if is_unfinished(out_dir, settings):
+        print(f"{out_dir} is not finished: completing it")
+    else:
+        fresh_folder(out_dir)
+        for name in ("images", "masks"):
+            (out_dir / name).mkdir()
+        save_json(out_dir / "settings.json", settings)
+
+    jobs = [(cfg, case, i, case.id in training) for i, case in enumerate(cases)]
+    workers = min(cfg.num_workers or os.cpu_count() or 1, len(jobs))
+    rows = []
+    with multiprocessing.get_context("spawn").Pool(workers) if workers > 1 else nullcontext() as pool:
+        parts = pool.imap(write_case, jobs, chunksize=4) if pool else map(write_case, jobs)
+        for part in tqdm(parts, total=len(jobs), desc="volumes", disable=None):
+            rows += part
+    with atomic(out_dir / "index.csv") as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([HEADER, *rows])
+    n_train = sum(row[-1] == "train" for row in rows)
+    print(
+        f"{len(rows)} slices of {len(cases)} volumes in {out_dir}, {n_train} of them to train on; next: python train2d.py"
+    )
+    return out_dir
+
+
+def check(cfg):
+    """Raises UserError for constants that cannot work."""
+    shares = [cfg.share_none, cfg.share_rotation, cfg.share_affine, cfg.share_flip]
+    require(min(shares) >= 0 and abs(sum(shares) - 1) < 1e-6, f"the four shares are {shares}; expected a sum of 1")
+    require(cfg.size >= 16, f"--size={cfg.size}: expected 16 or more")
+    require(cfg.slices_per_plane >= 1, f"--slices_per_plane={cfg.slices_per_plane}: expected 1 or more")
+    require(0 <= cfg.scale < 1, f"--scale={cfg.scale}: expected at least 0 and less than 1")
+    for name in ("max_cases", "num_workers", "seed", "rotation_degrees", "shift_pixels"):
+        require(getattr(cfg, name) >= 0, f"--{name}={getattr(cfg, name)}: expected 0 or more")
+
+
+def is_unfinished(out_dir, settings):
+    """Whether a folder was begun with the same settings and data and never got its index.csv."""
+    try:
+        begun = json.loads((out_dir / "settings.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return begun == settings and not (out_dir / "index.csv").exists()
+
+
+def write_case(job):
+    """Writes the slices of one case; returns its rows of index.csv. Files that are there are whole, and kept.
+
+    A case's random numbers depend on the seed and its place in the list only, its file numbers on its place only.
+    """
+    cfg, case, index, trains = job
+    torch.set_num_threads(1)  # the processes share the cores between them
+    rng = np.random.default_rng([cfg.seed, index])
+    volume = load_case(case)
+    image = resample(to_unit_range(volume.image), [cfg.size] * 3)
+    label = resample(volume.label, [cfg.size] * 3, order=0)
+    rows = []
+    for axis, plane in enumerate(PLANES):
+        there = np.flatnonzero(label.any(axis=tuple(a for a in range(3) if a != axis)))
+        for position in sorted(rng.choice(there, min(len(there), cfg.slices_per_plane), replace=False).tolist()):
+            number = index * len(PLANES) * cfg.slices_per_plane + len(rows)
+            kind, parameters = draw_augmentation(rng, cfg) if trains else ("none", {})
+            slices = augment_slice(image.take(position, axis), label.take(position, axis), kind, parameters)
+            for array, folder, name in zip(slices, ("images", "masks"), ("img", "mask")):
+                path = Path(cfg.out_dir) / folder / f"{name}_{number:06d}.npy"
+                if not path.exists():
+                    with atomic(path, durable=False) as temporary, open(temporary, "wb") as file:
+                        np.save(file, array)
+            text = " ".join(f"{name}={value:.3f}" for name, value in parameters.items())
+            rows.append([number, case.id, plane, position, kind, text, "train" if trains else "val"])
+    return rows
+
+
+def draw_augmentation(rng, cfg):
+    """A random augmentation: its kind, and its parameters as a dict."""
+    shares = [cfg.share_none, cfg.share_rotation, cfg.share_affine, cfg.share_flip]
+    kind = str(rng.choice(("none", "rotation", "affine", "flip"), p=shares))
+    turn, grow, dx, dy = rng.uniform(-1, 1, 4)
+    if kind == "rotation":
+        return kind, {"degrees": turn * cfg.rotation_degrees}
+    if kind == "affine":
+        return kind, {"scale": 1 + grow * cfg.scale, "dx": dx * cfg.shift_pixels, "dy": dy * cfg.shift_pixels}
+    return kind, {}
+
+
+def augment_slice(image, label, kind, parameters):
+    """(image float32, label uint8) of a slice (H, W) under an augmentation, about its centre; edges are replicated."""
+    if kind == "flip":
+        image, label = image[::-1], label[::-1]
+    elif kind != "none":
+        angle = np.radians(parameters.get("degrees", 0.0))
+        turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]) / parameters.get(
+            "scale", 1.0
+        )
+        centre = (np.array(image.shape) - 1) / 2
+        shift = np.array([parameters.get("dx", 0.0), parameters.get("dy", 0.0)])
+        offset = centre - turn @ (centre + shift)
+        image = affine_transform(image, turn, offset, order=1, mode="nearest")
+        label = affine_transform(label, turn, offset, order=0, mode="nearest")
+    return np.ascontiguousarray(image, np.float32), np.ascontiguousarray(label, np.uint8)
+
+
+if __name__ == "__main__":
+    run_script(main)

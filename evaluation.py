@@ -1,0 +1,122 @@
+"""Prediction and evaluation of volumes, by 3D and by 2D models: what training, validation and predict.py share."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+import plots
+from common import autocast, load_checkpoint, save_json
+from metrics import case_metrics, summarise
+
+SLICE_SIZE = 128  # pixels along each side of a slice that a 2D model sees
+
+
+def tta_views(flip_axes=""):
+    """Test-time augmentation: (shift in voxels, axes to flip) of each view of a volume.
+
+    A shift moves the volume against the grid of the poolings by padding with replicated edges, without interpolation.
+    Flips are of use only along axes that training flipped too.
+    """
+    shifts = [(0, 0, 0), (4, 4, 4)]
+    flips = [()] + [(axis,) for axis in ("xyz".index(a) for a in flip_axes)]
+    return [(shift, flip) for shift in shifts for flip in flips]
+
+
+@torch.inference_mode()
+def predict_volume(model, image, device, dtype, tta=False, flip_axes="", slice_size=SLICE_SIZE):
+    """Class probabilities of one volume: image (D, H, W) float32, normalised, to a (C, D, H, W) float32 tensor on `device`.
+
+    A 3D model sees the volume, with tta averaged over tta_views(flip_axes). A 2D model sees every slice of the three
+    planes, each resampled to slice_size x slice_size as in training; the planes' probabilities are averaged.
+    The model must be in eval mode.
+    """
+    x = torch.from_numpy(np.ascontiguousarray(image)).to(device)
+    if model.dim == 2:
+        return _predict_slices(model, x, device, dtype, slice_size)
+    x = x[None, None]  # (1, 1, D, H, W)
+    views = tta_views(flip_axes) if tta else [((0, 0, 0), ())]
+    total = 0
+    for shift, flip in views:
+        axes = [a + 2 for a in flip]
+        view = F.pad(x.flip(axes), [p for s in reversed(shift) for p in (s, 0)], mode="replicate")
+        with autocast(device, dtype):
+            logits = model(view)
+        logits = logits[(0, slice(None), *(slice(s, None) for s in shift))].float()
+        total = total + logits.softmax(0).flip([a - 1 for a in axes])
+    return total / len(views)
+
+
+def _predict_slices(model, x, device, dtype, slice_size, batch=16):
+    x = (x - x.min()) / (x.max() - x.min()).clamp_min(1e-8)
+    total = 0
+    for axis in range(3):
+        slices = x.movedim(axis, 0)[:, None]  # (N, 1, H, W)
+        big = F.interpolate(slices, (slice_size, slice_size), mode="bilinear", align_corners=False)
+        parts = []
+        for start in range(0, len(big), batch):
+            with autocast(device, dtype):
+                logits = model(big[start : start + batch])
+            probabilities = logits.float().softmax(1)
+            parts.append(F.interpolate(probabilities, slices.shape[2:], mode="bilinear", antialias=True))
+        total = total + torch.cat(parts).movedim(1, 0).movedim(1, axis + 1)  # (C, N, H, W) to (C, D, H, W)
+    return total / 3
+
+
+def evaluate(model, volumes, device, dtype, tta=False, flip_axes="", loss_function=None):
+    """Metrics of each volume on its own grid: ({id: case_metrics}, list of losses, empty without loss_function)."""
+    model.eval()
+    cases, losses = {}, []
+    for volume in volumes:
+        probabilities = predict_volume(model, volume.image, device, dtype, tta, flip_axes)
+        if loss_function:
+            label = torch.from_numpy(volume.label)[None].to(device)
+            losses.append(loss_function(probabilities.clamp_min(1e-9).log()[None], label).item())  # softmax(log p) = p
+        cases[volume.id] = case_metrics(probabilities.argmax(0).byte().cpu().numpy(), volume.label, volume.spacing_mm)
+    return cases, losses
+
+
+def finish(model, val, history, out_dir, device, dtype, synthetic, tta=False, flip_axes="", extra=None):
+    """Evaluates the final and the best weights on volumes and writes metrics.json, per_case_dice.png and predictions.png.
+
+    extra: further content of metrics.json. Returns the content of metrics.json; the model keeps its final weights.
+    """
+    out_dir = Path(out_dir)
+    final_weights = {k: v.clone() for k, v in model.state_dict().items()}
+    best = load_checkpoint(out_dir / "best_model.pth")
+    model.load_state_dict(best["model_state_dict"])
+    best_cases, _ = evaluate(model, val, device, dtype, tta, flip_axes)
+    model.load_state_dict(final_weights)
+    final, _ = evaluate(model, val, device, dtype, tta, flip_axes)
+    metrics = {
+        "synthetic": synthetic,
+        "cases": final,
+        **summarise(final),
+        "tta": tta,
+        "training_minutes": round(sum(history["seconds"]) / 60, 2),
+        "best": {"epoch": best["epoch"], "mean": summarise(best_cases)["mean"]},
+        **(extra or {}),
+    }
+    save_json(out_dir / "metrics.json", metrics)
+
+    source = plots.source(synthetic)
+    title = f"Final weights, {len(final)} validation cases: {source}"
+    plots.per_case_dice(final, out_dir / "plots" / "per_case_dice.png", title)
+    order = sorted(val, key=lambda v: np.mean(final[v.id]["dice"]))
+    rows = []
+    for text, volume in (("best", order[-1]), ("median", order[len(order) // 2]), ("worst", order[0])):
+        prediction = predict_volume(model, volume.image, device, dtype, tta, flip_axes).argmax(0).cpu().numpy()
+        x, y, z = (int(round(c)) for c in np.argwhere(volume.label > 0).mean(0))
+        panels = [(a[x], a[:, y], a[:, :, z]) for a in (volume.image, volume.label, prediction)]
+        scores = " / ".join(f"{d:.3f}" for d in final[volume.id]["dice"])
+        rows.append((f"{text}: {volume.id}, Dice {scores}", list(zip(*panels))))
+    plots.outlines(rows, out_dir / "plots" / "predictions.png", f"Sagittal, coronal, axial: {source}")
+
+    mean = metrics["mean"]
+    print(
+        f"final weights{' with test-time augmentation' if tta else ''}: Dice {mean['dice'][0]:.4f} anterior, "
+        f"{mean['dice'][1]:.4f} posterior, mean {np.mean(mean['dice']):.4f}; NSD at 1 mm {np.mean(mean['nsd_1mm']):.4f}; "
+        f"HD95 {np.mean(mean['hd95_mm']):.2f} mm; {metrics['training_minutes']} minutes of training; {out_dir / 'metrics.json'}"
+    )
+    return metrics

@@ -1,0 +1,175 @@
+"""Trains a 2D U-Net on the slices of data_aug.py and evaluates it on slices and on whole volumes.
+
+    python data_aug.py && python train2d.py     the default recipe
+    python train2d.py --resume=True             goes on with an unfinished run
+    python train2d.py --model=UNetnnUNetWithINR --learning_rate=1e-4 --weight_decay=1e-5 --epochs=100 --warmup=0 --ema=0
+                                                the original recipe
+
+Slices are scored as the original design did (a label absent from both counts 1) and as here (a slice counts for a label
+only if truth or prediction has it). Volumes are scored as in 3D, on their own grid: every slice in three planes is
+predicted and the probabilities averaged. Writes into OUT_DIR: best_model.pth, last.pth, history.json, config.json,
+metrics.json and plots/*.png.
+"""
+
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import plots
+from common import autocast, configure, pick_device, require, run_script, seed_everything
+from dataset import SliceDataset, list_cases, load_case, load_slices
+from engine import check_training, fit, make_loader, start_run
+from evaluation import finish
+from metrics import LABELS, case_metrics, dice_focal_loss
+from model2d import MODELS
+
+# data
+DATA_DIR = "dataset_2d"  # slices, as data_aug.py writes them
+DATA_ROOT = "Task04_Hippocampus"  # Decathlon folder that they were cut from, for the evaluation of volumes
+OUT_DIR = "checkpoints-2d"  # folder for results; one that holds results is kept as <name>.previous-N
+MAX_CASES = 0  # 0: all cases; n: the slices of the first n training and the first n validation cases
+# model
+MODEL = "UNetnnUNetLightweight"  # or UNetnnUNetBalanced, UNetnnUNetDeepSupervision, UNetnnUNetWithINR
+BASE_CHANNELS = 32  # channels of the first stage (UNetnnUNetWithINR only)
+UNET_DEPTH = 4  # number of poolings (UNetnnUNetWithINR only)
+DEEP_SUPERVISION = False  # auxiliary losses at the coarser decoder stages (UNetnnUNetWithINR only)
+USE_INR = False  # add the INR (SIREN coordinate) head
+INR_HIDDEN_DIM = 64  # width of the INR head
+# optimiser
+EPOCHS = 16  # epochs; one is a pass over the training slices
+MIN_STEPS = 80  # with few of them, an epoch is as many passes as make this number of steps
+BATCH_SIZE = 16  # slices per step
+LEARNING_RATE = 3e-3  # peak of the schedule
+WEIGHT_DECAY = 1e-2  # AdamW's
+WARMUP = 0.05  # share of the schedule with a rising learning rate
+GRADIENT_CLIP = 1.0  # largest norm of the gradient
+FOCAL_GAMMA = 0.0  # exponent of the focal loss; 0 is cross-entropy
+EMA = 0.998  # decay of the moving average of the weights, which is then evaluated; 0: none
+# system
+SEED = 0  # of weights and order
+DEVICE = "auto"  # auto (CUDA where there is one, CPU otherwise), cpu, cuda, cuda:1
+AMP = True  # mixed precision: fp16 on CUDA, bf16 on a CPU that has it
+NUM_WORKERS = 0  # processes that load; 0: the main one (all slices are in memory)
+RESUME = False  # go on with the unfinished run in OUT_DIR
+
+
+def main():
+    run(configure(globals()))
+
+
+def run(cfg):
+    """Trains and evaluates with a configuration (see common.configure); returns the content of metrics.json."""
+    check_training(cfg)
+    require(cfg.model in MODELS, f"--model={cfg.model}: expected one of {', '.join(MODELS)}")
+    require(cfg.unet_depth >= 1, f"--unet_depth={cfg.unet_depth}: expected 1 or more")
+    seed_everything(cfg.seed)
+    train, val, settings = load_slices(cfg.data_dir)
+    data = {**settings["DATA"], "fold": settings["FOLD"]}
+    if cfg.max_cases:
+        train, val = first_cases(train, cfg.max_cases), first_cases(val, cfg.max_cases)
+        data |= {"train_cases": sorted(set(train.cases)), "val_cases": sorted(set(val.cases))}
+    volumes = load_volumes(cfg.data_root, sorted(set(val.cases)))
+    sample = take(train, range(0, len(train.cases), max(1, len(train.cases) // 320)))  # fixed, for the training NSD
+    spacings = pixel_spacings(cfg.data_root, volumes, set(sample.cases), settings["SIZE"])
+    what = " (SYNTHETIC phantoms)" if data["synthetic"] else ""
+    print(f"data: {cfg.data_dir}{what}, {len(train.cases)} training and {len(val.cases)} validation slices")
+    device, dtype = pick_device(cfg.device, cfg.amp)
+    model, model_info = build_model(cfg)
+    model.to(device)
+    info, resume_from = start_run(cfg, model, model_info, data, device, dtype)
+    info["slice_size"] = settings["SIZE"]
+    loss_function = partial(dice_focal_loss, gamma=cfg.focal_gamma)
+
+    def validate(model):
+        scores, loss = evaluate_slices(model, val, spacings, cfg.batch_size, device, dtype, loss_function)
+        seen, _ = evaluate_slices(model, sample, spacings, cfg.batch_size, device, dtype, loss_function)
+        return {
+            "val_loss": loss,
+            "val_dice": scores["dice"],
+            "val_nsd": scores["nsd_1mm"],
+            "train_nsd": seen["nsd_1mm"],
+        }
+
+    loader = make_loader(SliceDataset(train), cfg, device)
+    history = fit(model, loader, loss_function, validate, cfg, device, dtype, cfg.out_dir, info, resume_from)
+    slices, _ = evaluate_slices(model.eval(), val, spacings, cfg.batch_size, device, dtype, loss_function)
+    metrics = finish(model, volumes, history, cfg.out_dir, device, dtype, data["synthetic"], extra={"slices": slices})
+    plots.training_curves(history, Path(cfg.out_dir) / "plots" / "training_curves.png", plots.source(data["synthetic"]))
+    print(
+        f"slices: Dice {np.mean(slices['dice']):.4f}, by the original's definition {np.mean(slices['dice_original']):.4f}"
+    )
+    return metrics
+
+
+def build_model(cfg):
+    """The network of a configuration, and {"name", "args"} to build it again."""
+    args = {"in_channels": 1, "num_classes": 3, "use_inr": cfg.use_inr, "inr_hidden_dim": cfg.inr_hidden_dim}
+    if cfg.model == "UNetnnUNetWithINR":
+        args |= {
+            "base_channels": cfg.base_channels,
+            "unet_depth": cfg.unet_depth,
+            "deep_supervision": cfg.deep_supervision,
+        }
+    return MODELS[cfg.model](**args), {"name": cfg.model, "args": args}
+
+
+def take(slices, chosen):
+    """The chosen ones of a dataset.Slices."""
+    chosen = list(chosen)
+    lists = ([values[i] for i in chosen] for values in (slices.cases, slices.planes))
+    return type(slices)(slices.images[chosen], slices.masks[chosen], *lists)
+
+
+def first_cases(slices, n):
+    """The slices of the first n sorted cases."""
+    kept = set(sorted(set(slices.cases))[:n])
+    return take(slices, (i for i, case in enumerate(slices.cases) if case in kept))
+
+
+def load_volumes(root, names):
+    """The volumes of the named cases, from the Decathlon folder that the slices were cut from."""
+    cases = {case.id: case for case in list_cases(root)[0]}
+    for name in names:
+        require(name in cases, f"{root}: no case {name}, of which there are slices; name the slices' own --data_root")
+    return [load_case(cases[name]) for name in names]
+
+
+def pixel_spacings(root, volumes, names, size):
+    """{case: {plane: spacing of its slices' two axes in mm}} for the volumes and for further cases by name."""
+    known = {volume.id for volume in volumes}
+    spacings = {}
+    for volume in [*volumes, *load_volumes(root, sorted(names - known))]:
+        mm = np.array(volume.image.shape) * volume.spacing_mm / size
+        spacings[volume.id] = {p: tuple(np.delete(mm, a)) for a, p in enumerate(("sagittal", "coronal", "axial"))}
+    return spacings
+
+
+@torch.inference_mode()
+def evaluate_slices(model, slices, spacings, batch_size, device, dtype, loss_function):
+    """(means over slices {"dice", "nsd_1mm", "dice_original", "nsd_1mm_original"}, each [anterior, posterior]; mean loss).
+
+    A slice counts for a label only if truth or prediction has it; by the original's definition, it counts 1 otherwise.
+    """
+    values, losses = {"dice": [], "nsd_1mm": []}, []
+    for start in range(0, len(slices.cases), batch_size):
+        image = torch.from_numpy(slices.images[start : start + batch_size])[:, None].to(device)
+        mask = torch.from_numpy(slices.masks[start : start + batch_size])
+        with autocast(device, dtype):
+            logits = model(image)
+        losses += [loss_function(logits, mask.to(device)).item()] * len(mask)
+        for i, (prediction, truth) in enumerate(zip(logits.argmax(1).byte().cpu().numpy(), mask.numpy())):
+            spacing = spacings[slices.cases[start + i]][slices.planes[start + i]]
+            scores = case_metrics(prediction, truth, spacing)
+            there = [bool(((prediction == label) | (truth == label)).any()) for label in LABELS]
+            for name in values:
+                values[name].append([v if t else np.nan for v, t in zip(scores[name], there)])
+    means = {name: np.nanmean(v, axis=0).tolist() for name, v in values.items()}
+    return {**means, **{f"{n}_original": np.nan_to_num(v, nan=1).mean(0).tolist() for n, v in values.items()}}, float(
+        np.mean(losses)
+    )
+
+
+if __name__ == "__main__":
+    run_script(main)
