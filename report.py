@@ -14,6 +14,7 @@ from common import atomic, configure, load_json, require, run_script
 
 README = "README.md"  # file to rewrite
 RESULTS_3D = "results_hippocampus-3D"  # run that it reports
+ABLATIONS = "ablations"  # folder of shorter runs, each with one thing changed
 REFERENCES = "references.json"  # published figures, each with its source
 
 
@@ -48,6 +49,7 @@ def sections(cfg):
         "headline": headline(metrics, config, references),
         "epochs-3d": epochs_table(history, metrics),
         "labels-3d": labels_table(metrics),
+        "flips": flips_table(Path(cfg.ablations)),
         "comparison-3d": comparison_table(metrics, config, references),
         "original": original_table(metrics, config, history),
     }
@@ -124,6 +126,16 @@ def epochs_table(history, metrics):
         ],
         rows,
     )
+
+
+def flips_table(folder):
+    rows = []
+    for axes, meaning in (("none", "none"), ("x", "left-right"), ("y", "front-back"), ("z", "up-down")):
+        run = folder / f"flips_{axes}"
+        metrics, history = (load_json(run / f"{name}.json", "the command above") for name in ("metrics", "history"))
+        plain, tta = history["val_dice"][-1], metrics["mean"]["dice"]
+        rows.append([meaning, mean_dice(plain), mean_dice(tta), len(history["seconds"])])
+    return table(["flips", "mean Dice, one view", "mean Dice, test-time augmentation", "epochs"], rows)
 
 
 def comparison_table(metrics, config, references):

@@ -1,0 +1,162 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from conftest import one_error_line
+
+import common
+import data_aug
+import evaluation
+import model2d
+import predict
+import train2d
+from blocks import count_parameters
+from dataset import SliceDataset, list_cases, load_case, load_slices
+
+SMALL = ("--model=UNetnnUNetWithINR", "--base_channels=4", "--unet_depth=2", "--epochs=2", "--min_steps=1")
+
+
+@pytest.mark.parametrize(
+    "name, parameters",
+    [
+        ("UNetnnUNetWithINR", 7.76e6),
+        ("UNetnnUNetLightweight", 1.75e6),
+        ("UNetnnUNetBalanced", 3.94e6),
+        ("UNetnnUNetDeepSupervision", 3.94e6),
+    ],
+)
+def test_models(name, parameters):
+    model = model2d.MODELS[name]()
+    assert count_parameters(model) == pytest.approx(parameters, rel=2e-3)
+    y = model.train()(torch.randn(1, 1, 64, 64))
+    assert isinstance(y, list) == (name == "UNetnnUNetDeepSupervision")
+    assert model.eval()(torch.randn(1, 1, 50, 33)).shape == (1, 3, 50, 33)
+
+
+def test_the_inr_head_adds_little():
+    assert count_parameters(model2d.UNetnnUNetWithINR(use_inr=True)) == pytest.approx(7.77e6, rel=1e-3)
+
+
+@pytest.fixture(scope="module")
+def slices(phantoms, tmp_path_factory):
+    out_dir = tmp_path_factory.mktemp("slices") / "dataset_2d"
+    data_aug.run(
+        common.configure(
+            vars(data_aug),
+            ["--size=32", "--slices_per_plane=4", f"--data_root={phantoms}", f"--out_dir={out_dir}", "--num_workers=1"],
+        )
+    )
+    return out_dir
+
+
+@pytest.fixture(scope="module")
+def run_folder(phantoms, slices, tmp_path_factory):
+    """A finished run; not to be changed by a test."""
+    out_dir = tmp_path_factory.mktemp("runs") / "checkpoints-2d"
+    train2d.run(
+        common.configure(
+            vars(train2d), [*SMALL, f"--data_dir={slices}", f"--data_root={phantoms}", f"--out_dir={out_dir}"]
+        )
+    )
+    return out_dir
+
+
+def test_a_run_writes_everything(run_folder):
+    names = {p.relative_to(run_folder).as_posix() for p in run_folder.rglob("*") if p.is_file()}
+    assert names == {
+        "best_model.pth",
+        "last.pth",
+        "history.json",
+        "config.json",
+        "metrics.json",
+        "plots/training_curves.png",
+        "plots/predictions.png",
+        "plots/per_case_dice.png",
+    }
+    metrics = json.loads((run_folder / "metrics.json").read_text())
+    assert set(metrics["cases"]) == {"phantom_007", "phantom_008"} and metrics["synthetic"] and metrics["tta"] is False
+    assert set(metrics["slices"]) == {"dice", "nsd_1mm", "dice_original", "nsd_1mm_original"}
+    assert all(a <= b for a, b in zip(metrics["slices"]["dice"], metrics["slices"]["dice_original"]))
+    history = json.loads((run_folder / "history.json").read_text())
+    assert np.shape(history["val_dice"]) == np.shape(history["train_nsd"]) == (2, 2)
+
+
+def test_a_slice_counts_where_truth_or_prediction_has_the_label(slices):
+    _, val, _ = load_slices(slices)
+    spacings = {case: dict.fromkeys(("sagittal", "coronal", "axial"), (1, 1)) for case in val.cases}
+
+    def scores(predicted):
+        model = lambda x: torch.nn.functional.one_hot(predicted[: len(x)].long(), 3).movedim(-1, 1) * 9.0  # noqa: E731
+        return train2d.evaluate_slices(
+            model, val, spacings, len(val.cases), torch.device("cpu"), None, lambda a, b: a.mean()
+        )[0]
+
+    truth = torch.from_numpy(val.masks)
+    nothing = scores(torch.zeros_like(truth))
+    absent = [float((val.masks != label).all(axis=(1, 2)).mean()) for label in (1, 2)]
+    assert max(absent) > 0 and nothing["dice"] == [0, 0] and nothing["dice_original"] == pytest.approx(absent)
+    perfect = scores(truth)
+    assert perfect["dice"] == perfect["dice_original"] == perfect["nsd_1mm"] == [1, 1]
+
+
+def test_a_slice_of_a_validation_case_is_never_trained_on(slices, run_folder):
+    train, val, _ = load_slices(slices)
+    checkpoint = common.load_checkpoint(run_folder / "last.pth")
+    assert set(train.cases) == set(checkpoint["train_cases"]) and set(val.cases) == set(checkpoint["val_cases"])
+    assert not set(train.cases) & set(val.cases) and len(SliceDataset(train)) == len(train.cases)
+
+
+def test_volumes_are_fused_from_slices_in_place(phantoms):
+    """A model that only looks at its own pixel gives back what it would give for the volume's voxels, nearly."""
+    model = torch.nn.Conv2d(1, 3, 1)
+    model.dim = 2
+    with torch.no_grad():
+        model.weight[:, 0, 0, 0], model.bias[:] = torch.tensor([0.0, 3.0, -3.0]), torch.tensor([0.0, -1.5, 1.0])
+    volume = load_case(list_cases(phantoms)[0][0])
+    result = evaluation.predict_volume(model, volume.image, torch.device("cpu"), None)
+    unit = torch.from_numpy((volume.image - volume.image.min()) / np.ptp(volume.image))[None, None]
+    expected = torch.einsum("kc,bcdhw->bkdhw", model.weight[:, :, 0, 0], unit)[0] + model.bias[:, None, None, None]
+    assert result.shape == expected.shape and torch.allclose(result.sum(0), torch.ones(unit.shape[2:]), atol=1e-4)
+    assert (result - expected.softmax(0)).abs().mean() < 0.02 and (
+        result.argmax(0) == expected.argmax(0)
+    ).float().mean() > 0.95
+
+
+def test_predict_takes_a_2d_checkpoint(script, run_folder, phantoms, tmp_path):
+    code, _, err = script(
+        predict,
+        f"--checkpoint={run_folder / 'last.pth'}",
+        f"--out_dir={tmp_path / 'out'}",
+        phantoms / "imagesTr" / "phantom_007.nii.gz",
+    )
+    assert code == 0 and (tmp_path / "out" / "phantom_007_seg.nii.gz").is_file(), err
+
+
+def test_resume_is_exact(script, phantoms, slices, tmp_path, monkeypatch, run_folder):
+    import engine
+
+    real, saved = engine.save_json, []
+
+    def stop_after_an_epoch(path, content):
+        real(path, content)
+        saved.append(path.name)
+        if saved.count("history.json") == 1 and path.name == "history.json":
+            raise KeyboardInterrupt
+
+    options = (*SMALL, f"--data_dir={slices}", f"--data_root={phantoms}", f"--out_dir={tmp_path / 'r'}")
+    monkeypatch.setattr(engine, "save_json", stop_after_an_epoch)
+    assert script(train2d, *options)[0] == 130
+    monkeypatch.setattr(engine, "save_json", real)
+    code, out, err = script(train2d, *options, "--resume=True")
+    assert code == 0 and "after epoch 1 of 2" in out, err
+    a, b = (common.load_checkpoint(folder / "last.pth")["model_state_dict"] for folder in (run_folder, tmp_path / "r"))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_bad_input_is_one_line(script, phantoms, slices, tmp_path):
+    out = f"--out_dir={tmp_path / 'out'}"
+    one_error_line(script(train2d, f"--data_dir={tmp_path / 'none'}", out), "none", "data_aug.py")
+    one_error_line(script(train2d, f"--data_dir={slices}", f"--data_root={tmp_path / 'gone'}", out), "gone")
+    one_error_line(script(train2d, "--model=UNet", f"--data_dir={slices}", out), "expected one of")
+    assert not (tmp_path / "out").exists()
