@@ -110,7 +110,7 @@ def outlines(rows, path, title):
                 for mask, dash in ((label == value, "solid"), (prediction == value, "dashed")):
                     if mask.any():
                         axis.contour(mask.T.astype(float), [0.5], colors=colour, linestyles=dash, linewidths=1.6)
-        line[0].set_title(text, fontsize=10, loc="left")
+        line[0].set_title(text, fontsize=9, loc="left")
     handles = [
         Line2D([], [], color=COLOURS[label], linestyle=dash, label=f"{name}, {kind}")
         for label, name in LABELS.items()
