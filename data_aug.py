@@ -24,7 +24,7 @@ from scipy.ndimage import affine_transform
 from tqdm import tqdm
 
 from common import atomic, configure, fresh_folder, require, run_script, save_json
-from dataset import describe_data, list_cases, load_case, resample, split_cases, to_unit_range
+from dataset import PLANES, describe_data, list_cases, load_case, resample, split_cases, to_unit_range
 
 # data
 DATA_ROOT = "Task04_Hippocampus"  # Decathlon folder: dataset.json, imagesTr, labelsTr
@@ -46,8 +46,7 @@ SHIFT_PIXELS = 5.0  # largest shift along each axis
 SEED = 0  # of the choice of slices and of their augmentation
 NUM_WORKERS = 0  # processes; 0: one for each CPU core
 
-PLANES = ("sagittal", "coronal", "axial")  # the axis x, y or z that a slice is perpendicular to
-HEADER = ("number", "case", "plane", "position", "augmentation", "parameters", "split")
+_HEADER = ("number", "case", "plane", "position", "augmentation", "parameters", "split")
 
 
 def main():
@@ -81,7 +80,7 @@ def run(cfg):
         for part in tqdm(parts, total=len(jobs), desc="volumes", disable=None):
             rows += part
     with atomic(out_dir / "index.csv") as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([HEADER, *rows])
+        csv.writer(file).writerows([_HEADER, *rows])
     n_train = sum(row[-1] == "train" for row in rows)
     print(
         f"{len(rows)} slices of {len(cases)} volumes in {out_dir}, {n_train} of them to train on; next: python train2d.py"

@@ -23,6 +23,7 @@ from scipy.ndimage import gaussian_filter
 from common import UserError, require
 
 GET_DATA = "python get_data.py (the real data) or python phantom.py (synthetic volumes, then --data_root=phantom)"
+PLANES = ("sagittal", "coronal", "axial")  # slices perpendicular to x, y and z
 CLIP_PERCENTILES = (0.5, 99.5)
 MAX_VOXELS = 512**3  # a header that promises more is refused before anything is read
 READ_ERRORS = (OSError, EOFError, ValueError, ArithmeticError, MemoryError, zlib.error, HeaderDataError, ImageFileError)

@@ -34,7 +34,7 @@ MIRROR = False  # mirror left and right before and after: for a hippocampus on t
 DEVICE = "auto"  # auto (CUDA where there is one, CPU otherwise), cpu, cuda, cuda:1
 AMP = True  # mixed precision: fp16 on CUDA, bf16 on a CPU that has it
 
-MODEL_SPACING_MM = 1.0
+_MODEL_SPACING_MM = 1.0
 MODELS = {**unet_inr_3d.MODELS, **model2d.MODELS}
 _SIDE_MM = (12, 100)  # shorter or longer than this along any axis is no crop around one hippocampus
 
@@ -128,7 +128,7 @@ def segment(model, path, device, dtype, tta=True, flip_axes="", mirror=False):
     require(array.min() < array.max(), f"{path}: every voxel has the same value; expected an MRI crop: export it again")
     if mirror:
         array = array[::-1]
-    shape = np.maximum(np.round(sides / MODEL_SPACING_MM), 1).astype(int)
+    shape = np.maximum(np.round(sides / _MODEL_SPACING_MM), 1).astype(int)
     probabilities = (
         predict_volume(model, normalise(resample(array.astype(np.float32), shape)), device, dtype, tta, flip_axes)
         .cpu()

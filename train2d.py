@@ -19,7 +19,7 @@ import torch
 
 import plots
 from common import autocast, configure, pick_device, require, run_script, seed_everything
-from dataset import SliceDataset, list_cases, load_case, load_slices
+from dataset import PLANES, SliceDataset, list_cases, load_case, load_slices
 from engine import check_training, fit, make_loader, start_run
 from evaluation import finish
 from metrics import LABELS, case_metrics, dice_focal_loss
@@ -38,15 +38,15 @@ DEEP_SUPERVISION = False  # auxiliary losses at the coarser decoder stages (UNet
 USE_INR = False  # add the INR (SIREN coordinate) head
 INR_HIDDEN_DIM = 64  # width of the INR head
 # optimiser
-EPOCHS = 16  # epochs; one is a pass over the training slices
+EPOCHS = 12  # epochs; one is a pass over the training slices
 MIN_STEPS = 80  # with few of them, an epoch is as many passes as make this number of steps
 BATCH_SIZE = 16  # slices per step
-LEARNING_RATE = 3e-3  # peak of the schedule
+LEARNING_RATE = 2e-3  # peak of the schedule
 WEIGHT_DECAY = 1e-2  # AdamW's
 WARMUP = 0.05  # share of the schedule with a rising learning rate
 GRADIENT_CLIP = 1.0  # largest norm of the gradient
 FOCAL_GAMMA = 0.0  # exponent of the focal loss; 0 is cross-entropy
-EMA = 0.998  # decay of the moving average of the weights, which is then evaluated; 0: none
+EMA = 0.999  # decay of the moving average of the weights, which is then evaluated; 0: none
 # system
 SEED = 0  # of weights and order
 DEVICE = "auto"  # auto (CUDA where there is one, CPU otherwise), cpu, cuda, cuda:1
@@ -142,7 +142,7 @@ def pixel_spacings(root, volumes, names, size):
     spacings = {}
     for volume in [*volumes, *load_volumes(root, sorted(names - known))]:
         mm = np.array(volume.image.shape) * volume.spacing_mm / size
-        spacings[volume.id] = {p: tuple(np.delete(mm, a)) for a, p in enumerate(("sagittal", "coronal", "axial"))}
+        spacings[volume.id] = {p: tuple(np.delete(mm, a)) for a, p in enumerate(PLANES)}
     return spacings
 
 

@@ -4,7 +4,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from conftest import one_error_line
+from conftest import ROOT, one_error_line
 
 import common
 import train_3d
@@ -126,3 +126,11 @@ def test_devices():
     assert common.pick_device("cpu", amp=False)[1] is None
     with common.autocast(device, None):
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
+
+
+def test_every_option_of_every_script_says_what_it_means():
+    for path in sorted(ROOT.glob("*.py")):
+        module = __import__(path.stem)
+        if hasattr(module, "main") and hasattr(module, "configure"):
+            for name, (_, comment) in common.constants(vars(module)).items():
+                assert comment, (path.name, name)

@@ -12,7 +12,7 @@ import common
 import data_aug
 from common import UserError
 from data_aug import augment_slice
-from dataset import list_cases, load_case, load_slices, resample, to_unit_range
+from dataset import PLANES, list_cases, load_case, load_slices, resample, to_unit_range
 
 SMALL = ("--size=32", "--slices_per_plane=4")
 
@@ -72,7 +72,7 @@ def test_slices_are_those_of_the_resampled_volume(slices, phantoms):
     image, label = resample(to_unit_range(volume.image), (32,) * 3), resample(volume.label, (32,) * 3, order=0)
     for row in rows_of(slices):
         if row["case"] == "phantom_008":
-            axis, position = data_aug.PLANES.index(row["plane"]), int(row["position"])
+            axis, position = PLANES.index(row["plane"]), int(row["position"])
             mask = np.load(slices / "masks" / f"mask_{int(row['number']):06d}.npy")
             assert np.array_equal(
                 np.load(slices / "images" / f"img_{int(row['number']):06d}.npy"), image.take(position, axis)

@@ -12,7 +12,7 @@ import model2d
 import predict
 import train2d
 from blocks import count_parameters
-from dataset import SliceDataset, list_cases, load_case, load_slices
+from dataset import PLANES, SliceDataset, list_cases, load_case, load_slices
 
 SMALL = ("--model=UNetnnUNetWithINR", "--base_channels=4", "--unet_depth=2", "--epochs=2", "--min_steps=1")
 
@@ -28,7 +28,7 @@ SMALL = ("--model=UNetnnUNetWithINR", "--base_channels=4", "--unet_depth=2", "--
 )
 def test_models(name, parameters):
     model = model2d.MODELS[name]()
-    assert count_parameters(model) == pytest.approx(parameters, rel=2e-3)
+    assert count_parameters(model) == pytest.approx(parameters, rel=3e-3)
     y = model.train()(torch.randn(1, 1, 64, 64))
     assert isinstance(y, list) == (name == "UNetnnUNetDeepSupervision")
     assert model.eval()(torch.randn(1, 1, 50, 33)).shape == (1, 3, 50, 33)
@@ -84,7 +84,7 @@ def test_a_run_writes_everything(run_folder):
 
 def test_a_slice_counts_where_truth_or_prediction_has_the_label(slices):
     _, val, _ = load_slices(slices)
-    spacings = {case: dict.fromkeys(("sagittal", "coronal", "axial"), (1, 1)) for case in val.cases}
+    spacings = {case: dict.fromkeys(PLANES, (1, 1)) for case in val.cases}
 
     def scores(predicted):
         model = lambda x: torch.nn.functional.one_hot(predicted[: len(x)].long(), 3).movedim(-1, 1) * 9.0  # noqa: E731
