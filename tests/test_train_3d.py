@@ -1,5 +1,6 @@
 import json
 import shutil
+import time
 
 import numpy as np
 import pytest
@@ -10,7 +11,9 @@ import common
 import engine
 import evaluation
 import train_3d
+from dataset import VolumeDataset, list_cases, load_case
 from engine import learning_rate
+from metrics import dice_focal_loss
 
 SMALL = ("--base_channels=4", "--depth=2", "--patch=[24,32,24]", "--epochs=2", "--min_steps=1")
 
@@ -241,3 +244,26 @@ def test_predictions_with_augmentation_come_back_in_place():
         and torch.allclose(plain, augmented, atol=1e-6)
         and torch.allclose(plain.sum(0), torch.ones(9, 10, 11))
     )
+
+
+def test_augmentation_is_under_a_quarter_of_a_training_step(phantoms):
+    volume = load_case(list_cases(phantoms)[0][0])
+    data = VolumeDataset([volume], (40, 56, 40), 0, {})
+    model, _ = train_3d.build_model(common.configure(vars(train_3d), []))
+    device, dtype = common.pick_device("cpu")
+
+    def seconds(function):
+        times = []
+        for i in range(6):
+            start = time.perf_counter()
+            function(i)
+            times.append(time.perf_counter() - start)
+        return min(times)
+
+    def step(_):
+        with common.autocast(device, dtype):
+            logits = model(image[None])
+        dice_focal_loss(logits, label[None]).backward()
+
+    image, label = data[0, 0]
+    assert seconds(lambda i: data[i, 0]) < 0.25 * seconds(step)
