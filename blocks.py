@@ -70,7 +70,9 @@ class NormAct(nn.Module):
 
     def forward(self, x):
         if x.device.type != "cpu":
-            return F.leaky_relu_(F.instance_norm(x, weight=self.weight, bias=self.bias, eps=self.eps), self.slope)
+            # F.instance_norm itself would refuse a bottleneck of one voxel
+            x = torch.instance_norm(x, self.weight, self.bias, None, None, True, 0.0, self.eps, True)
+            return F.leaky_relu_(x, self.slope)
         last = x.movedim(1, -1).contiguous()  # (B, *S, C): no copy where x is channels-last
         y = _NormAct.apply(last.view(len(x), -1, x.shape[1]), self.weight, self.bias, self.eps, self.slope)
         return y.view(last.shape).movedim(-1, 1)
@@ -137,17 +139,17 @@ class SineLayer(nn.Module):
 
 
 class INRHead(nn.Module):
-    """An implicit neural representation of the segmentation: a SIREN that maps each voxel's coordinates, in [-1, 1]
-    along each axis, and its features, projected to `hidden_dim` numbers, to logits. (B, C, *S) to (B, num_classes,
-    *S).
+    """An implicit neural representation of the segmentation: a SIREN that maps the normalised coordinates of each voxel
+    and its features, projected to `hidden_dim` numbers, to logits. (B, C, *S) to (B, num_classes, *S).
 
-    chunk: voxels evaluated at a time (0: all at once); the result is the same, the memory is less.
+    Coordinates count from the image's centre, and `extent` voxels are 1: the same in a training patch and in a volume of
+    another size. chunk: voxels evaluated at a time (0: all at once); the result is the same, the memory is less.
     Runs in float32 under autocast too: omega_0 = 30 magnifies bf16's rounding past use.
     """
 
     def __init__(self, dim, in_channels, num_classes, hidden_dim=64, layers=2, omega_0=30.0, chunk=0):
         super().__init__()
-        self.dim, self.chunk = dim, chunk
+        self.extent, self.chunk = {2: 64, 3: 32}[dim], chunk
         self.project = nn.Linear(in_channels, hidden_dim)
         self.siren = nn.Sequential(
             *(
@@ -159,10 +161,9 @@ class INRHead(nn.Module):
         bound = math.sqrt(6 / hidden_dim) / omega_0
         nn.init.uniform_(self.out.weight, -bound, bound)
 
-    @staticmethod
-    def coordinates(size, device=None):
-        """Voxel coordinates in [-1, 1] (0 along an axis of one voxel): (prod(size), len(size))."""
-        axes = [torch.linspace(-1, 1, s, device=device) if s > 1 else torch.zeros(1, device=device) for s in size]
+    def coordinates(self, size, device=None):
+        """Coordinates of each voxel from the centre, in units of `extent` voxels: (prod(size), len(size))."""
+        axes = [(torch.arange(s, device=device) - (s - 1) / 2) / self.extent for s in size]
         return torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).flatten(0, -2)
 
     def forward(self, features):
@@ -189,6 +190,8 @@ class UNetWithINR(nn.Module):
     at 1/2, 1/4, ... of the size (S must then be a multiple of the stride).
     Raises ValueError for an input of the wrong number of dimensions or channels.
     """
+
+    slice_size = 128  # pixels along each side of the slices that a 2D model was trained on
 
     def __init__(
         self,

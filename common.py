@@ -136,7 +136,8 @@ def configure(module, argv=None, inputs=None, **overrides):
             metavar=type(value).__name__.upper(),
             help=f"{comment} [{value}]".replace("%", "%%"),
         )
-    parsed, unknown = parser.parse_known_args(argv)
+    # inputs may stand between and after options
+    parsed, unknown = (parser.parse_known_intermixed_args if inputs else parser.parse_known_args)(argv)
     unknown += [f"--{name}" for name in overrides if name.upper() not in known]
     if unknown:
         name = unknown[0].split("=")[0].lstrip("-").lower().replace("-", "_")
@@ -156,7 +157,7 @@ def require(condition, message):
 
 
 def seed_everything(seed):
-    """Seeds Python, NumPy and torch, and asks cuDNN for deterministic kernels: the same seed, the same history."""
+    """Seeds Python, NumPy and torch, and asks cuDNN for deterministic kernels: on a CPU, the same seed gives the same history."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
@@ -170,7 +171,7 @@ def keep_freed_memory():
     if platform.system() == "Linux":
         with contextlib.suppress(OSError, AttributeError):
             libc = ctypes.CDLL("libc.so.6")
-            libc.mallopt(-3, 2**30)  # M_MMAP_THRESHOLD, bytes
+            _ = libc.mallopt(-3, 2**30) or libc.mallopt(-3, 2**25)  # M_MMAP_THRESHOLD, bytes; older glibc takes less
             libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD, bytes
 
 
@@ -189,7 +190,8 @@ def pick_device(name="auto", amp=True):
     try:
         device = torch.device(name)
         torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        require(device.type in ("cpu", "cuda", "mps", "xpu"), f"--device={name}: expected auto, cpu or cuda")
+    except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
         raise UserError(
             f"--device={name} is not available here ({str(error).splitlines()[0]}); use auto, cpu or cuda"
         ) from None
@@ -285,7 +287,7 @@ def save_checkpoint(path, content):
         torch.save(content, temporary)
 
 
-def load_checkpoint(path, made_by="python train_3d.py"):
+def load_checkpoint(path, made_by="python train_3d.py or python train2d.py"):
     """Reads a checkpoint of this project onto the CPU, tensors and plain values only (nothing in the file is ever run)."""
     if not Path(path).is_file():
         raise UserError(f"{path}: no such checkpoint; make it with: {made_by}")

@@ -15,7 +15,10 @@ import csv
 import json
 import multiprocessing
 import os
-from contextlib import nullcontext
+import signal
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +26,7 @@ import torch
 from scipy.ndimage import affine_transform
 from tqdm import tqdm
 
-from common import atomic, configure, fresh_folder, require, run_script, save_json
+from common import UserError, atomic, configure, fresh_folder, require, run_script, save_json
 from dataset import PLANES, describe_data, list_cases, load_case, resample, split_cases, to_unit_range
 
 # data
@@ -59,6 +62,7 @@ def run(cfg):
     cases, info = list_cases(cfg.data_root, cfg.max_cases)
     train, val = split_cases(cases, cfg.fold)
     training = {case.id for case in train}
+    volumes = [load_case(case) for case in cases]  # all of them checked before anything is written
     settings = {
         name.upper(): value for name, value in sorted(vars(cfg).items()) if name not in ("out_dir", "num_workers")
     }
@@ -66,17 +70,18 @@ def run(cfg):
     out_dir = Path(cfg.out_dir)
     if is_unfinished(out_dir, settings):
         print(f"{out_dir} is not finished: completing it")
+        for path in [*out_dir.glob("images/.*"), *out_dir.glob("masks/.*")]:
+            path.unlink()  # half-written
     else:
         fresh_folder(out_dir)
         for name in ("images", "masks"):
             (out_dir / name).mkdir()
         save_json(out_dir / "settings.json", settings)
 
-    jobs = [(cfg, case, i, case.id in training) for i, case in enumerate(cases)]
-    workers = min(cfg.num_workers or os.cpu_count() or 1, len(jobs))
+    jobs = [(cfg, volume, i, volume.id in training) for i, volume in enumerate(volumes)]
     rows = []
-    with multiprocessing.get_context("spawn").Pool(workers) if workers > 1 else nullcontext() as pool:
-        parts = pool.imap(write_case, jobs, chunksize=4) if pool else map(write_case, jobs)
+    with workers(cfg) as pool:
+        parts = pool.map(write_case, jobs, chunksize=4) if pool else map(write_case, jobs)
         for part in tqdm(parts, total=len(jobs), desc="volumes", disable=None):
             rows += part
     with atomic(out_dir / "index.csv") as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
@@ -108,15 +113,34 @@ def is_unfinished(out_dir, settings):
     return begun == settings and not (out_dir / "index.csv").exists()
 
 
+@contextmanager
+def workers(cfg):
+    """A pool of cfg.num_workers processes, or None for one. Raises UserError where a process dies."""
+    n = cfg.num_workers or os.cpu_count() or 1
+    if n == 1:
+        yield None
+        return
+    spawn = multiprocessing.get_context("spawn")
+    ignore = {"initializer": signal.signal, "initargs": (signal.SIGINT, signal.SIG_IGN)}  # Ctrl-C is this process's
+    pool = ProcessPoolExecutor(n, mp_context=spawn, **ignore)
+    try:
+        yield pool
+    except BrokenProcessPool:
+        raise UserError(
+            f"{cfg.out_dir}: a process was ended from outside (memory?); run it again, or with --num_workers=1"
+        ) from None
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
 def write_case(job):
     """Writes the slices of one case; returns its rows of index.csv. Files that are there are whole, and kept.
 
     A case's random numbers depend on the seed and its place in the list only, its file numbers on its place only.
     """
-    cfg, case, index, trains = job
+    cfg, volume, index, trains = job
     torch.set_num_threads(1)  # the processes share the cores between them
     rng = np.random.default_rng([cfg.seed, index])
-    volume = load_case(case)
     image = resample(to_unit_range(volume.image), [cfg.size] * 3)
     label = resample(volume.label, [cfg.size] * 3, order=0)
     rows = []
@@ -132,7 +156,7 @@ def write_case(job):
                     with atomic(path, durable=False) as temporary, open(temporary, "wb") as file:
                         np.save(file, array)
             text = " ".join(f"{name}={value:.3f}" for name, value in parameters.items())
-            rows.append([number, case.id, plane, position, kind, text, "train" if trains else "val"])
+            rows.append([number, volume.id, plane, position, kind, text, "train" if trains else "val"])
     return rows
 
 

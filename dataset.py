@@ -30,15 +30,15 @@ READ_ERRORS = (OSError, EOFError, ValueError, ArithmeticError, MemoryError, zlib
 
 
 class Case(NamedTuple):
-    """One case's id and files; label is None for an unlabelled image."""
+    """One case's id and files."""
 
     id: str
     image: Path
-    label: Path | None
+    label: Path
 
 
 class Volume(NamedTuple):
-    """A case in memory: image float32, normalised, and label uint8 (or None), both (D, H, W) in RAS; spacing in mm."""
+    """A case in memory: image float32, normalised, and label uint8, both (D, H, W) in RAS; spacing in mm."""
 
     id: str
     image: np.ndarray
@@ -87,7 +87,7 @@ def _dataset_json(root):
     require(path.is_file(), f"{path}: missing, so {root} is no Decathlon folder; get data with: {GET_DATA}")
     try:
         info = json.loads(path.read_text(encoding="utf-8"))
-        [entry["image"] for entry in info["training"]]
+        [case_id(entry["image"]) for entry in info["training"]]
         return info
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
@@ -191,8 +191,10 @@ def normalise(array):
     """float32 image with outliers clipped (0.5 and 99.5 percentile), zero mean and unit variance; zeros if constant."""
     array = array.astype(np.float32)
     array = np.clip(array, *np.percentile(array, CLIP_PERCENTILES).astype(np.float32))
+    if array.min() == array.max():
+        return np.zeros_like(array)
     array -= array.mean()
-    return array / max(float(array.std()), 1e-8) if array.any() else array
+    return array / array.std()
 
 
 def to_unit_range(image):
@@ -302,36 +304,35 @@ def load_slices(folder):
         with open(index, newline="", encoding="utf-8") as file:
             rows = [(int(r["number"]), r["case"], r["plane"], r["split"]) for r in csv.DictReader(file)]
         settings = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
-        size, data = settings["SIZE"], settings["DATA"]
-        train_cases, val_cases = data["train_cases"], data["val_cases"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        size, fold, data = int(settings["SIZE"]), settings["FOLD"], settings["DATA"]
+        expected = {"train": set(data["train_cases"]), "val": set(data["val_cases"])}
+    except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
         raise UserError(f"{index}: it or settings.json beside it is damaged ({error!r}); {again}") from None
-    require(rows, f"{index}: no slices in it; {again}")
+    for number, case, plane, split in rows:
+        require(plane in PLANES and split in expected, f"{index}: slice {number}: unknown plane or split; {again}")
+        require(case in expected[split], f"{index}: {case} is no {split} case by settings.json; {again}")
     for kind, name in (("images", "img"), ("masks", "mask")):
-        there = {path.name for path in (folder / kind).glob("*.npy")}
+        there = {path.name for path in (folder / kind).glob("[!.]*.npy")}
         listed = {f"{name}_{row[0]:06d}.npy" for row in rows}
         for problem, names in (("missing", listed - there), ("not in index.csv", there - listed)):
-            require(
-                not names, f"{folder / kind / min(names, default='')}: {problem} ({len(names)} such files); {again}"
-            )
+            first = folder / kind / min(names, default="")
+            require(not names, f"{first}: {problem} ({len(names)} such files); {again}")
     parts = []
-    for split, cases in (("train", train_cases), ("val", val_cases)):
+    for split in expected:
         chosen = [row for row in rows if row[3] == split]
-        stray = {row[1] for row in chosen} - set(cases)
-        require(not stray, f"{index}: {min(stray, default='')} is no {split} case by settings.json; {again}")
+        require(chosen, f"{index}: no {split} slices in it; {again}")
         images = np.empty((len(chosen), size, size), np.float32)
         masks = np.empty((len(chosen), size, size), np.uint8)
         for i, (number, *_) in enumerate(chosen):
             images[i] = _load_slice(folder / "images" / f"img_{number:06d}.npy", size, "f", again)
-            masks[i] = _load_slice(folder / "masks" / f"mask_{number:06d}.npy", size, "iu", again)
-            require(
-                masks[i].max() <= 2, f"{folder / 'masks'}/mask_{number:06d}.npy: expected values 0, 1 and 2; {again}"
-            )
+            path = folder / "masks" / f"mask_{number:06d}.npy"
+            mask = _load_slice(path, size, "iu", again)
+            require(mask.min() >= 0 and mask.max() <= 2, f"{path}: expected values 0, 1 and 2; {again}")
+            masks[i] = mask
         parts.append(Slices(images, masks, [row[1] for row in chosen], [row[2] for row in chosen]))
     both = set(parts[0].cases) & set(parts[1].cases)
     require(not both, f"{index}: {min(both, default='')} is both a training and a validation case; {again}")
-    require(parts[0].cases and parts[1].cases, f"{index}: expected training and validation slices; {again}")
-    return *parts, settings
+    return *parts, {**settings, "SIZE": size, "FOLD": fold}
 
 
 def _load_slice(path, size, kinds, again):

@@ -1,4 +1,4 @@
-"""Training: one loop for 2D and 3D, and the prediction of a volume, which validation and predict.py share.
+"""Training: one loop for 2D and 3D.
 
 `fit` trains, and writes into its folder after every epoch
 
@@ -52,6 +52,7 @@ def check_training(cfg):
         require(getattr(cfg, name) > 0, f"--{name}={getattr(cfg, name)}: expected more than 0")
     for name in ("max_cases", "num_workers", "seed", "weight_decay", "focal_gamma"):
         require(getattr(cfg, name) >= 0, f"--{name}={getattr(cfg, name)}: expected 0 or more")
+    require(cfg.seed < 2**63, f"--seed={cfg.seed}: expected less than 2^63")
     for name in ("warmup", "ema"):
         require(0 <= getattr(cfg, name) < 1, f"--{name}={getattr(cfg, name)}: expected at least 0 and less than 1")
 
@@ -76,6 +77,8 @@ def start_run(cfg, model, model_info, data, device, dtype):
     print(f"model: {model_info['name']}, {config['parameters']:,} parameters", flush=True)
     info = {"model": model_info, **{name: data[name] for name in ("synthetic", "train_cases", "val_cases", "fold")}}
     if not (cfg.resume and (out_dir / "last.pth").is_file()):
+        finished = cfg.resume and (out_dir / "metrics.json").exists()
+        require(not finished, f"{out_dir} holds a finished run without its last.pth: start anew without --resume=True")
         fresh_folder(out_dir)
         save_json(out_dir / "config.json", config)
         return info, None
@@ -86,8 +89,8 @@ def start_run(cfg, model, model_info, data, device, dtype):
                 f"{out_dir}: this run was started with --{name.lower()}={before['constants'].get(name)}, not {value}; "
                 "resume it with its own constants, or start anew without --resume=True"
             )
-    same = before["data"]["listing_sha256"] == data["listing_sha256"]
-    require(same, f"{out_dir}: this run was started on other data; start anew without --resume=True")
+    other = f"{out_dir}: this run was started on other data or slices; start anew without --resume=True"
+    require(before.get("data") == data, other)
     state = load_checkpoint(out_dir / "last.pth")
     require(
         "training" in state,
@@ -143,7 +146,8 @@ def fit(model, loader, loss_function, validate, cfg, device, dtype, out_dir, inf
         average.load_state_dict(resume_from["model_state_dict"])
         model.load_state_dict(training["weights"])
         optimiser.load_state_dict(training["optimiser"])
-        scaler.load_state_dict(training["scaler"])
+        if training["scaler"]:  # empty where the run began without fp16
+            scaler.load_state_dict(training["scaler"])
         history, best = training["history"], training["best"]
         print(f"resuming {out_dir} after epoch {len(history['seconds'])} of {cfg.epochs}", flush=True)
     steps = len(loader)
@@ -188,7 +192,7 @@ def fit(model, loader, loss_function, validate, cfg, device, dtype, out_dir, inf
         if np.mean(entry["val_dice"]) > best["val_dice"]:
             best = {"epoch": epoch + 1, "val_dice": float(np.mean(entry["val_dice"]))}
             save_checkpoint(out_dir / "best_model.pth", content)
-        history["seconds"][-1] = round(time.perf_counter() - start, 3)
+        history["seconds"][-1] = round(time.perf_counter() - start, 3)  # nearly: last.pth is still to be written
         save_checkpoint(
             out_dir / "last.pth",
             {
@@ -202,6 +206,7 @@ def fit(model, loader, loss_function, validate, cfg, device, dtype, out_dir, inf
                 },
             },
         )
+        history["seconds"][-1] = round(time.perf_counter() - start, 3)
         save_json(out_dir / "history.json", history)
         print(
             f"epoch {epoch + 1:3d}/{cfg.epochs}  loss {entry['train_loss']:.4f} / {entry['val_loss']:.4f}  "

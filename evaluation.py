@@ -6,11 +6,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-import plots
 from common import autocast, load_checkpoint, save_json
 from metrics import case_metrics, summarise
-
-SLICE_SIZE = 128  # pixels along each side of a slice that a 2D model sees
 
 
 def tta_views(flip_axes=""):
@@ -25,16 +22,16 @@ def tta_views(flip_axes=""):
 
 
 @torch.inference_mode()
-def predict_volume(model, image, device, dtype, tta=False, flip_axes="", slice_size=SLICE_SIZE):
+def predict_volume(model, image, device, dtype, tta=False, flip_axes=""):
     """Class probabilities of one volume: image (D, H, W) float32, normalised, to a (C, D, H, W) float32 tensor on `device`.
 
     A 3D model sees the volume, with tta averaged over tta_views(flip_axes). A 2D model sees every slice of the three
-    planes, each resampled to slice_size x slice_size as in training; the planes' probabilities are averaged.
+    planes, each resampled to model.slice_size squared as in training; the planes' probabilities are averaged.
     The model must be in eval mode.
     """
     x = torch.from_numpy(np.ascontiguousarray(image)).to(device)
     if model.dim == 2:
-        return _predict_slices(model, x, device, dtype, slice_size)
+        return _predict_slices(model, x, device, dtype)
     x = x[None, None]  # (1, 1, D, H, W)
     views = tta_views(flip_axes) if tta else [((0, 0, 0), ())]
     total = 0
@@ -48,12 +45,13 @@ def predict_volume(model, image, device, dtype, tta=False, flip_axes="", slice_s
     return total / len(views)
 
 
-def _predict_slices(model, x, device, dtype, slice_size, batch=16):
+def _predict_slices(model, x, device, dtype, batch=16):
+    size = (model.slice_size,) * 2
     x = (x - x.min()) / (x.max() - x.min()).clamp_min(1e-8)
     total = 0
     for axis in range(3):
         slices = x.movedim(axis, 0)[:, None]  # (N, 1, H, W)
-        big = F.interpolate(slices, (slice_size, slice_size), mode="bilinear", align_corners=False)
+        big = F.interpolate(slices, size, mode="bilinear", align_corners=False)
         parts = []
         for start in range(0, len(big), batch):
             with autocast(device, dtype):
@@ -78,10 +76,12 @@ def evaluate(model, volumes, device, dtype, tta=False, flip_axes="", loss_functi
 
 
 def finish(model, val, history, out_dir, device, dtype, synthetic, tta=False, flip_axes="", extra=None):
-    """Evaluates the final and the best weights on volumes and writes metrics.json, per_case_dice.png and predictions.png.
+    """Evaluates the final and the best weights on volumes, and writes metrics.json, per_case_dice.png and predictions.png.
 
     extra: further content of metrics.json. Returns the content of metrics.json; the model keeps its final weights.
     """
+    import plots  # here, so that prediction needs no matplotlib
+
     out_dir = Path(out_dir)
     final_weights = {k: v.clone() for k, v in model.state_dict().items()}
     best = load_checkpoint(out_dir / "best_model.pth")
@@ -107,7 +107,8 @@ def finish(model, val, history, out_dir, device, dtype, synthetic, tta=False, fl
     rows = []
     for text, volume in (("best", order[-1]), ("median", order[len(order) // 2]), ("worst", order[0])):
         prediction = predict_volume(model, volume.image, device, dtype, tta, flip_axes).argmax(0).cpu().numpy()
-        x, y, z = (int(round(c)) for c in np.argwhere(volume.label > 0).mean(0))
+        there = np.argwhere(volume.label > 0)
+        x, y, z = there.mean(0).round().astype(int) if len(there) else np.array(volume.label.shape) // 2
         panels = [(a[x], a[:, y], a[:, :, z]) for a in (volume.image, volume.label, prediction)]
         scores = " / ".join(f"{d:.3f}" for d in final[volume.id]["dice"])
         rows.append((f"{text}: {volume.id}, Dice {scores}", list(zip(*panels))))

@@ -20,7 +20,7 @@ from pathlib import Path, PurePosixPath
 from tqdm import tqdm
 
 from common import UserError, configure, require, run_script
-from dataset import list_cases, read_nifti
+from dataset import list_cases, list_volumes, read_nifti
 
 DATA_ROOT = "Task04_Hippocampus"  # folder to unpack into
 URL = "https://msd-for-monai.s3-us-west-2.amazonaws.com/Task04_Hippocampus.tar"  # the official archive
@@ -36,7 +36,7 @@ def main():
 
 def run(cfg):
     """Downloads, verifies and unpacks; returns True, or False where the data was there already."""
-    root = Path(cfg.data_root)
+    root = Path(cfg.data_root).absolute()
     if (root / "imagesTr").exists():
         problem = whats_wrong(root)
         if not problem:
@@ -60,6 +60,8 @@ def whats_wrong(root):
         for case in list_cases(root)[0]:
             read_nifti(case.image)
             read_nifti(case.label)
+        for path in list_volumes(root / "imagesTs"):  # may be absent: training needs none of it
+            read_nifti(path)
     except UserError as error:
         return str(error)
     return ""
@@ -137,8 +139,8 @@ def _fetch(url, part, resumed, timeout_s):
 
 
 def unpack(archive, root):
-    """Unpacks the archive's regular files below its top folder into root, each whole; what was there and differs is
-    kept as <name>.previous-N. Raises UserError, having written nothing into root, for an entry that would land
+    """Unpacks the archive's regular files below its top folder into root, each whole; what was there under the
+    same name is kept as <name>.previous-N. Raises UserError, having written nothing into root, for an entry that would land
     outside the folder or for a broken archive.
     """
     root.mkdir(parents=True, exist_ok=True)
@@ -149,7 +151,10 @@ def unpack(archive, root):
                 for member in tar:
                     parts = PurePosixPath(member.name.replace("\\", "/")).parts
                     safe = (
-                        parts and not member.name.startswith(("/", "\\")) and ".." not in parts and ":" not in parts[0]
+                        parts
+                        and not member.name.startswith(("/", "\\"))
+                        and ".." not in parts
+                        and not any(":" in part for part in parts)
                     )
                     require(
                         safe and (member.isfile() or member.isdir()),
@@ -172,7 +177,7 @@ def unpack(archive, root):
                 while (kept := root / f"{item.name}.previous-{n}").exists():
                     n += 1
                 target.rename(kept)
-                print(f"{target} was not whole: it is now {kept}")
+                print(f"{target} was there before: it is now {kept}")
             item.rename(target)
 
 

@@ -49,29 +49,35 @@ def run(cfg):
     """Predicts every input of a configuration; returns whether all went well."""
     files, problems = find_inputs(cfg.inputs)
     require(files or problems, "no input: give NIfTI files or folders, as in: python predict.py scan.nii.gz")
+    out_dir = Path(cfg.out_dir).resolve()
+    for path in files:
+        require(
+            out_dir not in path.resolve().parents,
+            f"{path} lies in {cfg.out_dir}, the folder for results; choose another --out_dir",
+        )
     model, info = load_model(cfg.checkpoint)
     device, dtype = pick_device(cfg.device, cfg.amp)
     model.to(device)
     synthetic = bool(info.get("synthetic"))
     if synthetic:
         print(f"{cfg.checkpoint} was trained on SYNTHETIC phantoms: its results say nothing about real scans")
-    out_dir, rows, start = None, [], time.perf_counter()
+    made, rows, start = None, [], time.perf_counter()
     for path in tqdm(files, desc="predict", disable=None):
         try:
             segmentation, image = segment(model, path, device, dtype, cfg.tta, info.get("flip_axes", ""), cfg.mirror)
         except UserError as error:
             problems.append(error)
             continue
-        out_dir = out_dir or fresh_folder(cfg.out_dir)
-        save_segmentation(out_dir / f"{case_id(path)}_seg.nii.gz", segmentation, image, synthetic)
+        made = made or fresh_folder(cfg.out_dir)
+        save_segmentation(made / f"{case_id(path)}_seg.nii.gz", segmentation, image, synthetic)
         zooms = nib.affines.voxel_sizes(image.affine)
         volumes = [volume_mm3(segmentation == label, zooms) for label in LABELS]
         rows.append([str(path), *(f"{v:.1f}" for v in (*volumes, sum(volumes)))])
     if rows:
-        with atomic(out_dir / "volumes.csv") as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+        with atomic(made / "volumes.csv") as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
             csv.writer(file).writerows([["file", *(f"{name}_mm3" for name in LABELS.values()), "total_mm3"], *rows])
         seconds = (time.perf_counter() - start) / len(files)
-        print(f"{len(rows)} segmentations and volumes.csv in {out_dir} ({seconds:.2f} s a volume)")
+        print(f"{len(rows)} segmentations and volumes.csv in {made} ({seconds:.2f} s a volume)")
     for error in problems:
         fail(error)
     return not problems
@@ -111,6 +117,7 @@ def load_model(path):
             f"{path}: a checkpoint of another model ({str(error).splitlines()[0]}); "
             f"expected one of {', '.join(MODELS)}, as train_3d.py and train2d.py write"
         ) from None
+    model.slice_size = info.get("slice_size", model.slice_size)
     return model.eval(), info
 
 
@@ -150,7 +157,8 @@ def save_segmentation(path, segmentation, image, synthetic):
     header.set_data_dtype(np.uint8)
     header.set_slope_inter(1, 0)
     header["cal_min"], header["cal_max"] = 0, 0
-    header["descrip"] = b"hippocampus: 1 anterior, 2 posterior" + (b" (SYNTHETIC model)" if synthetic else b"")
+    synthetic = synthetic or b"SYNTHETIC" in header["descrip"].item()
+    header["descrip"] = b"hippocampus: 1 anterior, 2 posterior" + (b" (SYNTHETIC data)" if synthetic else b"")
     with atomic(path) as temporary:
         nib.save(type(image)(segmentation, image.affine, header), temporary)
 

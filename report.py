@@ -2,7 +2,8 @@
 
     python report.py        rewrites what stands between <!-- name --> and <!-- /name --> in README.md
 
-Reads results_hippocampus-3D/{history,metrics,config}.json, and references.json for what others published.
+Reads history.json, metrics.json and config.json of the 3D and the 2D run, the runs in ablations/, tests/benchmark.json,
+and references.json for what others published.
 """
 
 import re
@@ -29,43 +30,43 @@ def main():
 
 
 def rewrite(text, blocks):
-    """The text with each block put between its two marks."""
-    for name, block in blocks.items():
-        pattern = rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)"
-        require(
-            re.search(pattern, text, re.S),
-            f"README has no marks <!-- {name} --> and <!-- /{name} -->; put them where the block belongs",
-        )
-        text = re.sub(pattern, lambda m, block=block: m[1] + block + "\n" + m[2], text, flags=re.S)
+    """The text with each block that it has marks for put between them. blocks: {name: function that returns it}."""
+    marks = re.findall(r"^<!-- /(\S+) -->$", text, re.M)
+    require(
+        marks, "README has no marks such as <!-- headline --> and <!-- /headline -->; put them where a block belongs"
+    )
+    for name in marks:
+        require(name in blocks, f"README has a mark <!-- {name} -->; expected one of {', '.join(blocks)}")
+        block = blocks[name]()
+        pattern = rf"(<!-- {re.escape(name)} -->\n).*?(<!-- /{re.escape(name)} -->)"
+        text = re.sub(pattern, lambda m, block=block: f"{m[1]}{block}\n{m[2]}", text, flags=re.S)
     return text
 
 
 def sections(cfg):
-    """The generated blocks of the README: {name: Markdown}."""
-    folder, made_by = Path(cfg.results_3d), "python train_3d.py"
-    history, metrics, config = (
-        load_json(folder / f"{name}.json", made_by) for name in ("history", "metrics", "config")
-    )
-    folder_2d, made_by = Path(cfg.results_2d), "python train2d.py"
-    history_2d, metrics_2d, config_2d = (
-        load_json(folder_2d / f"{n}.json", made_by) for n in ("history", "metrics", "config")
-    )
-    benchmark = load_json(cfg.benchmark, "python tests/benchmark.py")["models"]
+    """The generated blocks of the README: {name: function that returns Markdown}."""
+    three, two = read_run(cfg.results_3d, "python train_3d.py"), read_run(cfg.results_2d, "python train2d.py")
     references = load_json(cfg.references, "git checkout references.json")
     return {
-        "headline": headline(metrics, config, references),
-        "epochs-3d": epochs_table(history, metrics),
-        "labels-3d": labels_table(metrics),
-        "flips": flips_table(Path(cfg.ablations)),
-        "comparison-3d": comparison_table(metrics, config, references),
-        "slices-2d": slices_table(metrics_2d),
-        "epochs-2d": epochs_2d_table(history_2d, metrics_2d),
-        "labels-2d": labels_table(metrics_2d),
-        "2d-3d": both_table(
-            [("2D", cfg.results_2d, metrics_2d, config_2d), ("3D", cfg.results_3d, metrics, config)], benchmark
+        "headline": lambda: headline(*three("metrics", "config"), references),
+        "epochs-3d": lambda: epochs_table(*three("history", "metrics")),
+        "labels-3d": lambda: labels_table(*three("metrics")),
+        "flips": lambda: flips_table(Path(cfg.ablations)),
+        "comparison-3d": lambda: comparison_table(*three("metrics", "config"), references),
+        "slices-2d": lambda: slices_table(*two("metrics")),
+        "epochs-2d": lambda: epochs_2d_table(*two("history", "metrics")),
+        "labels-2d": lambda: labels_table(*two("metrics")),
+        "2d-3d": lambda: both_table(
+            [("2D", cfg.results_2d, *two("metrics", "config")), ("3D", cfg.results_3d, *three("metrics", "config"))],
+            load_json(cfg.benchmark, "python tests/benchmark.py")["models"],
         ),
-        "original": original_table(metrics, config, metrics_2d),
+        "original": lambda: original_table(*three("metrics", "config"), Path(cfg.results_2d) / "metrics.json"),
     }
+
+
+def read_run(folder, made_by):
+    """A function that returns the content of the named JSON files of a run."""
+    return lambda *names: [load_json(Path(folder) / f"{name}.json", made_by) for name in names]
 
 
 def table(header, rows):
@@ -223,8 +224,15 @@ def both_table(runs, benchmark):
     return table(rows[0], rows[1:])
 
 
-def original_table(metrics, config, metrics_2d):
+def original_table(metrics, config, path_2d):
     cases = len(config["data"]["train_cases"]) + len(config["data"]["val_cases"])
+    slices = "per slice: not comparable with a volume's Dice"
+    if path_2d.is_file():
+        metrics_2d = load_json(path_2d, "python train2d.py")
+        slices = (
+            f"{100 * np.mean(metrics_2d['slices']['dice_original']):.1f} % per slice by the original's definition, "
+            f"{100 * np.mean(metrics_2d['mean']['dice']):.1f} % for whole volumes"
+        )
     dice, nsd_2mm = np.mean(metrics["mean"]["dice"]), np.mean(metrics["mean"]["nsd_2mm"])
     return table(
         ["the original documents", "measured or counted here", "likely cause of the difference"],
@@ -236,8 +244,7 @@ def original_table(metrics, config, metrics_2d):
             ],
             [
                 "82.9 % Dice in 2D",
-                f"{100 * np.mean(metrics_2d['slices']['dice_original']):.1f} % per slice by the original's definition, "
-                f"{100 * np.mean(metrics_2d['mean']['dice']):.1f} % for whole volumes",
+                slices,
                 "each slice scored alone: not comparable with a volume's Dice",
             ],
             ["+16 % from 2D to 3D", "not one measure", "98.9 % minus 82.9 %: an NSD of volumes minus a Dice of slices"],

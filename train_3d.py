@@ -42,7 +42,7 @@ BASE_CHANNELS = 16  # channels of the first stage
 DEPTH = 3  # number of poolings
 USE_INR = False  # add the INR (SIREN coordinate) head
 INR_HIDDEN_DIM = 64  # width of the INR head
-DEEP_SUPERVISION = False  # auxiliary losses at the coarser decoder stages (UNet3DWithINR only)
+DEEP_SUPERVISION = False  # auxiliary losses at the coarser decoder stages
 # optimiser
 EPOCHS = 24  # epochs; one is a pass over the training cases
 MIN_STEPS = 80  # with few of them, an epoch is as many passes as make this number of steps
@@ -108,7 +108,8 @@ def run(cfg):
 def check(cfg):
     """Raises UserError for constants that cannot work."""
     check_training(cfg)
-    for name in ("depth", "rotation_degrees", "shift_voxels", "intensity", "gamma", "noise", "blur_mm"):
+    require(cfg.depth >= 1, f"--depth={cfg.depth}: expected 1 or more")
+    for name in ("rotation_degrees", "shift_voxels", "intensity", "gamma", "noise", "blur_mm"):
         require(getattr(cfg, name) >= 0, f"--{name}={getattr(cfg, name)}: expected 0 or more")
     require(0 <= cfg.scale < 1, f"--scale={cfg.scale}: expected at least 0 and less than 1")
     require(cfg.model in MODELS, f"--model={cfg.model}: expected one of {', '.join(MODELS)}")

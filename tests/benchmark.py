@@ -7,7 +7,6 @@ precision that the scripts choose. Needs the data and the finished runs in resul
 """
 
 import json
-import resource
 import subprocess
 import sys
 import time
@@ -42,7 +41,7 @@ def main():
                 sys.executable,
                 __file__,
                 f"--only={only}",
-                f"--checkpoints=['{checkpoint}']",
+                f"--checkpoints={[checkpoint]!r}",
                 f"--data_root={cfg.data_root}",
             ]
             answer = subprocess.run(command, capture_output=True, text=True)
@@ -54,6 +53,8 @@ def main():
 
 def peak_memory_mib():
     """Peak resident memory of this process, in MiB (ru_maxrss is in KiB on Linux, in bytes on macOS)."""
+    import resource  # not on Windows
+
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 

@@ -32,6 +32,18 @@ def test_norm_act_in_bf16_is_close_to_float32():
     assert (layer(x.bfloat16()).float() - layer(x)).abs().max() < 0.05
 
 
+def test_norm_act_off_the_cpu_is_the_same(monkeypatch):
+    """The branch for CUDA, run here on tensors that claim to be elsewhere: same values, one voxel included."""
+
+    class Elsewhere(torch.Tensor):
+        device = torch.device("meta")
+
+    layer = NormAct(4)
+    for size in ((5, 4, 3), (1, 1, 1)):
+        x = torch.randn(2, 4, *size)
+        assert torch.allclose(layer(x.as_subclass(Elsewhere)).as_subclass(torch.Tensor), layer(x), atol=1e-5)
+
+
 @pytest.mark.parametrize("model, parameters", [(UNet3DWithINRLightweight, 1.4e6), (UNet3DWithINRBalanced, 7.8e6)])
 def test_presets(model, parameters):
     for use_inr in (True, False):
@@ -93,8 +105,10 @@ def test_the_inr_knows_where_it_is():
     head = INRHead(3, 5, 3, hidden_dim=16)
     y = head(torch.ones(1, 5, 6, 6, 6))
     assert y.std() > 0 and not torch.allclose(y[..., 0], y[..., 5])
-    coords = INRHead.coordinates((3, 1, 2))
-    assert coords.tolist() == [[-1, 0, -1], [-1, 0, 1], [0, 0, -1], [0, 0, 1], [1, 0, -1], [1, 0, 1]]
+    coords = head.coordinates((3, 1, 2)) * 64
+    assert coords.tolist() == [[-2, 0, -1], [-2, 0, 1], [0, 0, -1], [0, 0, 1], [2, 0, -1], [2, 0, 1]]
+    patch, volume = (head.coordinates((n, n, n)).unflatten(0, (n, n, n)) for n in (8, 12))
+    assert torch.equal(patch, volume[2:-2, 2:-2, 2:-2])  # a voxel's coordinates do not depend on the padding about it
 
 
 def test_siren_initialisation():

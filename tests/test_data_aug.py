@@ -186,6 +186,11 @@ def change_split(folder):
         ),
         (lambda f: (f / "images" / "img_000003.npy").write_bytes(b"\x93NUMPY"), "img_000003.npy: not a readable"),
         (change_split, "phantom_001 is no val case"),
+        (lambda f: (f / "index.csv").write_text((f / "index.csv").read_text().rstrip()[:-2]), "unknown plane or split"),
+        (
+            lambda f: np.save(f / "masks" / "mask_000003.npy", np.full((32, 32), 256)),
+            "mask_000003.npy: expected values",
+        ),
     ],
 )
 def test_damaged_slices(slices, tmp_path, break_it, words):

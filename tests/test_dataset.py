@@ -219,6 +219,9 @@ def test_normalise():
         result.dtype == np.float32 and result.max() < 4 and abs(result.mean()) < 1e-5 and abs(result.std() - 1) < 1e-5
     )
     assert np.allclose(normalise(array * 1e4 + 7), result, atol=1e-3)
+    flat = np.full((20, 20, 20), 1000.1)
+    flat[0, 0, :10] = 5000
+    assert not normalise(flat).any()
 
 
 @pytest.mark.data

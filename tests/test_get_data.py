@@ -161,6 +161,7 @@ def test_no_network(script, tmp_path):
         ("/evil", tarfile.REGTYPE, ""),
         ("Task04_Hippocampus/a\\..\\..\\evil", tarfile.REGTYPE, ""),
         ("C:/evil", tarfile.REGTYPE, ""),
+        ("Task04_Hippocampus/C:/evil", tarfile.REGTYPE, ""),
         ("Task04_Hippocampus/link", tarfile.SYMTYPE, "/etc"),
         ("Task04_Hippocampus/hard", tarfile.LNKTYPE, "../../evil"),
         ("Task04_Hippocampus/pipe", tarfile.FIFOTYPE, ""),

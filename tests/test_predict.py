@@ -139,6 +139,20 @@ def test_bad_files_are_reported_and_the_others_done(run, nifti, phantoms, tmp_pa
     assert "1 segmentations" in out
 
 
+def test_results_do_not_go_into_the_folder_of_the_scans(script, checkpoint, phantoms, tmp_path):
+    scans = shutil.copytree(phantoms / "imagesTr", tmp_path / "scans")
+    one_error_line(
+        script(predict, scans, f"--checkpoint={checkpoint}", f"--out_dir={scans}"), "choose another --out_dir"
+    )
+    assert len(list(scans.iterdir())) == 8 and not list(tmp_path.glob("*.previous-*"))
+
+
+def test_inputs_may_stand_around_options(script, checkpoint, phantoms, tmp_path):
+    a, b = sorted((phantoms / "imagesTr").iterdir())[:2]
+    code, _, err = script(predict, a, f"--checkpoint={checkpoint}", f"--out_dir={tmp_path / 'out'}", "--tta=False", b)
+    assert code == 0 and len(volumes(tmp_path / "out")) == 2, err
+
+
 def test_nothing_good_leaves_nothing(run, tmp_path):
     one_error_line(run(tmp_path / "absent.nii.gz"), "absent.nii.gz", "no such file")
     one_error_line(run(), "no input")
@@ -169,6 +183,11 @@ def test_checkpoints_of_other_models(run, checkpoint, phantoms, tmp_path, change
     common.save_checkpoint(checkpoint, content)
     one_error_line(run(phantoms / "imagesTr"), "model.pth")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_segmentation_of_a_phantom_says_so(run, phantoms, tmp_path):
+    run(phantoms / "imagesTr" / "phantom_001.nii.gz")
+    assert b"SYNTHETIC" in nib.load(tmp_path / "out" / "phantom_001_seg.nii.gz").header["descrip"].item()
 
 
 def test_a_model_of_phantoms_says_so(run, checkpoint, phantoms, tmp_path):

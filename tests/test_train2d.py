@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -110,7 +111,7 @@ def test_a_slice_of_a_validation_case_is_never_trained_on(slices, run_folder):
 def test_volumes_are_fused_from_slices_in_place(phantoms):
     """A model that only looks at its own pixel gives back what it would give for the volume's voxels, nearly."""
     model = torch.nn.Conv2d(1, 3, 1)
-    model.dim = 2
+    model.dim, model.slice_size = 2, 128
     with torch.no_grad():
         model.weight[:, 0, 0, 0], model.bias[:] = torch.tensor([0.0, 3.0, -3.0]), torch.tensor([0.0, -1.5, 1.0])
     volume = load_case(list_cases(phantoms)[0][0])
@@ -121,6 +122,19 @@ def test_volumes_are_fused_from_slices_in_place(phantoms):
     assert (result - expected.softmax(0)).abs().mean() < 0.02 and (
         result.argmax(0) == expected.argmax(0)
     ).float().mean() > 0.95
+
+
+def test_volumes_are_predicted_at_the_size_of_the_training_slices(run_folder, phantoms):
+    sizes = set()
+
+    def watch(module, inputs):
+        sizes.add(tuple(inputs[0].shape[2:]))
+
+    model, _ = predict.load_model(run_folder / "last.pth")
+    model.register_forward_pre_hook(watch)
+    volume = load_case(list_cases(phantoms)[0][0])
+    assert evaluation.predict_volume(model, volume.image, torch.device("cpu"), None).shape == (3, *volume.image.shape)
+    assert sizes == {(32, 32)}
 
 
 def test_predict_takes_a_2d_checkpoint(script, run_folder, phantoms, tmp_path):
@@ -152,6 +166,29 @@ def test_resume_is_exact(script, phantoms, slices, tmp_path, monkeypatch, run_fo
     assert code == 0 and "after epoch 1 of 2" in out, err
     a, b = (common.load_checkpoint(folder / "last.pth")["model_state_dict"] for folder in (run_folder, tmp_path / "r"))
     assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_resume_on_other_slices_is_refused(script, run_folder, phantoms, slices, tmp_path):
+    folder, other = shutil.copytree(run_folder, tmp_path / "r"), tmp_path / "other"
+    script(
+        data_aug,
+        "--size=32",
+        "--slices_per_plane=4",
+        f"--data_root={phantoms}",
+        f"--out_dir={other}",
+        "--num_workers=1",
+        "--fold=0",
+    )
+    shutil.move(slices, tmp_path / "kept")
+    shutil.move(other, slices)
+    try:
+        result = script(
+            train2d, *SMALL, f"--data_dir={slices}", f"--data_root={phantoms}", f"--out_dir={folder}", "--resume=True"
+        )
+    finally:
+        shutil.move(slices, other)
+        shutil.move(tmp_path / "kept", slices)
+    one_error_line(result, "other data or slices")
 
 
 def test_bad_input_is_one_line(script, phantoms, slices, tmp_path):
