@@ -222,11 +222,10 @@ def fit(model, loader, loss_function, validate, cfg, device, dtype, out_dir, inf
 # ---- description of models
 
 
-def print_variants(variants, shape):
-    """Prints a Markdown table of models {name: model}: parameters, multiply-adds, and CPU latency on an input of `shape`."""
+def describe_variants(variants, shape):
+    """Rows [name, parameters, multiply-adds, CPU milliseconds] of models {name: model}, on one input of `shape`."""
     device, dtype = pick_device("cpu")
-    size = " x ".join(map(str, shape[2:]))
-    print(f"| model | parameters | G multiply-adds at {size} | ms on the CPU |\n| --- | --- | --- | --- |")
+    rows = []
     for name, model in variants.items():
         x, seconds = torch.zeros(shape), []
         with torch.inference_mode(), FlopCounterMode(display=False) as counter:
@@ -236,5 +235,15 @@ def print_variants(variants, shape):
                 start = time.perf_counter()
                 model(x)
                 seconds.append(time.perf_counter() - start)
-        multiply_adds = counter.get_total_flops() / 2e9
-        print(f"| {name} | {count_parameters(model):,} | {multiply_adds:.2f} | {1000 * min(seconds):.1f} |")
+        rows.append([name, count_parameters(model), counter.get_total_flops() // 2, round(1000 * min(seconds), 1)])
+    return rows
+
+
+def print_variants(variants, shape):
+    """Prints describe_variants as a table."""
+    rows = describe_variants(variants, shape)
+    print(
+        f"{'model':<36} {'parameters':>11} {'multiply-adds':>15} {'ms on the CPU':>14}   at {' x '.join(map(str, shape[2:]))}"
+    )
+    for name, parameters, multiply_adds, milliseconds in rows:
+        print(f"{name:<36} {parameters:>11,} {multiply_adds / 1e9:>13.2f} G {milliseconds:>14.1f}")

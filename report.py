@@ -47,7 +47,13 @@ def sections(cfg):
     """The generated blocks of the README: {name: function that returns Markdown}."""
     three, two = read_run(cfg.results_3d, "python train_3d.py"), read_run(cfg.results_2d, "python train2d.py")
     references = load_json(cfg.references, "git checkout references.json")
+
+    def benchmark():
+        return load_json(cfg.benchmark, "python tests/benchmark.py")
+
     return {
+        "models": lambda: models_table(benchmark()["models"]),
+        "slices-time": lambda: slices_time(benchmark()["slices"]),
         "headline": lambda: headline(*three("metrics", "config"), references),
         "epochs-3d": lambda: epochs_table(*three("history", "metrics")),
         "labels-3d": lambda: labels_table(*three("metrics")),
@@ -58,7 +64,7 @@ def sections(cfg):
         "labels-2d": lambda: labels_table(*two("metrics")),
         "2d-3d": lambda: both_table(
             [("2D", cfg.results_2d, *two("metrics", "config")), ("3D", cfg.results_3d, *three("metrics", "config"))],
-            load_json(cfg.benchmark, "python tests/benchmark.py")["models"],
+            benchmark()["runs"],
         ),
         "original": lambda: original_table(*three("metrics", "config"), Path(cfg.results_2d) / "metrics.json"),
     }
@@ -194,6 +200,21 @@ def epochs_2d_table(history, metrics):
         ]
         rows.append([f"{text} ({epoch})", *cells, f"{sum(history['seconds'][:epoch]) / 60:.1f}"])
     return table(["epoch", "train Dice", "val Dice", "train NSD", "val NSD", "minutes"], rows)
+
+
+def models_table(models):
+    rows = []
+    for shape, key in (("128 x 128", "2d"), ("40 x 56 x 40", "3d")):
+        for name, parameters, multiply_adds, milliseconds in models[key]:
+            rows.append([name, f"{parameters:,}", shape, f"{multiply_adds / 1e9:.2f} G", milliseconds])
+    return table(["model", "parameters", "input", "multiply-adds", "ms on two CPU cores"], rows)
+
+
+def slices_time(slices):
+    return (
+        f"`data_aug.py` takes {slices['data_aug_seconds']:.0f} s for the {slices['volumes']} volumes on two cores; a plain loop of "
+        f"scikit-image's `resize` and `warp` in one process takes {slices['plain_loop_seconds']:.0f} s, {slices['ratio']} times as long."
+    )
 
 
 def both_table(runs, benchmark):

@@ -1,6 +1,6 @@
-"""Measures what the trained models cost on this machine: seconds and peak memory of a prediction and of a training step.
+"""Measures what things cost on this machine: predictions, training steps, every model, the making of slices.
 
-    python tests/benchmark.py        about a minute on two CPU cores; writes tests/benchmark.json
+    python tests/benchmark.py        about two minutes on two CPU cores; writes tests/benchmark.json
 
 Each measurement runs in a process of its own, on the validation volumes of Task04_Hippocampus, with the device and
 precision that the scripts choose. Needs the data and the finished runs in results_hippocampus-3D and checkpoints-2d.
@@ -9,12 +9,14 @@ precision that the scripts choose. Needs the data and the finished runs in resul
 import json
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
+import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
 from common import autocast, configure, load_checkpoint, pick_device, require, run_script, save_json  # noqa: E402
@@ -22,7 +24,7 @@ from common import autocast, configure, load_checkpoint, pick_device, require, r
 DATA_ROOT = "Task04_Hippocampus"  # Decathlon folder
 CHECKPOINTS = ["results_hippocampus-3D/last.pth", "checkpoints-2d/last.pth"]  # trained models to measure
 OUT = "tests/benchmark.json"  # file to write
-ONLY = ""  # "predict" or "train": measure the first checkpoint in this process and print the result as JSON
+ONLY = ""  # "predict", "train", "models" or "slices": measure this in this process (of the first checkpoint) and print JSON
 
 _REPEATS = 20
 
@@ -30,25 +32,79 @@ _REPEATS = 20
 def main():
     cfg = configure(globals())
     if cfg.only:
-        print(json.dumps({"predict": predict, "train": train}[cfg.only](cfg.checkpoints[0], cfg.data_root)))
+        jobs = {"predict": predict, "train": train, "models": models, "slices": slices}
+        require(cfg.only in jobs, f"--only={cfg.only}: expected one of {', '.join(jobs)}")
+        print(json.dumps(jobs[cfg.only](cfg.checkpoints[0], cfg.data_root)))
         return
-    results = {}
     for checkpoint in cfg.checkpoints:
         load_checkpoint(checkpoint)
-        results[checkpoint] = {}
-        for only in ("predict", "train"):
-            command = [
-                sys.executable,
-                __file__,
-                f"--only={only}",
-                f"--checkpoints={[checkpoint]!r}",
-                f"--data_root={cfg.data_root}",
-            ]
-            answer = subprocess.run(command, capture_output=True, text=True)
-            require(answer.returncode == 0, f"measuring {checkpoint} failed: {answer.stderr.strip()}")
-            results[checkpoint][only] = json.loads(answer.stdout.splitlines()[-1])
-            print(checkpoint, only, results[checkpoint][only], flush=True)
-    save_json(cfg.out, {"threads": torch.get_num_threads(), "torch": torch.__version__, "models": results})
+    results = {"threads": torch.get_num_threads(), "torch": torch.__version__}
+    results |= {only: in_its_own_process(only, cfg, cfg.checkpoints[0]) for only in ("slices", "models")}
+    results["runs"] = {
+        c: {only: in_its_own_process(only, cfg, c) for only in ("predict", "train")} for c in cfg.checkpoints
+    }
+    save_json(cfg.out, results)
+
+
+def in_its_own_process(only, cfg, checkpoint):
+    """What `benchmark.py --only=...` prints in a new process."""
+    command = [
+        sys.executable,
+        __file__,
+        f"--only={only}",
+        f"--checkpoints={[checkpoint]!r}",
+        f"--data_root={cfg.data_root}",
+    ]
+    answer = subprocess.run(command, capture_output=True, text=True)
+    require(answer.returncode == 0, f"measuring {only} of {checkpoint} failed: {answer.stderr.strip()}")
+    result = json.loads(answer.stdout.splitlines()[-1])
+    print(checkpoint, only, result, flush=True)
+    return result
+
+
+def models(checkpoint, data_root):
+    """Parameters, multiply-adds and latency of every named model."""
+    import model2d
+    import unet_inr_3d
+    from engine import describe_variants
+
+    return {
+        "2d": describe_variants(model2d.variants(), model2d.INPUT),
+        "3d": describe_variants(unet_inr_3d.variants(), unet_inr_3d.INPUT),
+    }
+
+
+def slices(checkpoint, data_root):
+    """Seconds of data_aug.py for the whole data set, and of a plain one-process loop of scikit-image for as many slices."""
+    from skimage.transform import AffineTransform, resize, warp
+
+    import data_aug
+    from dataset import list_cases, load_case, to_unit_range
+
+    cases, _ = list_cases(data_root)
+    with tempfile.TemporaryDirectory() as folder:
+        start = time.perf_counter()
+        data_aug.run(configure(vars(data_aug), [], data_root=data_root, out_dir=f"{folder}/slices"))
+        ours = time.perf_counter() - start
+        rng, start = np.random.default_rng(0), time.perf_counter()
+        for case in cases[:_REPEATS]:
+            volume = load_case(case)
+            image = resize(to_unit_range(volume.image), (128,) * 3, order=1, anti_aliasing=True)
+            label = resize(volume.label, (128,) * 3, order=0, anti_aliasing=False, preserve_range=True).astype(np.uint8)
+            for k in range(45):
+                pair = [a.take(rng.integers(40, 90), k % 3) for a in (image, label)]
+                if rng.random() < 0.6:
+                    turn = AffineTransform(rotation=rng.uniform(-0.12, 0.12))
+                    pair = [warp(a, turn, order=order, preserve_range=True) for a, order in zip(pair, (1, 0))]
+                for name, array in zip(("img", "mask"), pair):
+                    np.save(f"{folder}/{name}_{k}.npy", array)
+        plain = (time.perf_counter() - start) / _REPEATS * len(cases)
+    return {
+        "data_aug_seconds": round(ours, 1),
+        "plain_loop_seconds": round(plain, 1),
+        "ratio": round(plain / ours, 1),
+        "volumes": len(cases),
+    }
 
 
 def peak_memory_mib():
