@@ -1,6 +1,6 @@
 """Writes a small SYNTHETIC data set in the layout and style of Task04_Hippocampus.
 
-    python phantom.py                       24 volumes into phantom/, in about 3 seconds
+    python phantom.py                       24 volumes into phantom/, in about 6 seconds
     python train_3d.py --data_root=phantom --out_dir=results_phantom-3D --epochs=3
 
 Each volume shows a curved head-body-tail shape, cut into anterior and posterior by one coronal plane, between
