@@ -8,6 +8,7 @@
 """
 
 import copy
+import itertools
 import math
 import time
 from pathlib import Path
@@ -149,6 +150,7 @@ def fit(model, loader, loss_function, validate, cfg, device, dtype, out_dir, inf
         if training["scaler"]:  # empty where the run began without fp16
             scaler.load_state_dict(training["scaler"])
         history, best = training["history"], training["best"]
+        save_json(out_dir / "history.json", history)  # it may be an epoch behind last.pth
         print(f"resuming {out_dir} after epoch {len(history['seconds'])} of {cfg.epochs}", flush=True)
     steps = len(loader)
     for epoch in range(len(history["seconds"]), cfg.epochs):
@@ -222,12 +224,13 @@ def fit(model, loader, loss_function, validate, cfg, device, dtype, out_dir, inf
 # ---- description of models
 
 
-def describe_variants(variants, shape):
-    """Rows [name, parameters, multiply-adds, CPU milliseconds] of models {name: model}, on one input of `shape`."""
+def describe_models(models, shape):
+    """Rows [name, parameters, multiply-adds, CPU milliseconds] of models {name: class}, each without and with the INR
+    head, on one input of `shape`."""
     device, dtype = pick_device("cpu")
     rows = []
-    for name, model in variants.items():
-        x, seconds = torch.zeros(shape), []
+    for name, use_inr in itertools.product(models, (False, True)):
+        model, x, seconds = models[name](use_inr=use_inr), torch.zeros(shape), []
         with torch.inference_mode(), FlopCounterMode(display=False) as counter:
             model.eval()(x)
         with torch.inference_mode(), autocast(device, dtype):
@@ -235,13 +238,14 @@ def describe_variants(variants, shape):
                 start = time.perf_counter()
                 model(x)
                 seconds.append(time.perf_counter() - start)
+        name += " + INR" * use_inr
         rows.append([name, count_parameters(model), counter.get_total_flops() // 2, round(1000 * min(seconds), 1)])
     return rows
 
 
-def print_variants(variants, shape):
-    """Prints describe_variants as a table."""
-    rows = describe_variants(variants, shape)
+def print_models(models, shape):
+    """Prints describe_models as a table."""
+    rows = describe_models(models, shape)
     print(
         f"{'model':<36} {'parameters':>11} {'multiply-adds':>15} {'ms on the CPU':>14}   at {' x '.join(map(str, shape[2:]))}"
     )

@@ -69,15 +69,10 @@ MODELS = {model.__name__: model for model in (UNet3DWithINR, UNet3DWithINRLightw
 INPUT = (1, 1, 40, 56, 40)  # shape that the table is made for
 
 
-def variants():
-    """Each model, without and with the INR head: {name: model}."""
-    return {f"{name}{' + INR' * inr}": MODELS[name](use_inr=inr) for name in MODELS for inr in (False, True)}
-
-
 def main():
-    from engine import print_variants  # only this table needs the training engine
+    from engine import print_models  # only this table needs the training engine
 
-    print_variants(variants(), INPUT)
+    print_models(MODELS, INPUT)
 
 
 if __name__ == "__main__":

@@ -66,11 +66,11 @@ def models(checkpoint, data_root):
     """Parameters, multiply-adds and latency of every named model."""
     import model2d
     import unet_inr_3d
-    from engine import describe_variants
+    from engine import describe_models
 
     return {
-        "2d": describe_variants(model2d.variants(), model2d.INPUT),
-        "3d": describe_variants(unet_inr_3d.variants(), unet_inr_3d.INPUT),
+        "2d": describe_models(model2d.MODELS, model2d.INPUT),
+        "3d": describe_models(unet_inr_3d.MODELS, unet_inr_3d.INPUT),
     }
 
 
