@@ -9,6 +9,7 @@ import hashlib
 import json
 import math
 import zlib
+from itertools import combinations
 from pathlib import Path
 from typing import NamedTuple
 
@@ -258,27 +259,28 @@ def load_case(case):
     return Volume(case.id, normalise(array), label.astype(np.uint8), spacing)
 
 
-# ---- 3D data set
+# ---- data sets
 
 
-class VolumeDataset(torch.utils.data.Dataset):
-    """Training volumes in memory; an item is an augmented patch: image (1, *patch) float32, label (*patch) uint8.
+class AugmentedDataset(torch.utils.data.Dataset):
+    """Training images in memory, volumes or slices; an item is an augmented patch: image (1, *patch) float32, label
+    (*patch) uint8.
 
     An item's key is (pass, index), as EpochSampler yields it, and its random numbers depend on (seed, pass, index)
     only: the same whatever the number of workers or the epoch that a run was resumed at.
     """
 
-    def __init__(self, volumes, patch, seed, augmentation):
-        self.volumes, self.patch, self.seed, self.augmentation = volumes, tuple(patch), seed, augmentation
+    def __init__(self, images, labels, patch, seed, augmentation):
+        self.images, self.labels = images, labels
+        self.patch, self.seed, self.augmentation = tuple(patch), seed, augmentation
 
     def __len__(self):
-        return len(self.volumes)
+        return len(self.images)
 
     def __getitem__(self, key):
         number, index = key
-        volume = self.volumes[index]
         rng = np.random.default_rng([self.seed, number, index])
-        return augment_volume(volume.image, volume.label, self.patch, rng, **self.augmentation)
+        return augment(self.images[index], self.labels[index], self.patch, rng, **self.augmentation)
 
 
 class Slices(NamedTuple):
@@ -348,20 +350,6 @@ def _load_slice(path, size, kinds, again):
     return array
 
 
-class SliceDataset(torch.utils.data.Dataset):
-    """Training slices in memory; an item is image (1, H, W) float32, label (H, W) uint8. Its key is (pass, index)."""
-
-    def __init__(self, slices):
-        self.images, self.masks = torch.from_numpy(slices.images)[:, None], torch.from_numpy(slices.masks)
-
-    def __len__(self):
-        return len(self.images)
-
-    def __getitem__(self, key):
-        _, index = key
-        return self.images[index], self.masks[index]
-
-
 class EpochSampler:
     """Batches of keys (pass, index), each index once a pass, in an order that depends on (seed, pass) only.
 
@@ -387,29 +375,30 @@ class EpochSampler:
 
 
 def random_affine(rng, size, patch, rotation_degrees, scale, shift_voxels):
-    """A random (3, 4) matrix for F.affine_grid (align_corners=True) that cuts a patch around the centre of a volume
-    of `size`: rotated about each axis by up to rotation_degrees, scaled by up to 1 +- scale, shifted by up to
-    shift_voxels along each axis.
+    """A random (n, n + 1) matrix for F.affine_grid (align_corners=True) that cuts a patch around the centre of an image
+    of `size`, n = 2 or 3: rotated in each plane of two axes by up to rotation_degrees, scaled by up to 1 +- scale,
+    shifted by up to shift_voxels along each axis.
     """
-    angles = np.radians(rng.uniform(-1, 1, 3) * rotation_degrees)
-    matrix = np.eye(3)
-    for axis, angle in enumerate(angles):
-        i, j = [a for a in range(3) if a != axis]
-        turn = np.eye(3)
+    n = len(size)
+    planes = list(combinations(range(n), 2))[::-1]
+    angles = np.radians(rng.uniform(-1, 1, len(planes)) * rotation_degrees)
+    matrix = np.eye(n)
+    for (i, j), angle in zip(planes, angles):
+        turn = np.eye(n)
         turn[i, i] = turn[j, j] = math.cos(angle)
         turn[i, j], turn[j, i] = -math.sin(angle), math.sin(angle)
         matrix = matrix @ turn
     matrix = matrix * np.exp(rng.uniform(-1, 1) * math.log1p(scale))
-    # from the patch's coordinates in [-1, 1] to voxels, through the matrix, to the volume's coordinates in [-1, 1]
+    # from the patch's coordinates in [-1, 1] to voxels, through the matrix, to the image's coordinates in [-1, 1]
     half_in, half_out = (np.maximum(np.array(s) - 1, 1) / 2 for s in (size, patch))
     theta = np.concatenate(
-        [matrix * half_out / half_in[:, None], (rng.uniform(-1, 1, 3) * shift_voxels / half_in)[:, None]], axis=1
+        [matrix * half_out / half_in[:, None], (rng.uniform(-1, 1, n) * shift_voxels / half_in)[:, None]], axis=1
     )
     # affine_grid wants (x, y, z) for the axes (W, H, D)
-    return np.concatenate([theta[::-1, 2::-1], theta[::-1, 3:]], axis=1)
+    return np.concatenate([theta[::-1, -2::-1], theta[::-1, -1:]], axis=1)
 
 
-def augment_volume(
+def augment(
     image,
     label,
     patch,
@@ -423,12 +412,12 @@ def augment_volume(
     noise=0.1,
     blur_mm=0.7,
 ):
-    """An augmented patch of a volume: (1, *patch) float32 and (*patch) uint8 tensors.
+    """An augmented patch of a volume (D, H, W) or slice (H, W): (1, *patch) float32 and (*patch) uint8 tensors.
 
-    image (D, H, W) float32, normalised; label (D, H, W) integers; rng: numpy Generator. One resampling does rotation,
-    scale, shift and flips, the image linearly, the label as the larger share of linear weights; beyond the volume,
-    edges are replicated. 0 turns any of these off:
-    flip_axes: axes of "xyz" to mirror (p = 1/2). intensity: contrast up to 1 +- and brightness up to +- so much
+    image float32, normalised; label integers; rng: numpy Generator. One resampling does rotation, scale, shift and
+    flips, the image linearly, the label as the larger share of linear weights; beyond the image, edges are replicated.
+    0 turns any of these off:
+    flip_axes: axes of a volume, "xyz", to mirror (p = 1/2). intensity: contrast up to 1 +- and brightness up to +- so much
     (p = 1/2). gamma: an exponent between 1 + gamma and its inverse (p = 1/3). noise: largest standard deviation
     (p = 1/3). blur_mm: largest sigma of a Gaussian (p = 1/5).
     """

@@ -17,7 +17,7 @@ import torch
 
 import plots
 from common import autocast, configure, pick_device, require, run_script, seed_everything
-from dataset import PLANES, SliceDataset, list_cases, load_case, load_slices
+from dataset import PLANES, AugmentedDataset, list_cases, load_case, load_slices
 from engine import check_training, fit, make_loader, start_run
 from evaluation import finish
 from metrics import LABELS, case_metrics, dice_focal_loss
@@ -28,6 +28,12 @@ DATA_DIR = "dataset_2d"  # slices, as data_aug.py writes them
 DATA_ROOT = "Task04_Hippocampus"  # Decathlon folder that they were cut from, for the evaluation of volumes
 OUT_DIR = "checkpoints-2d"  # folder for results; one that holds results is kept as <name>.previous-N
 MAX_CASES = 0  # 0: all cases; n: the slices of n cases, the first training and the first validation ones, 80 to 20
+# augmentation, of each slice anew in each epoch
+ROTATION_DEGREES = 15.0  # largest rotation
+SCALE = 0.15  # largest change of size, as a share
+SHIFT_VOXELS = 8.0  # largest shift along each axis, in pixels
+INTENSITY = 0.15  # largest change of contrast (share) and brightness (of the range)
+GAMMA = 0.3  # largest change of the gamma exponent, as a share
 # model
 MODEL = "UNetnnUNetLightweight"  # or UNetnnUNetBalanced, UNetnnUNetDeepSupervision, UNetnnUNetWithINR
 BASE_CHANNELS = 32  # channels of the first stage (UNetnnUNetWithINR only)
@@ -44,6 +50,9 @@ WEIGHT_DECAY = 1e-2  # AdamW's
 WARMUP = 0.05  # share of the schedule with a rising learning rate
 GRADIENT_CLIP = 1.0  # largest norm of the gradient
 FOCAL_GAMMA = 0.0  # exponent of the focal loss; 0 is cross-entropy
+DICE_SMOOTH = (
+    32.0  # pixels added to both sides of the Dice loss's fraction; without them a label that is absent has no gradient
+)
 EMA = 0.999  # decay of the moving average of the weights, which is then evaluated; 0: none
 # system
 SEED = 0  # of weights and order
@@ -86,7 +95,7 @@ def run(cfg):
     )
     info, resume_from = start_run(cfg, model, model_info, data, device, dtype)
     info["slice_size"] = settings["SIZE"]
-    loss_function = partial(dice_focal_loss, gamma=cfg.focal_gamma)
+    loss_function = partial(dice_focal_loss, gamma=cfg.focal_gamma, smooth=cfg.dice_smooth)
 
     def validate(model):
         scores, loss = evaluate_slices(model, val, spacings, cfg.batch_size, device, dtype, loss_function)
@@ -98,7 +107,10 @@ def run(cfg):
             "train_nsd": seen["nsd_1mm"],
         }
 
-    loader = make_loader(SliceDataset(train), cfg, device)
+    names = ("rotation_degrees", "scale", "shift_voxels", "intensity", "gamma")
+    augmentation = {name: getattr(cfg, name) for name in names} | {"noise": 0, "blur_mm": 0}
+    dataset = AugmentedDataset(train.images, train.masks, [settings["SIZE"]] * 2, cfg.seed, augmentation)
+    loader = make_loader(dataset, cfg, device)
     history = fit(model, loader, loss_function, validate, cfg, device, dtype, cfg.out_dir, info, resume_from)
     slices, _ = evaluate_slices(model.eval(), val, spacings, cfg.batch_size, device, dtype, loss_function)
     metrics = finish(model, volumes, history, cfg.out_dir, device, dtype, data["synthetic"], extra={"slices": slices})

@@ -15,7 +15,7 @@ import numpy as np
 
 import plots
 from common import configure, pick_device, require, run_script, seed_everything
-from dataset import VolumeDataset, describe_data, list_cases, load_case, split_cases
+from dataset import AugmentedDataset, describe_data, list_cases, load_case, split_cases
 from engine import check_training, fit, make_loader, start_run
 from evaluation import evaluate, finish
 from metrics import dice_focal_loss, summarise
@@ -83,7 +83,8 @@ def run(cfg):
     checkpoint_info["flip_axes"] = cfg.flip_axes
 
     names = ("rotation_degrees", "scale", "shift_voxels", "flip_axes", "intensity", "gamma", "noise", "blur_mm")
-    dataset = VolumeDataset(train, cfg.patch, cfg.seed, {name: getattr(cfg, name) for name in names})
+    augmentation = {name: getattr(cfg, name) for name in names}
+    dataset = AugmentedDataset([v.image for v in train], [v.label for v in train], cfg.patch, cfg.seed, augmentation)
     loss_function = partial(dice_focal_loss, gamma=cfg.focal_gamma)
     sample = train[:: max(1, len(train) // 16)][:16]  # a fixed sample, for the training NSD
 

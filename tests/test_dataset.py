@@ -13,9 +13,9 @@ from conftest import DATA
 import dataset
 from common import UserError
 from dataset import (
+    AugmentedDataset,
     EpochSampler,
-    VolumeDataset,
-    augment_volume,
+    augment,
     list_cases,
     load_case,
     normalise,
@@ -247,14 +247,14 @@ NONE = {"rotation_degrees": 0, "scale": 0, "shift_voxels": 0, "intensity": 0, "g
 
 def test_no_augmentation_is_the_volume_itself(phantoms):
     volume = volume_of(phantoms)
-    image, label = augment_volume(volume.image, volume.label, volume.image.shape, np.random.default_rng(0), **NONE)
+    image, label = augment(volume.image, volume.label, volume.image.shape, np.random.default_rng(0), **NONE)
     assert np.allclose(image[0], volume.image, atol=1e-4) and np.array_equal(label, volume.label)
 
 
 def test_a_larger_patch_replicates_edges(phantoms):
     volume = volume_of(phantoms)
     patch = [s + 4 for s in volume.image.shape]
-    image, label = augment_volume(volume.image, volume.label, patch, np.random.default_rng(0), **NONE)
+    image, label = augment(volume.image, volume.label, patch, np.random.default_rng(0), **NONE)
     assert np.allclose(image[0], np.pad(volume.image, 2, mode="edge"), atol=1e-4)
     assert np.array_equal(label, np.pad(volume.label, 2, mode="edge"))
 
@@ -263,9 +263,7 @@ def test_flips_mirror_image_and_label_together(phantoms):
     volume = volume_of(phantoms)
     for axis, name in enumerate("xyz"):
         results = [
-            augment_volume(
-                volume.image, volume.label, volume.image.shape, np.random.default_rng(i), flip_axes=name, **NONE
-            )
+            augment(volume.image, volume.label, volume.image.shape, np.random.default_rng(i), flip_axes=name, **NONE)
             for i in range(8)
         ]
         flipped = [np.array_equal(label, np.flip(volume.label, axis)) for _, label in results]
@@ -278,7 +276,7 @@ def test_flips_mirror_image_and_label_together(phantoms):
 def test_rotation_moves_image_and_label_together(phantoms):
     volume = volume_of(phantoms)
     marked = volume.label.astype(np.float32) * 10
-    image, label = augment_volume(
+    image, label = augment(
         marked,
         volume.label,
         (40, 56, 40),
@@ -290,15 +288,32 @@ def test_rotation_moves_image_and_label_together(phantoms):
     assert not np.array_equal(label.shape, volume.label.shape)
 
 
+def test_slices_are_augmented_like_volumes(phantoms):
+    volume = volume_of(phantoms)
+    image, label = volume.image[16], volume.label[16]
+    same, same_label = augment(image, label, image.shape, np.random.default_rng(0), **NONE)
+    assert np.allclose(same[0], image, atol=1e-4) and np.array_equal(same_label, label)
+    turned, turned_label = augment(
+        label * np.float32(10),
+        label,
+        (48, 48),
+        np.random.default_rng(1),
+        **{**NONE, "rotation_degrees": 90, "shift_voxels": 4},
+    )
+    assert turned.shape == (1, 48, 48) and turned_label.sum() > 0 and not np.array_equal(turned_label[:40], label[:40])
+    assert (turned[0].round() == turned_label * 10).float().mean() > 0.9
+
+
+def patches(root, cases, patch, seed):
+    volumes = [volume_of(root, i) for i in range(cases)]
+    return AugmentedDataset([v.image for v in volumes], [v.label for v in volumes], patch, seed, {})
+
+
 def test_items_depend_on_seed_epoch_and_index_only(phantoms):
-    volumes = [volume_of(phantoms, i) for i in range(3)]
-    data = VolumeDataset(volumes, (32, 40, 32), 5, {})
-    again = VolumeDataset(volumes, (32, 40, 32), 5, {})
+    data, again, other = (patches(phantoms, 3, (32, 40, 32), seed) for seed in (5, 5, 6))
     for key in ((0, 1), (3, 2)):
         assert all(torch.equal(a, b) for a, b in zip(data[key], again[key]))
-    assert not torch.equal(data[0, 1][0], data[1, 1][0]) and not torch.equal(
-        data[0, 1][0], VolumeDataset(volumes, (32, 40, 32), 6, {})[0, 1][0]
-    )
+    assert not torch.equal(data[0, 1][0], data[1, 1][0]) and not torch.equal(data[0, 1][0], other[0, 1][0])
     image, label = data[0, 0]
     assert (
         image.shape == (1, 32, 40, 32)
@@ -309,7 +324,7 @@ def test_items_depend_on_seed_epoch_and_index_only(phantoms):
 
 
 def test_workers_give_the_same_batches(phantoms):
-    data = VolumeDataset([volume_of(phantoms, i) for i in range(4)], (24, 32, 24), 0, {})
+    data = patches(phantoms, 4, (24, 32, 24), 0)
     batches = []
     for workers in (0, 2):
         loader = torch.utils.data.DataLoader(

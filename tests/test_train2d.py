@@ -13,7 +13,7 @@ import model2d
 import predict
 import train2d
 from blocks import count_parameters
-from dataset import PLANES, SliceDataset, list_cases, load_case, load_slices
+from dataset import PLANES, list_cases, load_case, load_slices
 
 SMALL = ("--model=UNetnnUNetWithINR", "--base_channels=4", "--unet_depth=2", "--epochs=2", "--min_steps=1")
 
@@ -105,7 +105,7 @@ def test_a_slice_of_a_validation_case_is_never_trained_on(slices, run_folder):
     train, val, _ = load_slices(slices)
     checkpoint = common.load_checkpoint(run_folder / "last.pth")
     assert set(train.cases) == set(checkpoint["train_cases"]) and set(val.cases) == set(checkpoint["val_cases"])
-    assert not set(train.cases) & set(val.cases) and len(SliceDataset(train)) == len(train.cases)
+    assert not set(train.cases) & set(val.cases)
 
 
 def test_volumes_are_fused_from_slices_in_place(phantoms):
