@@ -51,10 +51,11 @@ def check_training(cfg):
         require(getattr(cfg, name) >= 1, f"--{name}={getattr(cfg, name)}: expected 1 or more")
     for name in ("learning_rate", "gradient_clip"):
         require(getattr(cfg, name) > 0, f"--{name}={getattr(cfg, name)}: expected more than 0")
-    for name in ("max_cases", "num_workers", "seed", "weight_decay", "focal_gamma"):
-        require(getattr(cfg, name) >= 0, f"--{name}={getattr(cfg, name)}: expected 0 or more")
+    not_negative = ("max_cases", "num_workers", "seed", "weight_decay", "focal_gamma", "dice_smooth")
+    for name in (*not_negative, "rotation_degrees", "shift_voxels", "intensity", "gamma", "noise", "blur_mm"):
+        require(getattr(cfg, name, 0) >= 0, f"--{name}={getattr(cfg, name, 0)}: expected 0 or more")
     require(cfg.seed < 2**63, f"--seed={cfg.seed}: expected less than 2^63")
-    for name in ("warmup", "ema"):
+    for name in ("warmup", "ema", "scale"):
         require(0 <= getattr(cfg, name) < 1, f"--{name}={getattr(cfg, name)}: expected at least 0 and less than 1")
 
 

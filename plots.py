@@ -118,3 +118,47 @@ def outlines(rows, path, title):
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=9)
     save(figure, path, title)
+
+
+_CONFIGURATIONS = ["#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999"]
+_MARKERS = "osD^vPX*"
+
+
+def search_analysis(groups, path, title):
+    """A grid search in four panels: Dice of each configuration, Dice against parameters and against minutes, curves.
+
+    groups: [{"label", "runs": [entry of small_models_results.json for each seed]}, ...].
+    """
+    figure, ((dice, size), (time, curve)) = plt.subplots(2, 2, figsize=(13, 9.5), layout="constrained")
+    x = np.arange(len(groups))
+    for i, (label, name) in enumerate(LABELS.items()):
+        means = [np.mean([run["dice"][i] for run in g["runs"]]) for g in groups]
+        spreads = [np.mean([run["dice_std"][i] for run in g["runs"]]) for g in groups]
+        place = x + (i - 0.5) * 0.3
+        style = {"fmt": "s", "color": COLOURS[label], "capsize": 4, "markersize": 7}
+        dice.errorbar(place, means, spreads, label=f"{name}, ± standard deviation over cases", **style)
+        for at, g in zip(place, groups):
+            dice.scatter([at] * len(g["runs"]), [run["dice"][i] for run in g["runs"]], color="black", s=14, zorder=3)
+    dice.scatter([], [], color="black", s=14, label="each seed")
+    dice.set_xticks(x, [g["label"].replace(", ", "\n") for g in groups])
+    dice.set(ylabel="Dice of volumes, final weights", title="Dice by configuration")
+    dice.legend(loc="lower center", fontsize=9)
+    for i, g in enumerate(groups):
+        style = {"color": _CONFIGURATIONS[i % 8], "marker": _MARKERS[i % 8]}
+        means = [np.mean(run["dice"]) for run in g["runs"]]
+        size.scatter([run["parameters"] / 1e6 for run in g["runs"]], means, s=50, label=g["label"], **style)
+        time.scatter([run["training_time"] / 60 for run in g["runs"]], means, s=50, **style)
+        for seed, run in enumerate(g["runs"]):
+            values = run["history"]["val_dice"]
+            line = "-" if seed == 0 else "--"
+            curve.plot(range(1, len(values) + 1), values, line, markersize=4, **style)
+    size.set(xlabel="parameters (millions)", ylabel="mean Dice of volumes", title="Dice against parameters")
+    time.set(xlabel="training time (minutes)", ylabel="mean Dice of volumes", title="Dice against training time")
+    seeds = ", first seed solid, others dashed" if max(len(g["runs"]) for g in groups) > 1 else ""
+    curve.set(xlabel="epoch", ylabel="mean validation Dice while training", title=f"Learning curves{seeds}")
+    curve.xaxis.get_major_locator().set_params(integer=True)
+    for axes in (dice, size, time, curve):
+        axes.grid(alpha=0.3)
+    handles, labels = size.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(groups), 5))
+    save(figure, path, title)

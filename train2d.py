@@ -68,9 +68,7 @@ def main():
 
 def run(cfg):
     """Trains and evaluates with a configuration (see common.configure); returns the content of metrics.json."""
-    check_training(cfg)
-    require(cfg.model in MODELS, f"--model={cfg.model}: expected one of {', '.join(MODELS)}")
-    require(cfg.unet_depth >= 1, f"--unet_depth={cfg.unet_depth}: expected 1 or more")
+    check(cfg)
     seed_everything(cfg.seed)
     train, val, settings = load_slices(cfg.data_dir)
     data = {**settings.pop("DATA"), "fold": settings["FOLD"], "slices": settings}
@@ -119,6 +117,13 @@ def run(cfg):
         f"slices: Dice {np.mean(slices['dice']):.4f}, by the original's definition {np.mean(slices['dice_original']):.4f}"
     )
     return metrics
+
+
+def check(cfg):
+    """Raises UserError for constants that cannot work."""
+    check_training(cfg)
+    require(cfg.model in MODELS, f"--model={cfg.model}: expected one of {', '.join(MODELS)}")
+    require(cfg.unet_depth >= 1, f"--unet_depth={cfg.unet_depth}: expected 1 or more")
 
 
 def build_model(cfg):

@@ -110,9 +110,6 @@ def check(cfg):
     """Raises UserError for constants that cannot work."""
     check_training(cfg)
     require(cfg.depth >= 1, f"--depth={cfg.depth}: expected 1 or more")
-    for name in ("rotation_degrees", "shift_voxels", "intensity", "gamma", "noise", "blur_mm"):
-        require(getattr(cfg, name) >= 0, f"--{name}={getattr(cfg, name)}: expected 0 or more")
-    require(0 <= cfg.scale < 1, f"--scale={cfg.scale}: expected at least 0 and less than 1")
     require(cfg.model in MODELS, f"--model={cfg.model}: expected one of {', '.join(MODELS)}")
     axes = set(cfg.flip_axes)
     require(

@@ -11,7 +11,7 @@ import common
 import engine
 import evaluation
 import train_3d
-from dataset import VolumeDataset, list_cases, load_case
+from dataset import AugmentedDataset, list_cases, load_case
 from engine import learning_rate
 from metrics import dice_focal_loss
 
@@ -248,7 +248,7 @@ def test_predictions_with_augmentation_come_back_in_place():
 
 def test_augmentation_is_under_a_quarter_of_a_training_step(phantoms):
     volume = load_case(list_cases(phantoms)[0][0])
-    data = VolumeDataset([volume], (40, 56, 40), 0, {})
+    data = AugmentedDataset([volume.image], [volume.label], (40, 56, 40), 0, {})
     model, _ = train_3d.build_model(common.configure(vars(train_3d), []))
     device, dtype = common.pick_device("cpu")
 

@@ -1,0 +1,60 @@
+"""A grid search over 2D networks: with and without the INR head, of several widths, and with deep supervision.
+
+    python grid_search.py                       all points, one after another; started again, it goes on where it stopped
+    python grid_search.py --only=list           prints the points' keys
+    python grid_search.py --only=nnUNet_BC32_D4_INR64_LR1e-04_WD1e-05     one point, into a file of its own
+    python grid_search.py --collect=True        gathers the points that are there
+
+With --only, any scheduler spreads a search over machines that share OUT_DIR. Needs the slices of data_aug.py. Writes
+into OUT_DIR: small_models_results.json after each point, small_grid_search_analysis.png, and runs/<KEY>/, each as
+train2d.py writes it; prints the table of the README.
+"""
+
+import sys
+
+import train2d
+from common import configure, run_script
+from dataset import load_slices
+from search import search
+
+# data
+DATA_DIR = "dataset_2d"  # slices, as data_aug.py writes them
+DATA_ROOT = "Task04_Hippocampus"  # Decathlon folder that they were cut from
+OUT_DIR = "finetuning_results-2d"  # folder for results; a finished search is kept as <name>.previous-N
+MAX_CASES = 60  # 0: all cases; n: the slices of n cases, 80 to 20
+# grid: every combination is a point
+BASE_CHANNELS = [32]  # channels of the first stage
+UNET_DEPTH = [4]  # number of poolings
+LEARNING_RATE = [1e-4]  # peak of the schedule
+WEIGHT_DECAY = [1e-5]  # AdamW's
+USE_INR = [False, True]  # without and with the INR (SIREN coordinate) head
+INR_HIDDEN_DIM = [32, 48, 64]  # widths of the INR head
+DEEP_SUPERVISION = True  # one more point: without INR, with auxiliary losses at the coarser decoder stages
+SEEDS = [0]  # each point is run with each seed
+# training of each point; everything else is train2d.py's
+EPOCHS = 6  # epochs; one is a pass over the training slices
+MIN_STEPS = 80  # with few of them, an epoch is as many passes as make this number of steps
+BATCH_SIZE = 16  # slices per step
+# system
+ONLY = ""  # key of the one point to run; list: print the keys
+COLLECT = False  # run nothing: gather the points that are there
+DEVICE = "auto"  # auto (CUDA where there is one, CPU otherwise), cpu, cuda, cuda:1
+AMP = True  # mixed precision: fp16 on CUDA, bf16 on a CPU that has it
+NUM_WORKERS = 0  # processes that load; 0: the main one
+
+
+def main():
+    cfg = configure(globals())
+    if not run(cfg):
+        sys.exit(2)
+
+
+def run(cfg):
+    """Runs the search of a configuration; returns whether every point went well."""
+    if not cfg.collect and cfg.only != "list":
+        load_slices(cfg.data_dir)  # missing or damaged slices are one error, not one for each point
+    return search(cfg, train2d, depth_name="unet_depth")
+
+
+if __name__ == "__main__":
+    run_script(main)

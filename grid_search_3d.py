@@ -1,0 +1,62 @@
+"""A grid search over 3D networks: with and without the INR head, of several widths, and with deep supervision.
+
+    python grid_search_3d.py                    all points, one after another; started again, it goes on where it stopped
+    python grid_search_3d.py --only=list        prints the points' keys
+    python grid_search_3d.py --only=nnUNet_BC16_D3_INR64_LR3e-03_WD1e-02     one point, into a file of its own
+    python grid_search_3d.py --collect=True     gathers the points that are there
+
+With --only, any scheduler spreads a search over machines that share OUT_DIR. The defaults take about an hour on two CPU
+cores. Writes into OUT_DIR: small_models_results.json after each point, small_grid_search_analysis.png, and runs/<KEY>/,
+each as train_3d.py writes it; prints the table of the README.
+"""
+
+import sys
+
+import train_3d
+from common import configure, run_script
+from dataset import list_cases
+from search import search
+
+# data
+DATA_ROOT = "Task04_Hippocampus"  # Decathlon folder: dataset.json, imagesTr, labelsTr
+OUT_DIR = "finetuning_results-3d"  # folder for results; a finished search is kept as <name>.previous-N
+MAX_CASES = 0  # 0: all cases; n: the first n sorted cases, before the split
+FOLD = -1  # -1: the first 80 % of the sorted cases train, the rest validate; 0-4: nnU-Net's five folds
+# grid: every combination is a point
+BASE_CHANNELS = [16]  # channels of the first stage
+UNET_DEPTH = [3]  # number of poolings
+LEARNING_RATE = [3e-3]  # peak of the schedule
+WEIGHT_DECAY = [1e-2]  # AdamW's
+USE_INR = [False, True]  # without and with the INR (SIREN coordinate) head
+INR_HIDDEN_DIM = [32, 48, 64]  # widths of the INR head
+DEEP_SUPERVISION = True  # one more point: without INR, with auxiliary losses at the coarser decoder stages
+SEEDS = [0, 1]  # each point is run with each seed
+# training of each point; everything else is train_3d.py's
+EPOCHS = 10  # epochs; one is a pass over the training cases
+MIN_STEPS = 80  # with few of them, an epoch is as many passes as make this number of steps
+BATCH_SIZE = 2  # patches per step
+PATCH = [40, 56, 40]  # voxels of a training patch
+TTA = False  # evaluate the final weights with test-time augmentation
+# system
+ONLY = ""  # key of the one point to run; list: print the keys
+COLLECT = False  # run nothing: gather the points that are there
+DEVICE = "auto"  # auto (CUDA where there is one, CPU otherwise), cpu, cuda, cuda:1
+AMP = True  # mixed precision: fp16 on CUDA, bf16 on a CPU that has it
+NUM_WORKERS = 0  # processes that augment; 0: the main one
+
+
+def main():
+    cfg = configure(globals())
+    if not run(cfg):
+        sys.exit(2)
+
+
+def run(cfg):
+    """Runs the search of a configuration; returns whether every point went well."""
+    if not cfg.collect and cfg.only != "list":
+        list_cases(cfg.data_root)  # missing data are one error, not one for each point
+    return search(cfg, train_3d, depth_name="depth")
+
+
+if __name__ == "__main__":
+    run_script(main)
