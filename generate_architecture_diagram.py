@@ -1,0 +1,151 @@
+"""Draws the architecture of a network from the model object itself, so that the picture cannot disagree with the code.
+
+    python generate_architecture_diagram.py                                   the default 3D network with its INR head
+    python generate_architecture_diagram.py --model=UNetnnUNetLightweight --out=architecture_2d.jpg
+
+A forward pass on zeros records what each stage puts out; boxes are as wide as its channels and as tall as its images
+(both on a logarithmic scale). Writes OUT, in a few seconds.
+"""
+
+import math
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import torch
+from matplotlib.patches import FancyArrowPatch, Rectangle
+
+import model2d
+import plots
+import unet_inr_3d
+from blocks import count_parameters
+from common import configure, require, run_script
+
+MODEL = "UNet3DWithINR"  # a model of unet_inr_3d.py or model2d.py, with its own defaults
+USE_INR = True  # with the INR (SIREN coordinate) head
+OUT = "architecture.jpg"  # picture to write, overwritten
+
+_MODELS = {**unet_inr_3d.MODELS, **model2d.MODELS}
+_ENCODER, _DECODER, _HEAD, _INR = "#56B4E9", "#009E73", "#E69F00", "#CC79A7"
+
+
+def main():
+    run(configure(globals()))
+
+
+def run(cfg):
+    """Draws the model of a configuration; returns the picture's path."""
+    require(cfg.model in _MODELS, f"--model={cfg.model}: expected one of {', '.join(_MODELS)}")
+    endings = (".jpg", ".jpeg", ".png")
+    require(Path(cfg.out).suffix in endings, f"--out={cfg.out}: expected a name that ends in {', '.join(endings)}")
+    model = _MODELS[cfg.model](use_inr=cfg.use_inr)
+    shape = (unet_inr_3d if model.dim == 3 else model2d).INPUT
+    title = f"{cfg.model}{' with INR head' * cfg.use_inr}: {count_parameters(model):,} parameters"
+    draw(model, outputs(model, shape), shape, Path(cfg.out), title)
+    print(f"wrote {cfg.out}")
+    return cfg.out
+
+
+def outputs(model, shape):
+    """{name of a submodule: shape (B, C, *S) of its output} in one forward pass."""
+    shapes, hooks = {}, []
+
+    def record(name):
+        def hook(module, inputs, output):
+            shapes[name] = tuple(output.shape)
+
+        return hook
+
+    for name, module in model.named_modules():
+        if module is not model and module is not model.unet:  # those two return lists, or the final logits
+            hooks.append(module.register_forward_hook(record(name)))
+    with torch.inference_mode():
+        model.eval()(torch.zeros(shape))
+    for handle in hooks:
+        handle.remove()
+    return shapes
+
+
+def convolutions(block):
+    """As "2 x conv 3x3x3, norm, leaky ReLU" of a ConvBlock."""
+    convs = [m for m in block if isinstance(m, (torch.nn.Conv2d, torch.nn.Conv3d))]
+    return f"{len(convs)} x conv {kernel(convs[0])}, instance norm, leaky ReLU"
+
+
+def kernel(conv):
+    return "x".join(map(str, conv.kernel_size))
+
+
+def draw(model, shapes, shape, path, title):
+    """The U: encoder down on the left, decoder up on the right, skips across, heads at the upper right."""
+    unet, stages, across, down = model.unet, len(model.unet.down), 1.6, 2.1
+    figure, axes = plt.subplots(figsize=(15, 2 * stages + 2), layout="constrained")
+    axes.set_axis_off()
+
+    def box(x, y, size, colour):
+        """A box for a tensor (B, C, *S), centred at x, y; returns its half width and half height."""
+        width, height = 0.16 * math.log2(size[1]) + 0.1, 0.17 * math.log2(size[2]) + 0.1
+        axes.add_patch(Rectangle((x - width / 2, y - height / 2), width, height, facecolor=colour, edgecolor="black"))
+        axes.text(x, y, size[1], ha="center", va="center", fontsize=12, weight="bold")
+        axes.text(x, y - height / 2 - 0.05, " x ".join(map(str, size[2:])), ha="center", va="top", fontsize=9)
+        return width / 2, height / 2
+
+    def arrow(start, end, colour="black", style="-"):
+        options = {"arrowstyle": "-|>", "mutation_scale": 14, "color": colour, "linestyle": style, "linewidth": 1.6}
+        axes.add_patch(FancyArrowPatch(start, end, shrinkA=0, shrinkB=0, **options))
+
+    def text(x, y, words, **style):
+        axes.text(x, y, words, **{"fontsize": 9, "ha": "center", "va": "center", **style})
+
+    x_down, x_up = ([sign * across * (stages - 1 - i) for i in range(stages)] for sign in (-1, 1))
+    y, gap = [-down * i for i in range(stages)], 0.27  # gap: below a box, for its size
+    halves = [box(x_down[i], y[i], shapes[f"unet.down.{i}"], _ENCODER) for i in range(stages)]
+    arrow((x_down[0] - 1.4, 0), (x_down[0] - halves[0][0], 0))
+    channels = "1 channel" if shape[1] == 1 else f"{shape[1]} channels"
+    text(x_down[0] - 1.5, 0, f"image\n{channels}\n{' x '.join(map(str, shape[2:]))}", ha="right", fontsize=10)
+    for i in range(1, stages):
+        start, end = (x_down[i - 1], y[i - 1] - halves[i - 1][1] - gap), (x_down[i], y[i] + halves[i][1])
+        arrow(start, end, _ENCODER)
+        text((start[0] + end[0]) / 2 - 0.25, (start[1] + end[1]) / 2 - 0.12, "max pool 2", ha="right")
+    below, top = x_down[-1], y[-1] + halves[-1][1]
+    for j in range(stages - 1):  # deepest first
+        i = stages - 2 - j
+        width, height = box(x_up[i], y[i], shapes[f"unet.merge.{j}"], _DECODER)
+        end = (x_up[i], y[i] - height - gap)
+        arrow((below, top), end, _DECODER)
+        text((below + end[0]) / 2 + 0.25, (top + end[1]) / 2 - 0.12, f"up-conv {kernel(unet.up[j])}", ha="left")
+        arrow((x_down[i] + halves[i][0], y[i]), (x_up[i] - width, y[i]), "#777777", "--")
+        skip, up = shapes[f"unet.down.{i}"][1], shapes[f"unet.up.{j}"][1]
+        text(0, y[i] + 0.1, f"{skip} + {up} channels", va="bottom", color="#555555")
+        below, top = x_up[i], y[i] + height
+        if model.auxiliary and 0 < j < stages - 2:
+            head = model.auxiliary[j - 1]
+            words = f"auxiliary conv {kernel(head)}:\n{head.out_channels} logits, in training"
+            arrow((x_up[i] + width, y[i]), (x_up[i] + 1.2, y[i]), _HEAD)
+            text(x_up[i] + 1.25, y[i], words, ha="left", bbox={"facecolor": _HEAD, "pad": 4})
+    x_head = x_up[0] + 2.4
+    half = box(x_head, 0, shapes["head"], _HEAD)
+    arrow((x_up[0] + width, 0), (x_head - half[0], 0), _HEAD)
+    text((x_up[0] + x_head) / 2, 0.12, f"conv {kernel(model.head)}")
+    text(x_head + half[0] + 0.15, 0, f"logits\n{shapes['head'][1]} classes", ha="left", fontsize=10)
+    if model.inr is not None:
+        inr = model.inr
+        words = (
+            f"INR head, a SIREN for each voxel: {inr.project.in_features} features projected to "
+            f"{inr.project.out_features},\nwith {model.dim} coordinates; {len(inr.siren)} sine layers of "
+            f"{inr.out.in_features}; {inr.out.out_features} logits, added"
+        )
+        middle, height = (x_up[0] + x_head) / 2, 1.9
+        text(middle, height, words, fontsize=10, bbox={"facecolor": _INR, "alpha": 0.5, "pad": 6})
+        arrow((x_up[0], top), (middle - 0.5, height - 0.3), _INR)
+        arrow((middle + 0.5, height - 0.3), (x_head, half[1]), _INR)
+    note = (
+        f"each box of the encoder (blue) and decoder (green): {convolutions(unet.down[0])}; its channels inside, its size "
+        "below\ndashed: skip connections, concatenated with what comes from below; orange: logits"
+    )
+    text(0, y[-1] - 1.1, note, fontsize=10)
+    axes.set(xlim=(x_down[0] - 2.9, x_head + 1.7), ylim=(y[-1] - 1.3, 2.4 if model.inr is not None else 1.0))
+    plots.save(figure, path, title)
+
+
+if __name__ == "__main__":
+    run_script(main)

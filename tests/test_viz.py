@@ -1,0 +1,152 @@
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, one_error_line
+
+import common
+import data_aug
+import generate_architecture_diagram as diagram
+import model2d
+import unet_inr_3d
+import viz
+import viz_aug
+from dataset import list_cases, load_case
+
+PRETRAINED = f"--checkpoint={ROOT / 'pretrained' / 'hippocampus_3d.pth'}"
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+@pytest.fixture(autouse=True)
+def no_display(monkeypatch):
+    monkeypatch.delenv("DISPLAY", raising=False)
+    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
+
+
+# ---- viz.py
+
+
+def test_a_case_and_its_prediction(script, phantoms, tmp_path):
+    out = tmp_path / "vue 1.png"
+    code, text, err = script(
+        viz, f"--data_root={phantoms}", "--case=phantom_007", PRETRAINED, f"--out={out}", "--interactive=False"
+    )
+    assert code == 0, err
+    for path in (out, tmp_path / "vue 1_prediction.png"):
+        assert path.read_bytes().startswith(PNG) and f"wrote {path}" in text
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_without_a_checkpoint_there_is_one_picture(script, phantoms, tmp_path):
+    options = ("--case=phantom_007", "--checkpoint=", "--by_label=True", f"--out={tmp_path / 'a.png'}")
+    code, _, err = script(viz, f"--data_root={phantoms}", "--interactive=False", *options)
+    assert code == 0, err
+    assert [p.name for p in tmp_path.iterdir()] == ["a.png"]
+
+
+def test_surfaces_are_in_millimetres():
+    ball = np.zeros((20, 20, 20), bool)
+    ball[5:15, 5:15, 5:15] = True
+    bounds = viz.surface(ball, 0.5, (2.0, 1.0, 0.5)).bounds
+    assert np.allclose(bounds, (2 * 4.5, 2 * 14.5, 4.5, 14.5, 2.25, 7.25))
+
+
+def test_a_part_at_the_edge_of_the_crop_is_closed():
+    mesh = []
+    plotter = type("Plotter", (), {"add_mesh": lambda self, m, **options: mesh.append(m)})()
+    viz.add_mask(plotter, np.ones((4, 4, 4), bool), (1.0, 1.0, 1.0), "red", smooth=False)
+    assert mesh[0].n_open_edges == 0 and np.allclose(mesh[0].bounds, (-0.5, 3.5) * 3)
+    viz.add_mask(plotter, np.zeros((4, 4, 4), bool), (1.0, 1.0, 1.0), "red")
+    assert len(mesh) == 1
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        (["--data_root=nowhere"], ["nowhere", "get_data.py"]),
+        (["--case=phantom_099"], ["no case phantom_099", "--case=phantom_008"]),
+        (["--checkpoint=none.pth"], ["none.pth", "train_3d.py"]),
+        (["--interactive=maybe"], ["auto, True or False"]),
+        (["--out=picture.bmp"], [".png"]),
+    ],
+)
+def test_mistakes_of_viz(script, phantoms, tmp_path, monkeypatch, options, words):
+    monkeypatch.chdir(tmp_path)
+    one_error_line(
+        script(viz, f"--data_root={phantoms}", "--case=phantom_007", "--interactive=False", *options), *words
+    )
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_picture_is_the_same_twice(phantoms, tmp_path):
+    volume = load_case(list_cases(phantoms)[0][0])
+    assert volume.label.any()
+    pictures = []
+    for name in ("a.png", "b.png"):
+        cfg = common.configure(
+            vars(viz), [], data_root=str(phantoms), case=volume.id, checkpoint="", out=str(tmp_path / name)
+        )
+        viz.run(cfg)
+        pictures.append((tmp_path / name).read_bytes())
+    assert pictures[0] == pictures[1]
+
+
+# ---- viz_aug.py
+
+
+@pytest.fixture(scope="module")
+def slices(phantoms, tmp_path_factory):
+    out_dir = tmp_path_factory.mktemp("slices") / "dataset_2d"
+    options = ["--size=32", "--slices_per_plane=4", f"--data_root={phantoms}", f"--out_dir={out_dir}"]
+    data_aug.run(common.configure(vars(data_aug), [*options, "--num_workers=1"]))
+    return out_dir
+
+
+FIGURES = ("viz_elegant_grid", "viz_detailed_sample", "viz_dataset_overview", "viz_augmentations")
+
+
+def test_four_figures_that_the_seed_decides(script, slices, tmp_path):
+    runs = {}
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        code, _, err = script(viz_aug, f"--data_dir={slices}", f"--out_dir={tmp_path / name}", f"--seed={seed}")
+        assert code == 0, err
+        runs[name] = {p.stem: p.read_bytes() for p in (tmp_path / name).iterdir()}
+    assert set(runs["a"]) == set(FIGURES) and all(data.startswith(PNG) for data in runs["a"].values())
+    assert runs["a"] == runs["b"]
+    assert all(runs["a"][name] != runs["c"][name] for name in FIGURES)
+
+
+def test_figures_are_kept_aside(script, slices, tmp_path):
+    (tmp_path / "vis").mkdir()
+    (tmp_path / "vis" / "mine.png").write_bytes(PNG)
+    script(viz_aug, f"--data_dir={slices}", f"--out_dir={tmp_path / 'vis'}")
+    assert (tmp_path / "vis.previous-1" / "mine.png").is_file()
+
+
+def test_missing_slices(script, tmp_path):
+    one_error_line(script(viz_aug, f"--data_dir={tmp_path / 'none'}", f"--out_dir={tmp_path / 'vis'}"), "data_aug.py")
+    assert not (tmp_path / "vis").exists()
+
+
+# ---- generate_architecture_diagram.py
+
+
+@pytest.mark.parametrize("name", ["UNet3DWithINR", "UNetnnUNetDeepSupervision"])
+def test_the_diagram_is_drawn_from_the_model(script, tmp_path, name):
+    out = tmp_path / "architecture.jpg"
+    code, _, err = script(diagram, f"--model={name}", f"--out={out}")
+    assert code == 0, err
+    assert out.read_bytes()[:2] == b"\xff\xd8"
+
+
+def test_the_diagram_knows_what_each_stage_puts_out():
+    model = unet_inr_3d.UNet3DWithINR(base_channels=4, depth=2, use_inr=True)
+    shapes = diagram.outputs(model, (1, 1, 16, 24, 16))
+    assert [shapes[f"unet.down.{i}"][1:] for i in range(3)] == [(4, 16, 24, 16), (8, 8, 12, 8), (16, 4, 6, 4)]
+    assert shapes["unet.merge.1"][1:] == (4, 16, 24, 16) and shapes["inr"][1:] == (3, 16, 24, 16)
+    assert model(torch.zeros(1, 1, 16, 24, 16)).shape == (1, 3, 16, 24, 16)  # the hooks are gone and changed nothing
+    assert diagram.convolutions(model2d.UNetnnUNetLightweight().unet.down[0]).startswith("1 x conv 3x3, ")
+
+
+def test_mistakes_of_the_diagram(script, tmp_path):
+    one_error_line(script(diagram, "--model=VNet"), "UNet3DWithINRBalanced", "UNetnnUNetLightweight")
+    one_error_line(script(diagram, f"--out={tmp_path / 'a.gif'}"), ".jpg")
