@@ -18,14 +18,18 @@ import math
 import os
 import platform
 import random
+import signal
 import subprocess
 import sys
+import threading
 import tokenize
+import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import torch
+import torch.distributed as dist
 
 
 class UserError(Exception):
@@ -36,10 +40,14 @@ def run_script(main):
     """Calls main(); a UserError or an operating-system error ends with one line on stderr and exit code 2."""
     try:
         main()
+        if world_size() > 1:
+            dist.destroy_process_group()
     except (UserError, OSError) as error:
-        sys.exit(fail(error))
-    except KeyboardInterrupt:
-        print("\ninterrupted", file=sys.stderr)
+        if int(os.environ.get("LOCAL_RANK", 0)) == 0:  # once on each machine
+            fail(error)
+        sys.exit(2)
+    except KeyboardInterrupt as stop:
+        print(f"\ninterrupted{': ' if stop.args else ''}{' '.join(map(str, stop.args))}", file=sys.stderr)
         sys.exit(130)
 
 
@@ -153,6 +161,72 @@ def require(condition, message):
         raise UserError(message)
 
 
+# ---- several processes, as torchrun starts them: torchrun --nproc_per_node=2 train_3d.py
+
+
+def join_processes():
+    """Joins the processes that torchrun started, and silences all but the first; without torchrun does nothing."""
+    if "RANK" in os.environ and not dist.is_initialized():
+        cuda = torch.cuda.is_available() and dist.is_nccl_available()
+        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo")
+        if rank():
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (stays open)
+
+
+def rank():
+    """The number of this process; 0 is the one that writes files."""
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+def world_size():
+    """The number of processes."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def gather(value):
+    """The value of every process, in their order."""
+    values = [value] * world_size()
+    if world_size() > 1:
+        dist.all_gather_object(values, value)
+    return values
+
+
+def on_first(function, *args):
+    """Calls function in the first process only, and gives its result, or its error, to all."""
+    if world_size() == 1:
+        return function(*args)
+    result = [None, None]
+    if rank() == 0:
+        try:
+            result[0] = function(*args)
+        except (UserError, OSError) as error:
+            result[1] = str(error)
+    dist.broadcast_object_list(result, src=0)
+    if result[1] is not None:
+        raise UserError(result[1])
+    return result[0]
+
+
+class Interrupt:
+    """Inside `with Interrupt() as interrupt`, a first Ctrl-C only sets interrupt.asked; a second one interrupts at once."""
+
+    def __enter__(self):
+        self.asked, self.before = False, None
+        if threading.current_thread() is threading.main_thread():
+            self.before = signal.signal(signal.SIGINT, self._handle)
+        return self
+
+    def _handle(self, *_):
+        if self.asked:
+            raise KeyboardInterrupt("nothing was saved since the last epoch")
+        self.asked = True
+        print("\nstopping after this step (Ctrl-C again: at once)", file=sys.stderr)
+
+    def __exit__(self, *_):
+        if self.before is not None:
+            signal.signal(signal.SIGINT, self.before)
+
+
 # ---- seeds, device, precision
 
 
@@ -187,9 +261,13 @@ def pick_device(name="auto", amp=True):
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and world_size() > 1:
+        name = f"cuda:{os.environ['LOCAL_RANK']}"
     try:
         device = torch.device(name)
         torch.zeros(1, device=device)
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
         require(device.type in ("cpu", "cuda", "mps", "xpu"), f"--device={name}: expected auto, cpu or cuda")
     except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
         raise UserError(
@@ -243,16 +321,19 @@ def atomic(path, durable=True):
     of `path`, and otherwise nothing is left. A reader sees the old file or the whole new one.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{os.getpid()}.{path.name}")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         if durable:  # safe against a power cut too; not worth its time for thousands of small files
             with open(temporary, "rb+") as file:
                 os.fsync(file.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        raise OSError(f"{path}: could not be written ({error}); is there room, and permission?") from None
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def save_json(path, content):
@@ -284,7 +365,10 @@ def load_json(path, made_by):
 def save_checkpoint(path, content):
     """Writes a dict of tensors and plain Python values, whole or not at all."""
     with atomic(path) as temporary:
-        torch.save(content, temporary)
+        try:
+            torch.save(content, temporary)
+        except RuntimeError as error:  # torch's word for a full disk
+            raise OSError(str(error).splitlines()[0]) from None
 
 
 def load_checkpoint(path, made_by="python train_3d.py or python train2d.py"):
@@ -292,6 +376,11 @@ def load_checkpoint(path, made_by="python train_3d.py or python train2d.py"):
     if not Path(path).is_file():
         raise UserError(f"{path}: no such checkpoint; make it with: {made_by}")
     try:
+        with zipfile.ZipFile(
+            path
+        ) as archive:  # torch writes without compression: more promised than there is is a trap
+            if sum(entry.file_size for entry in archive.infolist()) > Path(path).stat().st_size:
+                raise ValueError
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises many kinds for a broken or hostile file
         raise UserError(
@@ -304,16 +393,22 @@ def load_checkpoint(path, made_by="python train_3d.py or python train2d.py"):
     return content
 
 
-def fresh_folder(path):
-    """Makes an empty folder; one that holds something is first renamed to <name>.previous-N, so that nothing is
-    overwritten.
-    """
+def check_folder(path):
+    """The path of a folder for results. Raises UserError for a file and for the working directory or one above it."""
     path = Path(path)
     require(not path.exists() or path.is_dir(), f"{path} is a file; choose another --out_dir")
     require(
         path.resolve() not in [Path.cwd(), *Path.cwd().parents],
         f"{path}: results need a folder of their own; choose another --out_dir",
     )
+    return path
+
+
+def fresh_folder(path):
+    """Makes an empty folder; one that holds something is first renamed to <name>.previous-N, so that nothing is
+    overwritten.
+    """
+    path = check_folder(path)
     if path.is_dir() and any(path.iterdir()):
         n = 1
         while (kept := path.with_name(f"{path.name}.previous-{n}")).exists():

@@ -121,8 +121,7 @@ def workers(cfg):
         yield None
         return
     spawn = multiprocessing.get_context("spawn")
-    ignore = {"initializer": signal.signal, "initargs": (signal.SIGINT, signal.SIG_IGN)}  # Ctrl-C is this process's
-    pool = ProcessPoolExecutor(n, mp_context=spawn, **ignore)
+    pool = ProcessPoolExecutor(n, mp_context=spawn, initializer=start_worker)
     try:
         yield pool
     except BrokenProcessPool:
@@ -133,13 +132,17 @@ def workers(cfg):
         pool.shutdown(cancel_futures=True)
 
 
+def start_worker():
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's
+    torch.set_num_threads(1)  # the processes share the cores between them
+
+
 def write_case(job):
     """Writes the slices of one case; returns its rows of index.csv. Files that are there are whole, and kept.
 
     A case's random numbers depend on the seed and its place in the list only, its file numbers on its place only.
     """
     cfg, volume, index, trains = job
-    torch.set_num_threads(1)  # the processes share the cores between them
     rng = np.random.default_rng([cfg.seed, index])
     image = resample(to_unit_range(volume.image), [cfg.size] * 3)
     label = resample(volume.label, [cfg.size] * 3, order=0)

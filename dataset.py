@@ -27,7 +27,8 @@ GET_DATA = "python get_data.py (the real data) or python phantom.py (synthetic v
 PLANES = ("sagittal", "coronal", "axial")  # slices perpendicular to x, y and z
 _SLICES_AGAIN = "make the slices again with: python data_aug.py"
 CLIP_PERCENTILES = (0.5, 99.5)
-MAX_VOXELS = 512**3  # a header that promises more is refused before anything is read
+MAX_VOXELS = 256**3  # a header that promises more is refused before any voxel is read
+_MAX_INTENSITY = 1e15  # beyond it, float32 statistics overflow
 READ_ERRORS = (OSError, EOFError, ValueError, ArithmeticError, MemoryError, zlib.error, HeaderDataError, ImageFileError)
 
 
@@ -140,32 +141,27 @@ def read_nifti(path):
     """
     path = Path(path)
     require(path.is_file(), f"{path}: no such file")
+    require(path.name.endswith((".nii", ".nii.gz")), f"{path}: expected a NIfTI file, .nii or .nii.gz; convert it")
     try:
+        _check_header(path)
         image = nib.load(path)
         header, shape = image.header, image.shape
-        require(
-            isinstance(image, nib.Nifti1Pair),
-            f"{path}: expected a NIfTI file (.nii or .nii.gz), got {type(image).__name__}",
-        )
+        kind = type(image).__name__
+        require(isinstance(image, nib.Nifti1Pair), f"{path}: expected a NIfTI file (.nii or .nii.gz), got {kind}")
         require(
             len(shape) == 3, f"{path}: expected a 3D volume, got {len(shape)}D {tuple(shape)}; split it into volumes"
         )
         require(
             all(s > 0 for s in shape) and math.prod(map(int, shape)) <= MAX_VOXELS,
-            f"{path}: the header gives a size of {' x '.join(map(str, shape))}; expected 1 to {MAX_VOXELS:,} voxels: export it again",
+            f"{path}: the header gives a size of {' x '.join(map(str, shape))}; expected 1 to {MAX_VOXELS:,} voxels: crop it",
         )
         require(
             header.get_data_dtype().kind in "iuf",
             f"{path}: expected integer or real voxels, got {header.get_data_dtype()}; convert it",
         )
-        zooms = header.get_zooms()
-        require(
-            all(math.isfinite(z) and z > 0 for z in zooms),
-            f"{path}: expected a positive spacing in mm, got {zooms}; correct the header",
-        )
         affine = image.affine
         require(
-            np.isfinite(affine).all() and abs(np.linalg.det(affine[:3, :3])) > 1e-9,
+            np.isfinite(affine).all() and 1e-9 < abs(np.linalg.det(affine[:3, :3])) < 1e9,
             f"{path}: the affine in the header is not invertible; correct the header",
         )
         ras = nib.as_closest_canonical(image)
@@ -174,14 +170,41 @@ def read_nifti(path):
         raise UserError(
             f"{path}: not a readable NIfTI file ({type(error).__name__}: {error}); copy or export it again"
         ) from None
-    if array.dtype.kind == "f":
-        with np.errstate(over="ignore"):  # a value beyond float32 becomes infinite, and is reported as such
-            array = array.astype(np.float32)
-        bad = array.size - np.count_nonzero(np.isfinite(array))
-        require(
-            not bad, f"{path}: {bad} voxels are NaN or infinite; expected finite intensities: clean or export it again"
+    if not (-_MAX_INTENSITY < array.min() <= array.max() < _MAX_INTENSITY):  # false for NaN too
+        bad = np.count_nonzero(~(np.abs(array.astype(np.float64)) < _MAX_INTENSITY))
+        raise UserError(
+            f"{path}: {bad} voxels are NaN or infinite, or beyond {_MAX_INTENSITY:g}; expected finite intensities: clean or "
+            "export it again"
         )
+    if array.dtype.kind == "f":
+        array = array.astype(np.float32)
     return np.ascontiguousarray(array), image
+
+
+def _check_header(path):
+    """Raises UserError for what nibabel would mend without a word, or follow far into the file."""
+    with nib.openers.ImageOpener(path) as file:
+        start = file.read(nib.Nifti2Header.sizeof_hdr + 4)
+        kind = nib.Nifti2Header if start[4:7] == b"n+2" else nib.Nifti1Header
+        size = kind.sizeof_hdr
+        require(len(start) >= size, f"{path}: too short for a NIfTI file; copy or export it again")
+        header = kind(start[:size], check=False)
+        magic = bytes(header["magic"].item())[:3]
+        known = magic in (b"n+1", b"n+2") and header["sizeof_hdr"] == size
+        require(known, f"{path}: not a NIfTI file (it does not begin like one); convert it")
+        offset, spacing = float(header["vox_offset"]), header["pixdim"][1:4].tolist()
+        require(0 <= offset <= 2**20, f"{path}: the header puts the voxels at byte {offset:g}; export it again")
+        extensions = start + file.read(max(0, int(offset) - len(start)))
+    positive = all(0 < s < math.inf for s in spacing)
+    require(positive, f"{path}: expected a positive spacing in mm, got {spacing}; correct the header")
+    scaled = not any(math.isinf(header[name]) for name in ("scl_slope", "scl_inter"))
+    require(scaled, f"{path}: the header scales intensities by infinity; correct the header")
+    at = size + 4
+    while start[size : size + 1] not in (b"", b"\0") and at + 8 <= int(offset) <= len(extensions):
+        length = int.from_bytes(extensions[at : at + 4], "little" if header.endianness == "<" else "big", signed=True)
+        fits = 16 <= length <= int(offset) - at
+        require(fits, f"{path}: the header has an extension of {length} bytes; export it again")
+        at += length
 
 
 def spacing_mm(image):
@@ -369,11 +392,14 @@ def load_slices(folder):
 class EpochSampler:
     """Batches of keys (pass, index), each index once a pass, in an order that depends on (seed, pass) only.
 
-    An epoch is one pass, or with few cases as many as make `min_steps` batches. Set `epoch` before iterating.
+    An epoch is one pass, or with few cases as many as make `min_steps` batches. Set `epoch`, and `start` (batches to
+    leave out, those of a resumed epoch), before iterating. With several processes, number `rank` of `world` gets every
+    world-th key of each batch; one for whom none is left gets the first, which its share of 0 takes out of the mean.
     """
 
-    def __init__(self, length, batch_size, seed, min_steps=1):
-        self.length, self.batch_size, self.seed, self.epoch = length, batch_size, seed, 0
+    def __init__(self, length, batch_size, seed, min_steps=1, rank=0, world=1):
+        self.length, self.batch_size, self.seed, self.epoch, self.start = length, batch_size, seed, 0, 0
+        self.rank, self.world = rank, world
         self.batches = -(-length // batch_size)  # of a pass
         self.passes = max(1, -(-min_steps // self.batches))
 
@@ -381,10 +407,19 @@ class EpochSampler:
         return self.passes * self.batches
 
     def __iter__(self):
-        for number in range(self.epoch * self.passes, (self.epoch + 1) * self.passes):
-            order = np.random.default_rng([self.seed, number]).permutation(self.length)
-            for start in range(0, self.length, self.batch_size):
-                yield [(number, int(i)) for i in order[start : start + self.batch_size]]
+        drawn = None
+        for step in range(self.start, len(self)):
+            number, batch = self.epoch * self.passes + step // self.batches, step % self.batches
+            if number != drawn:
+                order, drawn = np.random.default_rng([self.seed, number]).permutation(self.length), number
+            chosen = order[batch * self.batch_size : (batch + 1) * self.batch_size]
+            mine = chosen[self.rank :: self.world]
+            yield [(number, int(i)) for i in (mine if len(mine) else chosen[:1])]
+
+    def share(self, step):
+        """This process's part of a batch, times the number of processes: what its mean loss counts in their average."""
+        size = min(self.batch_size, self.length - step % self.batches * self.batch_size)
+        return len(range(self.rank, size, self.world)) / size * self.world
 
 
 # ---- augmentation

@@ -10,31 +10,43 @@
 import copy
 import itertools
 import math
+import signal
 import time
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from blocks import count_parameters
 from common import (
+    Interrupt,
     UserError,
     autocast,
+    check_folder,
     describe_environment,
     fresh_folder,
+    gather,
     load_checkpoint,
     load_json,
+    on_first,
     pick_device,
+    rank,
     require,
     save_checkpoint,
     save_json,
+    world_size,
 )
 from dataset import EpochSampler
 from metrics import LABELS
 
 HISTORY = ("train_loss", "val_loss", "train_dice", "val_dice", "train_nsd", "val_nsd", "learning_rate", "seconds")
+HISTORY += ("skipped_steps",)
+MAX_BAD_STEPS = (
+    30  # so many steps in a row without a finite gradient end a run; an fp16 scaler needs about 16 to settle
+)
 NOT_PART_OF_A_RUN = ("resume", "num_workers", "out_dir", "device")  # constants that --resume=True may change
 
 
@@ -59,31 +71,46 @@ def check_training(cfg):
         require(0 <= getattr(cfg, name) < 1, f"--{name}={getattr(cfg, name)}: expected at least 0 and less than 1")
 
 
-def start_run(cfg, model, model_info, data, device, dtype):
+def start_run(cfg, defaults, model, model_info, data, device, dtype):
     """Prepares cfg.out_dir and writes config.json: a fresh folder, or with cfg.resume the unfinished run's own.
 
-    model_info: {"name", "args"}; data: dataset.describe_data's. Returns (plain values for the checkpoints, content of
-    last.pth to go on from or None). Raises UserError where a resumed run was started with other constants or data,
-    naming the first difference.
+    defaults: common.constants of the script; model_info: {"name", "args"}; data: dataset.describe_data's. Returns
+    (plain values for the checkpoints, content of last.pth to go on from or None). Raises UserError where a resumed run
+    was started with other constants or data, naming the first difference.
     """
-    out_dir = Path(cfg.out_dir)
+    constants = {name.upper(): value for name, value in sorted(vars(cfg).items())}
     config = {
-        "constants": {name.upper(): value for name, value in sorted(vars(cfg).items())},
+        "constants": constants,
+        "overrides": {name: value for name, value in constants.items() if value != defaults[name][0]},
         "model": model_info,
         "parameters": count_parameters(model),
         "data": data,
         "device": str(device),
+        "processes": world_size(),
         "precision": str(dtype or torch.float32).removeprefix("torch."),
         "environment": describe_environment(),
     }
     print(f"model: {model_info['name']}, {config['parameters']:,} parameters", flush=True)
     info = {"model": model_info, **{name: data[name] for name in ("synthetic", "train_cases", "val_cases", "fold")}}
-    if not (cfg.resume and (out_dir / "last.pth").is_file()):
-        finished = cfg.resume and (out_dir / "metrics.json").exists()
-        require(not finished, f"{out_dir} holds a finished run without its last.pth: start anew without --resume=True")
+    return info, on_first(_open_folder, cfg, config)
+
+
+def _open_folder(cfg, config):
+    """The folder of a run, see start_run; returns the content of last.pth to go on from, or None."""
+    out_dir = Path(cfg.out_dir)
+    if not cfg.resume:
         fresh_folder(out_dir)
         save_json(out_dir / "config.json", config)
-        return info, None
+        return None
+    check_folder(out_dir)
+    for path in [*out_dir.glob(".[0-9]*.*"), *out_dir.glob("plots/.[0-9]*.*")]:
+        path.unlink()  # half-written when the run was killed
+    if not (out_dir / "last.pth").is_file():
+        finished = (out_dir / "metrics.json").exists()
+        require(not finished, f"{out_dir} holds a finished run without its last.pth: start anew without --resume=True")
+        print(f"{out_dir} holds no checkpoint yet: starting from the beginning", flush=True)
+        save_json(out_dir / "config.json", config)
+        return None
     before = load_json(out_dir / "config.json", "a new run without --resume=True")
     for name, value in config["constants"].items():
         if name.lower() not in NOT_PART_OF_A_RUN and before["constants"].get(name) != value:
@@ -92,25 +119,30 @@ def start_run(cfg, model, model_info, data, device, dtype):
                 "resume it with its own constants, or start anew without --resume=True"
             )
     other = f"{out_dir}: this run was started on other data or slices; start anew without --resume=True"
-    require(before.get("data") == data, other)
+    require(before.get("data") == config["data"], other)
     state = load_checkpoint(out_dir / "last.pth")
     require(
-        "training" in state,
-        f"{out_dir / 'last.pth'} holds weights only and cannot be resumed; start anew without --resume=True",
+        "begun" in state.get("training", {}),
+        f"{out_dir / 'last.pth'} cannot be resumed (weights only, or of another version); start anew without --resume=True",
     )
-    return info, state
+    return state
 
 
 def make_loader(data, cfg, device):
     """The batches of a training set whose items are keyed by (pass, index), in an order that depends on cfg.seed."""
     return torch.utils.data.DataLoader(
         data,
-        batch_sampler=EpochSampler(len(data), cfg.batch_size, cfg.seed, cfg.min_steps),
+        batch_sampler=EpochSampler(len(data), cfg.batch_size, cfg.seed, cfg.min_steps, rank(), world_size()),
         num_workers=cfg.num_workers,
         persistent_workers=cfg.num_workers > 0,
+        worker_init_fn=_ignore_interrupts,
         multiprocessing_context="spawn" if cfg.num_workers else None,
         pin_memory=device.type == "cuda",
     )
+
+
+def _ignore_interrupts(_):
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's
 
 
 def hard_dice(logits, target):
@@ -128,21 +160,24 @@ def hard_dice(logits, target):
 def fit(model, loader, loss_function, validate, cfg, device, dtype, out_dir, info, resume_from=None):
     """Trains `model` for cfg.epochs with AdamW, a cosine schedule with warm-up, gradient clipping and mixed precision.
 
-    loader:        batches of (image (B, C, *S), label (B, *S)); its batch_sampler has an `epoch` to set.
-    loss_function: (logits, label) to a scalar.
+    loader:        batches of (image (B, C, *S), label (B, *S)), as make_loader makes it.
+    loss_function: (logits, label) to a scalar, a mean over the batch.
     validate:      called with the model in eval mode; returns {"val_loss", "val_dice", "val_nsd", "train_nsd"}.
     cfg:           epochs, learning_rate, weight_decay, warmup, gradient_clip, and ema (0: none; else the decay of a
                    moving average of the weights, which is then what is validated and saved).
     info:          plain values for the checkpoints: "model" (name and arguments), "train_cases", ...
     resume_from:   what start_run returned.
 
-    Returns the history; the model ends with its final (with ema, averaged) weights.
+    Returns the history; the model ends with its final (with ema, averaged) weights. A step whose gradient is not finite
+    is skipped and counted. A Ctrl-C is answered after the step, which is saved. With several processes (torchrun), each
+    takes its share of every batch and of the validation, and the first one writes.
     """
     out_dir = Path(out_dir)
     optimiser = torch.optim.AdamW(model.parameters(), lr=cfg.learning_rate, weight_decay=cfg.weight_decay)
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
     average = copy.deepcopy(model).eval() if cfg.ema else model
     history, best = {name: [] for name in HISTORY}, {"epoch": 0, "val_dice": -1.0}
+    begun = {"step": 0, "losses": [], "dices": [], "skipped": 0, "seconds": 0.0}  # of the unfinished epoch
     if resume_from:
         training = resume_from["training"]
         average.load_state_dict(resume_from["model_state_dict"])
@@ -150,76 +185,131 @@ def fit(model, loader, loss_function, validate, cfg, device, dtype, out_dir, inf
         optimiser.load_state_dict(training["optimiser"])
         if training["scaler"]:  # empty where the run began without fp16
             scaler.load_state_dict(training["scaler"])
-        history, best = training["history"], training["best"]
-        save_json(out_dir / "history.json", history)  # it may be an epoch behind last.pth
-        print(f"resuming {out_dir} after epoch {len(history['seconds'])} of {cfg.epochs}", flush=True)
-    steps = len(loader)
+        history, best, begun = training["history"], training["best"], training["begun"]
+        where = f"after epoch {len(history['seconds'])}" + f" and {begun['step']} steps" * (begun["step"] > 0)
+        if rank():  # the first process holds the sums
+            begun = {**begun, "losses": [0.0] * begun["step"], "dices": []}
+        on_first(save_json, out_dir / "history.json", history)  # it may be an epoch behind last.pth
+        print(f"resuming {out_dir} {where} of {cfg.epochs}", flush=True)
+    parallel = model
+    if world_size() > 1:
+        parallel = DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None)
+    sampler, bad, interrupt = loader.batch_sampler, 0, Interrupt()
+
+    def save(name, **more):
+        epoch, dice = len(history["seconds"]), history["val_dice"][-1] if history["val_dice"] else None
+        content = {**info, "model_state_dict": average.state_dict(), "epoch": epoch, "val_dice": dice, **more}
+        on_first(save_checkpoint, out_dir / name, content)
+
+    def save_all():
+        parts = {"weights": model.state_dict(), "optimiser": optimiser.state_dict(), "scaler": scaler.state_dict()}
+        save("last.pth", training={**parts, "history": history, "best": best, "begun": begun})
+
     for epoch in range(len(history["seconds"]), cfg.epochs):
-        start, losses, dices = time.perf_counter(), [], []
+        start, (losses, dices, skipped) = time.perf_counter(), (begun[name] for name in ("losses", "dices", "skipped"))
         model.train()
-        loader.batch_sampler.epoch = epoch
-        bar = tqdm(loader, desc=f"epoch {epoch + 1}/{cfg.epochs}", leave=False, disable=None)
-        for step, (image, label) in enumerate(bar):
-            rate = learning_rate((epoch + step / steps) / cfg.epochs, cfg.learning_rate, cfg.warmup)
-            for group in optimiser.param_groups:
-                group["lr"] = rate
-            image, label = image.to(device, non_blocking=True), label.to(device, non_blocking=True)
-            with autocast(device, dtype):
-                logits = model(image)
-            loss = loss_function(logits, label)
-            optimiser.zero_grad(set_to_none=True)
-            scaler.scale(loss).backward()
-            scaler.unscale_(optimiser)
-            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.gradient_clip)
-            if scaler.is_enabled() or torch.isfinite(norm):
-                scaler.step(optimiser)
-            scaler.update()
-            if cfg.ema:
-                decay = min(cfg.ema, (1 + epoch * steps + step) / (10 + epoch * steps + step))
-                with torch.no_grad():
-                    torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
-            losses.append(loss.item())
-            dices.append(hard_dice(logits[0] if isinstance(logits, list) else logits, label))
-            bar.set_postfix(loss=f"{np.mean(losses[-20:]):.3f}", dice=f"{np.nanmean(np.concatenate(dices[-20:])):.3f}")
-        average.eval()
-        entry = {
-            "train_loss": float(np.mean(losses)),
-            "train_dice": np.nanmean(np.concatenate(dices), axis=0).tolist(),
-            "learning_rate": rate,
-            **validate(average),
-        }
-        entry["seconds"] = 0.0
-        for name in HISTORY:
-            history[name].append(entry[name])
-        content = {**info, "model_state_dict": average.state_dict(), "epoch": epoch + 1, "val_dice": entry["val_dice"]}
-        if np.mean(entry["val_dice"]) > best["val_dice"]:
-            best = {"epoch": epoch + 1, "val_dice": float(np.mean(entry["val_dice"]))}
-            save_checkpoint(out_dir / "best_model.pth", content)
-        history["seconds"][-1] = round(time.perf_counter() - start, 3)  # nearly: last.pth is still to be written
-        save_checkpoint(
-            out_dir / "last.pth",
-            {
-                **content,
-                "training": {
-                    "weights": model.state_dict(),
-                    "optimiser": optimiser.state_dict(),
-                    "scaler": scaler.state_dict(),
-                    "history": history,
-                    "best": best,
-                },
-            },
+        sampler.epoch, sampler.start, steps = epoch, begun["step"], len(sampler)
+        bar = tqdm(
+            loader, f"epoch {epoch + 1}/{cfg.epochs}", steps, False, disable=rank() > 0 or None, initial=begun["step"]
         )
-        history["seconds"][-1] = round(time.perf_counter() - start, 3)
-        save_json(out_dir / "history.json", history)
-        print(
-            f"epoch {epoch + 1:3d}/{cfg.epochs}  loss {entry['train_loss']:.4f} / {entry['val_loss']:.4f}  "
-            f"Dice {' '.join(f'{d:.4f}' for d in entry['train_dice'])} / {' '.join(f'{d:.4f}' for d in entry['val_dice'])}  "
-            f"NSD {np.mean(entry['val_nsd']):.4f}  {history['seconds'][-1]:.0f} s",
-            flush=True,
-        )
+        with interrupt:
+            for step, (image, label) in enumerate(bar, begun["step"]):
+                rate = learning_rate((epoch + step / steps) / cfg.epochs, cfg.learning_rate, cfg.warmup)
+                for group in optimiser.param_groups:
+                    group["lr"] = rate
+                image, label = image.to(device, non_blocking=True), label.to(device, non_blocking=True)
+                with autocast(device, dtype):
+                    logits = parallel(image)
+                share = sampler.share(step)  # of this process in the batch, 1 when it is alone
+                loss = loss_function(logits, label) * share
+                optimiser.zero_grad(set_to_none=True)
+                scaler.scale(loss).backward()
+                scaler.unscale_(optimiser)
+                norm = torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.gradient_clip)
+                finite = bool(torch.isfinite(norm))
+                if scaler.is_enabled() or finite:  # a scaler skips the step itself
+                    scaler.step(optimiser)
+                scaler.update()
+                if cfg.ema and finite:
+                    decay = min(cfg.ema, (1 + epoch * steps + step) / (10 + epoch * steps + step))
+                    with torch.no_grad():
+                        torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
+                losses.append(loss.item() / world_size() if finite else float("nan"))
+                if share:
+                    dices += hard_dice(logits[0] if isinstance(logits, list) else logits, label).tolist()
+                skipped, bad = skipped + (not finite), 0 if finite else bad + 1
+                if bad == MAX_BAD_STEPS:
+                    raise UserError(bad_steps(epoch, loss.item(), out_dir))
+                bar.set_postfix(loss=f"{np.mean(losses[-20:]):.3f}", dice=f"{np.nanmean(dices[-20:] or [np.nan]):.3f}")
+                if any_process(interrupt.asked) and step + 1 < steps:
+                    losses, dices = together(losses, dices)
+                    seconds = begun["seconds"] + time.perf_counter() - start
+                    begun = {"step": step + 1, "losses": losses, "dices": dices, "skipped": skipped, "seconds": seconds}
+                    save_all()
+                    raise KeyboardInterrupt(saved(out_dir))
+            average.eval()
+            losses, dices = together(losses, dices)
+            entry = {
+                "train_loss": float(np.nanmean(losses)),
+                "train_dice": np.nanmean(dices, axis=0).tolist(),
+                "learning_rate": rate,
+                "skipped_steps": skipped,
+                **validate(average),
+            }
+            entry["seconds"] = 0.0
+            for name in HISTORY:
+                history[name].append(entry[name])
+            if np.mean(entry["val_dice"]) > best["val_dice"]:
+                best = {"epoch": epoch + 1, "val_dice": float(np.mean(entry["val_dice"]))}
+                save("best_model.pth")
+            before = begun["seconds"]
+            begun = {"step": 0, "losses": [], "dices": [], "skipped": 0, "seconds": 0.0}
+            history["seconds"][-1] = round(before + time.perf_counter() - start, 3)  # nearly: last.pth is to be written
+            save_all()
+            history["seconds"][-1] = round(before + time.perf_counter() - start, 3)
+            on_first(save_json, out_dir / "history.json", history)
+            print(
+                f"epoch {epoch + 1:3d}/{cfg.epochs}  loss {entry['train_loss']:.4f} / {entry['val_loss']:.4f}  "
+                f"Dice {' '.join(f'{d:.4f}' for d in entry['train_dice'])} / {' '.join(f'{d:.4f}' for d in entry['val_dice'])}  "
+                f"NSD {np.mean(entry['val_nsd']):.4f}  {history['seconds'][-1]:.0f} s"
+                + f"  {skipped} steps skipped: gradient not finite"
+                * (skipped > 0),
+                flush=True,
+            )
+            if any_process(interrupt.asked):
+                raise KeyboardInterrupt(saved(out_dir))
     if cfg.ema:
         model.load_state_dict(average.state_dict())
     return history
+
+
+def together(losses, dices):
+    """The losses of each step summed, and the Dice of all samples, over all processes."""
+    parts = gather((losses, dices))
+    return np.sum([part[0] for part in parts], axis=0).tolist(), [dice for part in parts for dice in part[1]]
+
+
+def any_process(flag):
+    """Whether a flag is set in any of the processes."""
+    if world_size() == 1:
+        return flag
+    flags = torch.tensor(float(flag))
+    torch.distributed.all_reduce(flags)
+    return bool(flags)
+
+
+def saved(out_dir):
+    return f"all steps are saved in {out_dir / 'last.pth'}; to go on, run the same command with --resume=True"
+
+
+def bad_steps(epoch, loss, out_dir):
+    """What to say when a run keeps failing."""
+    good = f"{out_dir / 'last.pth'} holds the weights after epoch {epoch}, which are good"
+    return (
+        f"epoch {epoch + 1}: stopped, for the gradient was not finite in {MAX_BAD_STEPS} steps one after the other (last "
+        f"loss: {loss:g}); {good if epoch else 'there is no good checkpoint yet'}; start anew with a smaller "
+        "--learning_rate or with --amp=False"
+    )
 
 
 # ---- description of models

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from common import autocast, load_checkpoint, save_json
+from common import autocast, gather, load_checkpoint, on_first, rank, save_json, world_size
 from metrics import case_metrics, summarise
 
 
@@ -63,16 +63,23 @@ def _predict_slices(model, x, device, dtype, batch=16):
 
 
 def evaluate(model, volumes, device, dtype, tta=False, flip_axes="", loss_function=None):
-    """Metrics of each volume on its own grid: ({id: case_metrics}, list of losses, empty without loss_function)."""
+    """Metrics of each volume on its own grid: ({id: case_metrics}, list of losses, empty without loss_function).
+
+    With several processes, each does its share of the volumes, and all get the result.
+    """
     model.eval()
-    cases, losses = {}, []
-    for volume in volumes:
+    cases, losses = {}, {}
+    for volume in volumes[rank() :: world_size()]:
         probabilities = predict_volume(model, volume.image, device, dtype, tta, flip_axes)
         if loss_function:
             label = torch.from_numpy(volume.label)[None].to(device)
-            losses.append(loss_function(probabilities.clamp_min(1e-9).log()[None], label).item())  # softmax(log p) = p
+            logits = probabilities.clamp_min(1e-9).log()[None]  # softmax(log p) = p
+            losses[volume.id] = loss_function(logits, label).item()
         cases[volume.id] = case_metrics(probabilities.argmax(0).byte().cpu().numpy(), volume.label, volume.spacing_mm)
-    return cases, losses
+    for more_cases, more_losses in gather((cases, losses)):
+        cases, losses = {**cases, **more_cases}, {**losses, **more_losses}
+    ids = [volume.id for volume in volumes]
+    return {i: cases[i] for i in ids}, [losses[i] for i in ids] if loss_function else []
 
 
 def finish(model, val, history, out_dir, device, dtype, synthetic, tta=False, flip_axes="", extra=None):
@@ -80,15 +87,14 @@ def finish(model, val, history, out_dir, device, dtype, synthetic, tta=False, fl
 
     extra: further content of metrics.json. Returns the content of metrics.json; the model keeps its final weights.
     """
-    import plots  # here, so that prediction needs no matplotlib
-
     out_dir = Path(out_dir)
-    final_weights = {k: v.clone() for k, v in model.state_dict().items()}
-    best = load_checkpoint(out_dir / "best_model.pth")
-    model.load_state_dict(best["model_state_dict"])
-    best_cases, _ = evaluate(model, val, device, dtype, tta, flip_axes)
-    model.load_state_dict(final_weights)
     final, _ = evaluate(model, val, device, dtype, tta, flip_axes)
+    best, best_cases = on_first(load_checkpoint, out_dir / "best_model.pth"), final
+    if best["epoch"] < len(history["seconds"]):
+        final_weights = {k: v.clone() for k, v in model.state_dict().items()}
+        model.load_state_dict(best["model_state_dict"])
+        best_cases, _ = evaluate(model, val, device, dtype, tta, flip_axes)
+        model.load_state_dict(final_weights)
     metrics = {
         "synthetic": synthetic,
         "cases": final,
@@ -98,11 +104,24 @@ def finish(model, val, history, out_dir, device, dtype, synthetic, tta=False, fl
         "best": {"epoch": best["epoch"], "mean": summarise(best_cases)["mean"]},
         **(extra or {}),
     }
-    save_json(out_dir / "metrics.json", metrics)
+    on_first(save_json, out_dir / "metrics.json", metrics)
+    on_first(draw_results, model, val, final, out_dir / "plots", device, dtype, synthetic, tta, flip_axes)
+    mean = metrics["mean"]
+    print(
+        f"final weights{' with test-time augmentation' if tta else ''}: Dice {mean['dice'][0]:.4f} anterior, "
+        f"{mean['dice'][1]:.4f} posterior, mean {np.mean(mean['dice']):.4f}; NSD at 1 mm {np.mean(mean['nsd_1mm']):.4f}; "
+        f"HD95 {np.mean(mean['hd95_mm']):.2f} mm; {metrics['training_minutes']} minutes of training; {out_dir / 'metrics.json'}"
+    )
+    return metrics
+
+
+def draw_results(model, val, final, folder, device, dtype, synthetic, tta, flip_axes):
+    """per_case_dice.png, and predictions.png of the best, the median and the worst case. final: {id: case_metrics}."""
+    import plots  # here, so that prediction needs no matplotlib
 
     source = plots.source(synthetic)
     title = f"Final weights, {len(final)} validation cases: {source}"
-    plots.per_case_dice(final, out_dir / "plots" / "per_case_dice.png", title)
+    plots.per_case_dice(final, folder / "per_case_dice.png", title)
     order = sorted(val, key=lambda v: np.mean(final[v.id]["dice"]))
     rows = []
     for text, volume in (("best", order[-1]), ("median", order[len(order) // 2]), ("worst", order[0])):
@@ -112,12 +131,4 @@ def finish(model, val, history, out_dir, device, dtype, synthetic, tta=False, fl
         panels = [(a[x], a[:, y], a[:, :, z]) for a in (volume.image, volume.label, prediction)]
         scores = " / ".join(f"{d:.3f}" for d in final[volume.id]["dice"])
         rows.append((f"{text}: {volume.id}, Dice {scores}", list(zip(*panels))))
-    plots.outlines(rows, out_dir / "plots" / "predictions.png", f"Sagittal, coronal, axial: {source}")
-
-    mean = metrics["mean"]
-    print(
-        f"final weights{' with test-time augmentation' if tta else ''}: Dice {mean['dice'][0]:.4f} anterior, "
-        f"{mean['dice'][1]:.4f} posterior, mean {np.mean(mean['dice']):.4f}; NSD at 1 mm {np.mean(mean['nsd_1mm']):.4f}; "
-        f"HD95 {np.mean(mean['hd95_mm']):.2f} mm; {metrics['training_minutes']} minutes of training; {out_dir / 'metrics.json'}"
-    )
-    return metrics
+    plots.outlines(rows, folder / "predictions.png", f"Sagittal, coronal, axial: {source}")

@@ -22,6 +22,7 @@ DATA_DIR = "dataset_2d"  # slices, as data_aug.py writes them
 DATA_ROOT = "Task04_Hippocampus"  # Decathlon folder that they were cut from
 OUT_DIR = "finetuning_results-2d"  # folder for results; a finished search is kept as <name>.previous-N
 MAX_CASES = 60  # 0: all cases; n: the slices of n cases, 80 to 20
+MODEL = "UNetnnUNetWithINR"  # the network whose sizes the grid sets
 # grid: every combination is a point
 BASE_CHANNELS = [32]  # channels of the first stage
 UNET_DEPTH = [4]  # number of poolings

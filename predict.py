@@ -18,10 +18,12 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import torch
 from tqdm import tqdm
 
 import model2d
 import unet_inr_3d
+from blocks import count_parameters
 from common import UserError, atomic, configure, fail, fresh_folder, load_checkpoint, pick_device, require, run_script
 from dataset import case_id, list_volumes, normalise, read_nifti, resample, spacing_mm
 from evaluation import predict_volume
@@ -106,18 +108,37 @@ def find_inputs(inputs):
 
 
 def load_model(path):
-    """(model in eval mode, checkpoint without its weights). Raises UserError for a checkpoint of another kind of model."""
+    """(model in eval mode, checkpoint without its weights). Raises UserError for a checkpoint of another kind of model.
+
+    The file is not trusted: the network is built without memory first, and only if the file is large enough to hold it.
+    """
     info = load_checkpoint(path)
     try:
-        weights = {name: value.float() for name, value in info.pop("model_state_dict").items()}
-        model = MODELS[info["model"]["name"]](**info["model"]["args"])
-        model.load_state_dict(weights)
-    except (KeyError, TypeError, RuntimeError, ValueError, AttributeError) as error:
+        weights, name, args = info.pop("model_state_dict"), info["model"]["name"], info["model"]["args"]
+        limits = {"depth": 10, "unet_depth": 10, "convs": 4, "inr_chunk": 0}
+        if not all(0 <= value <= limits.get(key, 1024) for key, value in args.items()):
+            raise ValueError(f"a {name} of {args}")
+        with torch.device("meta"):
+            model = MODELS[name](**args)
+        if (model.in_channels, model.head.out_channels) != (1, 3):
+            raise ValueError("expected 1 channel in and 3 out")
+        if count_parameters(model) > Path(path).stat().st_size:
+            raise ValueError(f"a file too small for a {name} of {args}")
+        model.load_state_dict(weights, assign=True)
+        if not all(v.is_floating_point() and torch.isfinite(v).all() for v in weights.values()):
+            raise ValueError("weights that are not finite numbers")
+        model.float()
+        model.slice_size = info.get("slice_size", model.slice_size)
+        if not (isinstance(model.slice_size, int) and 8 <= model.slice_size <= 1024):
+            raise ValueError("slice_size")
+        axes = info.setdefault("flip_axes", "")
+        if not isinstance(axes, str) or sorted(axes) != sorted(set(axes) & set("xyz")):
+            raise ValueError("flip_axes")
+    except (KeyError, TypeError, RuntimeError, ValueError, AttributeError, ArithmeticError) as error:
         raise UserError(
-            f"{path}: a checkpoint of another model ({str(error).splitlines()[0]}); "
+            f"{path}: a checkpoint of another model ({(str(error) or type(error).__name__).splitlines()[0]}); "
             f"expected one of {', '.join(MODELS)}, as train_3d.py and train2d.py write"
         ) from None
-    model.slice_size = info.get("slice_size", model.slice_size)
     return model.eval(), info
 
 
@@ -127,6 +148,7 @@ def segment(model, path, device, dtype, tta=True, flip_axes="", mirror=False):
     """
     array, image = read_nifti(path)
     spacing = np.array(spacing_mm(image))
+    require(spacing.min() >= 0.1, f"{path}: a spacing of {spacing.min():g} mm; expected 0.1 mm or more: resample it")
     sides = spacing * array.shape
     require(
         _SIDE_MM[0] <= sides.min() and sides.max() <= _SIDE_MM[1],

@@ -1,9 +1,9 @@
-"""Writes the numbers of README.md from the result files, so that the two cannot disagree.
+"""Writes the numbers of README.md and MODEL_IMPROVEMENTS.md from the result files, so that they cannot disagree.
 
-    python report.py        rewrites what stands between <!-- name --> and <!-- /name --> in README.md
+    python report.py        rewrites what stands between <!-- name --> and <!-- /name --> in both
 
-Reads history.json, metrics.json and config.json of the 3D and the 2D run, the runs in ablations/, tests/benchmark.json,
-and references.json for what others published.
+Reads history.json, metrics.json and config.json of the 3D and the 2D run, the runs in ablations/, the grid searches,
+tests/benchmark.json, and references.json for what others published.
 """
 
 import re
@@ -11,32 +11,35 @@ from pathlib import Path
 
 import numpy as np
 
+import search
 from common import atomic, configure, load_json, require, run_script
 
-README = "README.md"  # file to rewrite
+PAGES = ["README.md", "MODEL_IMPROVEMENTS.md"]  # files to rewrite
 RESULTS_3D = "results_hippocampus-3D"  # run that it reports
 RESULTS_2D = "checkpoints-2d"  # 2D run that it reports
 BENCHMARK = "tests/benchmark.json"  # what tests/benchmark.py measured
 ABLATIONS = "ablations"  # folder of shorter runs, each with one thing changed
+SEARCHES = ["finetuning_results-2d", "finetuning_results-3d"]  # grid searches
 REFERENCES = "references.json"  # published figures, each with its source
 
 
 def main():
     cfg = configure(globals())
-    text = Path(cfg.readme).read_text(encoding="utf-8")
-    with atomic(cfg.readme) as temporary:
-        temporary.write_text(rewrite(text, sections(cfg)), encoding="utf-8")
-    print(f"{cfg.readme} is up to date with {cfg.results_3d}")
+    for page in cfg.pages:
+        text = rewrite(Path(page).read_text(encoding="utf-8"), sections(cfg))
+        with atomic(page) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+        print(f"{page} is up to date with the result files")
 
 
 def rewrite(text, blocks):
     """The text with each block that it has marks for put between them. blocks: {name: function that returns it}."""
     marks = re.findall(r"^<!-- /(\S+) -->$", text, re.M)
     require(
-        marks, "README has no marks such as <!-- headline --> and <!-- /headline -->; put them where a block belongs"
+        marks, "the page has no marks such as <!-- headline --> and <!-- /headline -->; put them where a block belongs"
     )
     for name in marks:
-        require(name in blocks, f"README has a mark <!-- {name} -->; expected one of {', '.join(blocks)}")
+        require(name in blocks, f"the page has a mark <!-- {name} -->; expected one of {', '.join(blocks)}")
         block = blocks[name]()
         pattern = rf"(<!-- {re.escape(name)} -->\n).*?(<!-- /{re.escape(name)} -->)"
         text = re.sub(pattern, lambda m, block=block: f"{m[1]}{block}\n{m[2]}", text, flags=re.S)
@@ -66,6 +69,8 @@ def sections(cfg):
             [("2D", cfg.results_2d, *two("metrics", "config")), ("3D", cfg.results_3d, *three("metrics", "config"))],
             benchmark()["runs"],
         ),
+        "grid-2d": lambda: search_results(cfg.searches[0], "python grid_search.py"),
+        "grid-3d": lambda: search_results(cfg.searches[1], "python grid_search_3d.py"),
         "original": lambda: original_table(*three("metrics", "config"), Path(cfg.results_2d) / "metrics.json"),
     }
 
@@ -176,13 +181,23 @@ def comparison_table(metrics, config, references):
 
 def slices_table(metrics):
     rows = []
-    for text, end in (
-        ("a slice counts for a label only if truth or prediction has it", ""),
-        ("the original's: a label absent from both counts 1", "_original"),
-    ):
-        dice, nsd = (metrics["slices"][f"{name}{end}"] for name in ("dice", "nsd_1mm"))
-        rows.append([text, *(f"{v:.4f}" for v in (*dice, np.mean(dice), *nsd, np.mean(nsd)))])
-    header = ["definition", "Dice ant.", "Dice post.", "mean Dice", "NSD ant.", "NSD post.", "mean NSD"]
+    for key, decided in (("slices", "the volume's own voxels"), ("slices_by_pixel", "the slice's pixels")):
+        for text, end in (
+            ("truth or prediction has it", ""),
+            ("always; 1 if both lack it (the original's)", "_original"),
+        ):
+            dice, nsd = (metrics[key][f"{name}{end}"] for name in ("dice", "nsd_1mm"))
+            rows.append([decided, text, *(f"{v:.4f}" for v in (*dice, np.mean(dice), *nsd, np.mean(nsd)))])
+    header = [
+        "predicted for",
+        "a slice counts for a label if",
+        "Dice ant.",
+        "Dice post.",
+        "mean Dice",
+        "NSD ant.",
+        "NSD post.",
+        "mean NSD",
+    ]
     return table(header, rows)
 
 
@@ -243,6 +258,11 @@ def both_table(runs, benchmark):
     row("peak memory, prediction", lambda f, m, c: f"{benchmark[f'{f}/last.pth']['predict']['peak_memory_mib']:,} MiB")
     row("peak memory, training step", lambda f, m, c: f"{benchmark[f'{f}/last.pth']['train']['peak_memory_mib']:,} MiB")
     return table(rows[0], rows[1:])
+
+
+def search_results(folder, made_by):
+    found = load_json(Path(folder) / search.RESULTS, made_by)
+    return f"{search.table(found)}\n\n{search.verdict(found)}"
 
 
 def original_table(metrics, config, path_2d):

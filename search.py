@@ -6,6 +6,7 @@ own run folder), and small_models_results.json and small_grid_search_analysis.pn
 
 import difflib
 import itertools
+import os
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,9 @@ def search(cfg, train, depth_name):
     without INR), seeds, only, collect, out_dir; all else is handed to the training script where it has that constant.
     depth_name: the training script's name for the number of poolings.
     """
+    require(
+        "RANK" not in os.environ, "a search runs in one process; spread its points with --only=KEY instead of torchrun"
+    )
     points = grid_points(cfg)
     if cfg.only == "list":
         print(*points, sep="\n")
@@ -59,7 +63,7 @@ def search(cfg, train, depth_name):
     if good:
         title = f"{len(good)} runs: {plots.source(good[0]['synthetic'])}"
         plots.search_analysis(list(group(found).values()), folder / FIGURE, title)
-        print(table(found))
+        print(table(found), verdict(found), sep="\n\n")
     missing = [key for key in points if key not in found]
     if missing:
         print(f"{len(missing)} of {len(points)} points are not there yet: {', '.join(missing)}")
@@ -125,15 +129,21 @@ def open_folder(folder, wanted, points, single):
     begun = load_json(path, "a new search in another --out_dir") if path.is_file() else None
     if begun == wanted:
         done = results(folder)
-        if single or not all(key in done and "error" not in done[key] for key in points):
+        finished = (folder / FIGURE).exists() and all(key in done and "error" not in done[key] for key in points)
+        if single or not finished:
             return
-    elif single and folder.is_dir() and any(folder.iterdir()):
-        raise UserError(f"{folder} holds a search with other settings; choose another --out_dir for --only")
-    if single:
-        folder.mkdir(parents=True, exist_ok=True)
-    else:
+    if not single:
         fresh_folder(folder)
-    save_json(path, wanted)
+        save_json(path, wanted)
+        return
+    if not path.is_file():
+        require(
+            not folder.is_dir() or not any(folder.iterdir()) or path.is_file(),
+            f"{folder} holds something else than a search; choose another --out_dir",
+        )
+        save_json(path, wanted)
+    other = f"{folder} holds a search with other settings; choose another --out_dir for --only"
+    require(load_json(path, "a new search in another --out_dir") == wanted, other)
 
 
 def results(folder):
@@ -148,6 +158,8 @@ def run_point(train, run, point, epochs):
     entry = {"config": {**point, "epochs": epochs, "max_cases": run.max_cases}, "seed": point["seed"]}
     try:
         metrics = train.run(run)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("the same command goes on with the search, where it stopped") from None
     except Exception as error:  # whatever it is, the other points shall run
         print(f"failed: {type(error).__name__}: {error}", flush=True)
         return {**entry, "error": f"{type(error).__name__}: {' '.join(str(error).split())}"}
@@ -232,3 +244,27 @@ def table(found):
             ]
         )
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def verdict(found):
+    """One sentence on whether the INR head helps, with the spread that backs it."""
+    groups, parts, words = group(found), [], []
+    means = [[np.mean(run["dice"]) for run in part["runs"]] for part in groups.values()]
+    spread = max(np.ptp(values) for values in means)
+    cases = len(next(iter(groups.values()))["runs"][0]["case_dice"])
+    for key, part in groups.items():
+        plain = without_inr(groups, key)
+        if plain and part["runs"][0]["config"]["use_inr"]:
+            mean, error = difference(part["runs"], plain["runs"])
+            parts.append(f"{part['label']} changes it by {mean:+.4f} ± {error:.4f}")
+            if abs(mean) > max(2 * error, spread):
+                words.append(f"{part['label']} {'helps' if mean > 0 else 'harms'}")
+    seeds = max(len(values) for values in means)
+    if not parts:
+        return "There is no pair of points with and without INR to compare yet."
+    noise = f"; seeds of one configuration differ by up to {spread:.4f}" if seeds > 1 else "; one seed only"
+    result = ", ".join(words) or "no INR head makes a measurable difference"
+    return (
+        f"Against the same network without INR, in mean Dice: {', '.join(parts)} (± standard error over {cases} cases, "
+        f"paired{noise}): **{result}**."
+    )

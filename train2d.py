@@ -14,9 +14,23 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 import plots
-from common import autocast, configure, pick_device, require, run_script, seed_everything
+from common import (
+    autocast,
+    configure,
+    constants,
+    gather,
+    join_processes,
+    on_first,
+    pick_device,
+    rank,
+    require,
+    run_script,
+    seed_everything,
+    world_size,
+)
 from dataset import PLANES, AugmentedDataset, list_cases, load_case, load_slices
 from engine import check_training, fit, make_loader, start_run
 from evaluation import finish
@@ -69,6 +83,7 @@ def main():
 def run(cfg):
     """Trains and evaluates with a configuration (see common.configure); returns the content of metrics.json."""
     check(cfg)
+    join_processes()
     seed_everything(cfg.seed)
     train, val, settings = load_slices(cfg.data_dir)
     data = {**settings.pop("DATA"), "fold": settings["FOLD"], "slices": settings}
@@ -79,7 +94,7 @@ def run(cfg):
         data |= {"train_cases": sorted(set(train.cases)), "val_cases": sorted(set(val.cases))}
     volumes = load_volumes(cfg.data_root, sorted(set(val.cases)))
     sample = take(train, range(0, len(train.cases), max(1, len(train.cases) // 320)))  # fixed, for the training NSD
-    spacings = pixel_spacings(cfg.data_root, volumes, set(sample.cases), settings["SIZE"])
+    grids = slice_grids(cfg.data_root, volumes, set(sample.cases), settings["SIZE"])
     what = " (SYNTHETIC phantoms)" if data["synthetic"] else ""
     print(f"data: {cfg.data_dir}{what}, {len(train.cases)} training and {len(val.cases)} validation slices")
     device, dtype = pick_device(cfg.device, cfg.amp)
@@ -91,13 +106,13 @@ def run(cfg):
         f"{cfg.data_dir}: deep supervision needs slices of a multiple of {stride} pixels, not {settings['SIZE']}; "
         f"make them with: python data_aug.py --size={stride * 8}",
     )
-    info, resume_from = start_run(cfg, model, model_info, data, device, dtype)
+    info, resume_from = start_run(cfg, constants(globals()), model, model_info, data, device, dtype)
     info["slice_size"] = settings["SIZE"]
     loss_function = partial(dice_focal_loss, gamma=cfg.focal_gamma, smooth=cfg.dice_smooth)
 
     def validate(model):
-        scores, loss = evaluate_slices(model, val, spacings, cfg.batch_size, device, dtype, loss_function)
-        seen, _ = evaluate_slices(model, sample, spacings, cfg.batch_size, device, dtype, loss_function)
+        scores, loss = evaluate_slices(model, val, grids, cfg.batch_size, device, dtype, loss_function)
+        seen, _ = evaluate_slices(model, sample, grids, cfg.batch_size, device, dtype, loss_function)
         return {
             "val_loss": loss,
             "val_dice": scores["dice"],
@@ -110,9 +125,13 @@ def run(cfg):
     dataset = AugmentedDataset(train.images, train.masks, [settings["SIZE"]] * 2, cfg.seed, augmentation)
     loader = make_loader(dataset, cfg, device)
     history = fit(model, loader, loss_function, validate, cfg, device, dtype, cfg.out_dir, info, resume_from)
-    slices, _ = evaluate_slices(model.eval(), val, spacings, cfg.batch_size, device, dtype, loss_function)
-    metrics = finish(model, volumes, history, cfg.out_dir, device, dtype, data["synthetic"], extra={"slices": slices})
-    plots.training_curves(history, Path(cfg.out_dir) / "plots" / "training_curves.png", plots.source(data["synthetic"]))
+    model.eval()
+    slices, _ = evaluate_slices(model, val, grids, cfg.batch_size, device, dtype, loss_function, own_grid=True)
+    pixels, _ = evaluate_slices(model, val, grids, cfg.batch_size, device, dtype, loss_function)
+    extra = {"slices": slices, "slices_by_pixel": pixels}
+    metrics = finish(model, volumes, history, cfg.out_dir, device, dtype, data["synthetic"], extra=extra)
+    path = Path(cfg.out_dir) / "plots" / "training_curves.png"
+    on_first(plots.training_curves, history, path, plots.source(data["synthetic"]))
     print(
         f"slices: Dice {np.mean(slices['dice']):.4f}, by the original's definition {np.mean(slices['dice_original']):.4f}"
     )
@@ -159,39 +178,50 @@ def load_volumes(root, names):
     return [load_case(cases[name]) for name in names]
 
 
-def pixel_spacings(root, volumes, names, size):
-    """{case: {plane: spacing of its slices' two axes in mm}} for the volumes and for further cases by name."""
+def slice_grids(root, volumes, names, size):
+    """{case: {plane: (size of its slices' pixels in mm, its slices' own shape)}} for the volumes and for cases by name."""
     known = {volume.id for volume in volumes}
-    spacings = {}
+    grids = {}
     for volume in [*volumes, *load_volumes(root, sorted(names - known))]:
-        mm = np.array(volume.image.shape) * volume.spacing_mm / size
-        spacings[volume.id] = {p: tuple(np.delete(mm, a)) for a, p in enumerate(PLANES)}
-    return spacings
+        shape = np.array(volume.image.shape)
+        mm = shape * volume.spacing_mm / size
+        grids[volume.id] = {p: (tuple(np.delete(mm, a)), tuple(np.delete(shape, a))) for a, p in enumerate(PLANES)}
+    return grids
 
 
 @torch.inference_mode()
-def evaluate_slices(model, slices, spacings, batch_size, device, dtype, loss_function):
+def evaluate_slices(model, slices, grids, batch_size, device, dtype, loss_function, own_grid=False):
     """(means over slices {"dice", "nsd_1mm", "dice_original", "nsd_1mm_original"}, each [anterior, posterior]; mean loss).
 
     A slice counts for a label only if truth or prediction has it; by the original's definition, it counts 1 otherwise.
+    own_grid: probabilities are averaged over the volume's own voxels, and the label map enlarged as that of the truth
+    was; else each of the slice's pixels is decided by itself.
     """
     values, losses = {"dice": [], "nsd_1mm": []}, []
-    for start in range(0, len(slices.cases), batch_size):
+    for start in range(rank() * batch_size, len(slices.cases), world_size() * batch_size):
         image = torch.from_numpy(slices.images[start : start + batch_size])[:, None].to(device)
         mask = torch.from_numpy(slices.masks[start : start + batch_size])
         with autocast(device, dtype):
             logits = model(image)
         losses += [loss_function(logits, mask.to(device)).item()] * len(mask)
-        for i, (prediction, truth) in enumerate(zip(logits.argmax(1).byte().cpu().numpy(), mask.numpy())):
-            spacing = spacings[slices.cases[start + i]][slices.planes[start + i]]
-            scores = case_metrics(prediction, truth, spacing)
+        for i, (scores, truth) in enumerate(zip(logits.float().softmax(1), mask.numpy())):
+            spacing, shape = grids[slices.cases[start + i]][slices.planes[start + i]]
+            if own_grid:
+                small = F.interpolate(scores[None], shape, mode="bilinear", antialias=True).argmax(1)[None]
+                prediction = F.interpolate(small.float(), truth.shape, mode="nearest-exact")[0, 0]
+            else:
+                prediction = scores.argmax(0)
+            prediction = prediction.byte().cpu().numpy()
+            result = case_metrics(prediction, truth, spacing)
             there = [bool(((prediction == label) | (truth == label)).any()) for label in LABELS]
             for name in values:
-                values[name].append([v if t else np.nan for v, t in zip(scores[name], there)])
+                values[name].append([v if t else np.nan for v, t in zip(result[name], there)])
+    parts = gather((values, losses))
+    values = {name: np.concatenate([part[0][name] for part in parts if part[1]]) for name in values}
+    losses = np.concatenate([part[1] for part in parts])
     means = {name: np.nanmean(v, axis=0).tolist() for name, v in values.items()}
-    return {**means, **{f"{n}_original": np.nan_to_num(v, nan=1).mean(0).tolist() for n, v in values.items()}}, float(
-        np.mean(losses)
-    )
+    means |= {f"{name}_original": np.nan_to_num(v, nan=1).mean(0).tolist() for name, v in values.items()}
+    return means, float(np.mean(losses))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 import plots
-from common import configure, pick_device, require, run_script, seed_everything
+from common import configure, constants, join_processes, on_first, pick_device, require, run_script, seed_everything
 from dataset import AugmentedDataset, describe_data, list_cases, load_case, split_cases
 from engine import check_training, fit, make_loader, start_run
 from evaluation import evaluate, finish
@@ -69,6 +69,7 @@ def main():
 def run(cfg):
     """Trains and evaluates with a configuration (see common.configure); returns the content of metrics.json."""
     check(cfg)
+    join_processes()
     seed_everything(cfg.seed)
     cases, info = list_cases(cfg.data_root, cfg.max_cases)
     train_cases, val_cases = split_cases(cases, cfg.fold)
@@ -79,7 +80,7 @@ def run(cfg):
     device, dtype = pick_device(cfg.device, cfg.amp)
     model, model_info = build_model(cfg)
     model.to(device)
-    checkpoint_info, resume_from = start_run(cfg, model, model_info, data, device, dtype)
+    checkpoint_info, resume_from = start_run(cfg, constants(globals()), model, model_info, data, device, dtype)
     checkpoint_info["flip_axes"] = cfg.flip_axes
 
     names = ("rotation_degrees", "scale", "shift_voxels", "flip_axes", "intensity", "gamma", "noise", "blur_mm")
@@ -102,7 +103,7 @@ def run(cfg):
     loader = make_loader(dataset, cfg, device)
     history = fit(model, loader, loss_function, validate, cfg, device, dtype, cfg.out_dir, checkpoint_info, resume_from)
     metrics = finish(model, val, history, cfg.out_dir, device, dtype, data["synthetic"], cfg.tta, cfg.flip_axes)
-    plots.curves(history, Path(cfg.out_dir) / "plots", plots.source(data["synthetic"]))
+    on_first(plots.curves, history, Path(cfg.out_dir) / "plots", plots.source(data["synthetic"]))
     return metrics
 
 

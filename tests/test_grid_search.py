@@ -71,6 +71,8 @@ def test_one_point_in_2d(script, phantoms, tmp_path):
     assert [p.stem for p in (out_dir / "points").iterdir()] == [key] and not (out_dir / search.RESULTS).exists()
     code, out, _ = script(grid_search, *SMALL, *where, "--collect=True")
     assert code == 0 and list(entries(out_dir)) == [key] and "2 of 3 points are not there yet" in out
+    config = json.loads((out_dir / "runs" / key / "config.json").read_text())
+    assert config["model"]["args"]["base_channels"] == 4 and config["model"]["args"]["use_inr"]
     assert set(entries(out_dir)[key]["slices"]) == {"dice", "nsd_1mm", "dice_original", "nsd_1mm_original"}
 
 

@@ -1,30 +1,40 @@
 import re
 from pathlib import Path
 
+import pytest
 from conftest import ROOT
 
 import common
 import report
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = {name: (ROOT / name).read_text(encoding="utf-8") for name in report.PAGES}
 
 
-def test_the_numbers_are_those_of_the_result_files(monkeypatch):
+@pytest.mark.parametrize("name", PAGES)
+def test_the_numbers_are_those_of_the_result_files(monkeypatch, name):
     monkeypatch.chdir(ROOT)
-    assert report.rewrite(README, report.sections(common.configure(vars(report), []))) == README, (
-        "run: python report.py"
-    )
+    blocks = report.sections(common.configure(vars(report), []))
+    assert report.rewrite(PAGES[name], blocks) == PAGES[name], "run: python report.py"
 
 
-def test_every_file_that_the_page_names_is_there():
-    links = re.findall(r"\]\((?!http)([^)#]+)\)", README)
-    scripts = set(re.findall(r"`(\w+\.py)`|python (\w+\.py)", README))
+@pytest.mark.parametrize("page", PAGES)
+def test_every_file_that_the_page_names_is_there(page):
+    links = re.findall(r"\]\((?!http)([^)#]+)\)", PAGES[page])
+    scripts = set(re.findall(r"`(\w+\.py)`|python (\w+\.py)", PAGES[page]))
     for name in [*links, *(a or b for a, b in scripts)]:
-        assert (ROOT / name).is_file(), name
+        assert (ROOT / name).is_file() or (ROOT / "tests" / name).is_file(), name
 
 
-def test_every_option_that_the_page_names_is_one():
-    for line in re.findall(r"^python (\w+\.py)(.*)$", README, re.M):
+def test_every_test_that_the_page_names_is_there():
+    tests = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").glob("test_*.py"))
+    names = set(re.findall(r"`(test_\w+)`", README))
+    assert len(names) > 10 and not [name for name in names if f"def {name}(" not in tests]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_option_that_the_page_names_is_one(page):
+    for line in re.findall(r"^python (\w+\.py)(.*)$", PAGES[page], re.M):
         module = __import__(line[0].removesuffix(".py"))
         known = {name.lower() for name in common.constants(vars(module))}
         for option in re.findall(r"--(\w+)=", line[1]):

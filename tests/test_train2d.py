@@ -77,7 +77,11 @@ def test_a_run_writes_everything(run_folder):
     }
     metrics = json.loads((run_folder / "metrics.json").read_text())
     assert set(metrics["cases"]) == {"phantom_007", "phantom_008"} and metrics["synthetic"] and metrics["tta"] is False
-    assert set(metrics["slices"]) == {"dice", "nsd_1mm", "dice_original", "nsd_1mm_original"}
+    assert (
+        set(metrics["slices"])
+        == set(metrics["slices_by_pixel"])
+        == {"dice", "nsd_1mm", "dice_original", "nsd_1mm_original"}
+    )
     assert all(a <= b for a, b in zip(metrics["slices"]["dice"], metrics["slices"]["dice_original"]))
     history = json.loads((run_folder / "history.json").read_text())
     assert np.shape(history["val_dice"]) == np.shape(history["train_nsd"]) == (2, 2)
@@ -85,12 +89,12 @@ def test_a_run_writes_everything(run_folder):
 
 def test_a_slice_counts_where_truth_or_prediction_has_the_label(slices):
     _, val, _ = load_slices(slices)
-    spacings = {case: dict.fromkeys(PLANES, (1, 1)) for case in val.cases}
+    grids = {case: dict.fromkeys(PLANES, ((1, 1), (20, 24))) for case in val.cases}
 
-    def scores(predicted):
+    def scores(predicted, own_grid=False):
         model = lambda x: torch.nn.functional.one_hot(predicted[: len(x)].long(), 3).movedim(-1, 1) * 9.0  # noqa: E731
         return train2d.evaluate_slices(
-            model, val, spacings, len(val.cases), torch.device("cpu"), None, lambda a, b: a.mean()
+            model, val, grids, len(val.cases), torch.device("cpu"), None, lambda a, b: a.mean(), own_grid
         )[0]
 
     truth = torch.from_numpy(val.masks)
@@ -99,6 +103,19 @@ def test_a_slice_counts_where_truth_or_prediction_has_the_label(slices):
     assert max(absent) > 0 and nothing["dice"] == [0, 0] and nothing["dice_original"] == pytest.approx(absent)
     perfect = scores(truth)
     assert perfect["dice"] == perfect["dice_original"] == perfect["nsd_1mm"] == [1, 1]
+    assert 0.8 < min(scores(truth, own_grid=True)["dice"]) < 1  # the grid is not the truth's own
+
+
+def test_on_its_own_grid_a_slice_is_what_the_volume_is(slices, phantoms):
+    """The truth of a validation slice survives the way to its own grid and back."""
+    _, val, settings = load_slices(slices)
+    volumes = train2d.load_volumes(phantoms, sorted(set(val.cases)))
+    grids = train2d.slice_grids(phantoms, volumes, set(), settings["SIZE"])
+    model = lambda x: torch.nn.functional.one_hot(torch.from_numpy(val.masks).long(), 3).movedim(-1, 1) * 30.0  # noqa: E731
+    own = train2d.evaluate_slices(
+        model, val, grids, len(val.cases), torch.device("cpu"), None, lambda a, b: a.mean(), own_grid=True
+    )[0]
+    assert min(own["dice"]) > 0.9
 
 
 def test_a_slice_of_a_validation_case_is_never_trained_on(slices, run_folder):
