@@ -404,6 +404,16 @@ def check_folder(path):
     return path
 
 
+def keep_earlier(path):
+    """Renames a file that exists to <stem>.previous-N<suffix>, so that it is not overwritten."""
+    path, n = Path(path), 1
+    if path.exists():
+        while (kept := path.with_name(f"{path.stem}.previous-{n}{path.suffix}")).exists():
+            n += 1
+        path.rename(kept)
+        print(f"{path} was there: it is now {kept}", flush=True)
+
+
 def fresh_folder(path):
     """Makes an empty folder; one that holds something is first renamed to <name>.previous-N, so that nothing is
     overwritten.

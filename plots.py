@@ -142,6 +142,8 @@ def search_analysis(groups, path, title):
     dice.scatter([], [], color="black", s=14, label="each seed")
     dice.set_xticks(x, [g["label"].replace(", ", "\n") for g in groups])
     dice.set(ylabel="Dice of volumes, final weights", title="Dice by configuration")
+    low, high = dice.get_ylim()
+    dice.set_ylim(low - 0.3 * (high - low), high)  # room for the legend
     dice.legend(loc="lower center", fontsize=9)
     for i, g in enumerate(groups):
         style = {"color": _CONFIGURATIONS[i % 8], "marker": _MARKERS[i % 8]}
@@ -161,4 +163,43 @@ def search_analysis(groups, path, title):
         axes.grid(alpha=0.3)
     handles, labels = size.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(len(groups), 5))
+    save(figure, path, title)
+
+
+def against_peer(pairs, path, title):
+    """Mean Dice of each case against that of another method, {case: (the other's, ours)}, and the differences."""
+    other, ours = np.array(list(pairs.values())).T
+    figure, (scatter, histogram) = plt.subplots(1, 2, figsize=(12, 5.2), layout="constrained")
+    low, high = min(other.min(), ours.min()) - 0.01, max(other.max(), ours.max()) + 0.01
+    scatter.plot([low, high], [low, high], color="#999999", linestyle="--", linewidth=1)
+    scatter.scatter(other, ours, s=16, color=COLOURS[1], edgecolor="black", linewidth=0.4)
+    scatter.set(xlabel="nnU-Net, mean Dice of a case", ylabel="this repository", xlim=(low, high), ylim=(low, high))
+    difference = ours - other
+    histogram.hist(difference, 40, color=COLOURS[1], edgecolor="black", linewidth=0.4)
+    histogram.axvline(0, color="#999999", linestyle="--", linewidth=1)
+    histogram.axvline(difference.mean(), color="black", label=f"mean {difference.mean():+.4f}")
+    histogram.set(xlabel="difference of mean Dice (ours - nnU-Net's)", ylabel="cases")
+    histogram.legend()
+    for axes in (scatter, histogram):
+        axes.grid(alpha=0.3)
+    save(figure, path, title)
+
+
+def bland_altman(volumes, path, title):
+    """Volume agreement (Bland & Altman 1986): {label name: [(true, predicted) in mm3, ...]}."""
+    figure, row = plt.subplots(1, len(volumes), figsize=(12, 4.8), layout="constrained")
+    for axes, (name, pairs), colour in zip(row, volumes.items(), COLOURS.values()):
+        truth, prediction = np.array(pairs).T
+        mean, difference = (truth + prediction) / 2, prediction - truth
+        axes.scatter(mean, difference, s=16, color=colour, edgecolor="black", linewidth=0.4)
+        bias, limit = difference.mean(), 1.96 * difference.std()
+        axes.axhline(bias, color="black", linewidth=1, label=f"mean {bias:+.0f} mm³")
+        for sign, text in (
+            (-1, None),
+            (1, f"± 1.96 standard deviations: {bias - limit:+.0f} to {bias + limit:+.0f} mm³"),
+        ):
+            axes.axhline(bias + sign * limit, color="black", linestyle="--", linewidth=1, label=text)
+        axes.set(title=name, xlabel="mean of both volumes (mm³)", ylabel="predicted - true volume (mm³)")
+        axes.legend(loc="upper right")
+        axes.grid(alpha=0.3)
     save(figure, path, title)

@@ -3,7 +3,7 @@
     python report.py        rewrites what stands between <!-- name --> and <!-- /name --> in both
 
 Reads history.json, metrics.json and config.json of the 3D and the 2D run, the runs in ablations/, the grid searches,
-tests/benchmark.json, and references.json for what others published.
+tests/benchmark.json, and references/published.json for what others published.
 """
 
 import re
@@ -20,7 +20,7 @@ RESULTS_2D = "checkpoints-2d"  # 2D run that it reports
 BENCHMARK = "tests/benchmark.json"  # what tests/benchmark.py measured
 ABLATIONS = "ablations"  # folder of shorter runs, each with one thing changed
 SEARCHES = ["finetuning_results-2d", "finetuning_results-3d"]  # grid searches
-REFERENCES = "references.json"  # published figures, each with its source
+REFERENCES = "references/published.json"  # published figures, each with its source
 
 
 def main():
@@ -49,7 +49,7 @@ def rewrite(text, blocks):
 def sections(cfg):
     """The generated blocks of the README: {name: function that returns Markdown}."""
     three, two = read_run(cfg.results_3d, "python train_3d.py"), read_run(cfg.results_2d, "python train2d.py")
-    references = load_json(cfg.references, "git checkout references.json")
+    references = load_json(cfg.references, "git checkout references/published.json")
 
     def benchmark():
         return load_json(cfg.benchmark, "python tests/benchmark.py")
@@ -63,6 +63,7 @@ def sections(cfg):
         "flips": lambda: flips_table(Path(cfg.ablations)),
         "comparison-3d": lambda: comparison_table(*three("metrics", "config"), references),
         "slices-2d": lambda: slices_table(*two("metrics")),
+        "steps-2d": lambda: steps_2d_table(),
         "epochs-2d": lambda: epochs_2d_table(*two("history", "metrics")),
         "labels-2d": lambda: labels_table(*two("metrics")),
         "2d-3d": lambda: both_table(
@@ -198,6 +199,22 @@ def slices_table(metrics):
         "NSD post.",
         "mean NSD",
     ]
+    return table(header, rows)
+
+
+def steps_2d_table():
+    """Slices (by the original's definition and by ours) and fused volumes after each change of the 2D recipe."""
+    rows = []
+    for text, folder, key in (
+        ("stored slices only, Dice without smoothing", "ablations/2d_stored_augmentation", "slices"),
+        ("+ augmentation anew in each epoch, smoothing of 32 pixels", "checkpoints-2d", "slices_by_pixel"),
+        ("+ decided for the volume's own voxels", "checkpoints-2d", "slices"),
+    ):
+        metrics = load_json(Path(folder) / "metrics.json", "python train2d.py")
+        slices = metrics[key]
+        cells = [mean_dice(slices["dice"]), mean_dice(slices["dice_original"]), mean_dice(metrics["mean"]["dice"])]
+        rows.append([text, *cells, f"{metrics['training_minutes']:.1f}"])
+    header = ["recipe", "slices, Dice", "slices, the original's definition", "fused volumes, Dice", "minutes"]
     return table(header, rows)
 
 

@@ -64,9 +64,7 @@ WEIGHT_DECAY = 1e-2  # AdamW's
 WARMUP = 0.05  # share of the schedule with a rising learning rate
 GRADIENT_CLIP = 1.0  # largest norm of the gradient
 FOCAL_GAMMA = 0.0  # exponent of the focal loss; 0 is cross-entropy
-DICE_SMOOTH = (
-    32.0  # pixels added to both sides of the Dice loss's fraction; without them a label that is absent has no gradient
-)
+DICE_SMOOTH = 32.0  # pixels added to both sides of the Dice fraction, so that an absent label has a gradient
 EMA = 0.999  # decay of the moving average of the weights, which is then evaluated; 0: none
 # system
 SEED = 0  # of weights and order

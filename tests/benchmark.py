@@ -1,9 +1,12 @@
-"""Measures what things cost on this machine: predictions, training steps, every model, the making of slices.
+"""Measures what things cost on this machine: predictions, training steps, every model, the making of slices, the metrics,
+and the same steps of nnU-Net's and MONAI's networks.
 
-    python tests/benchmark.py        about two minutes on two CPU cores; writes tests/benchmark.json
+    python tests/benchmark.py        about five minutes on two CPU cores; writes tests/benchmark.json
 
 Each measurement runs in a process of its own, on the validation volumes of Task04_Hippocampus, with the device and
-precision that the scripts choose. Needs the data and the finished runs in results_hippocampus-3D and checkpoints-2d.
+precision that the scripts choose; the peers in float32 and the default memory layout, as their own trainers do on a
+CPU. Needs the data, the finished runs in results_hippocampus-3D and checkpoints-2d, and nnU-Net's network:
+pip install --no-deps dynamic-network-architectures
 """
 
 import json
@@ -11,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -19,12 +23,12 @@ sys.path.insert(0, str(ROOT))
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
-from common import autocast, configure, load_checkpoint, pick_device, require, run_script, save_json  # noqa: E402
+from common import UserError, autocast, configure, load_checkpoint, pick_device, require, run_script, save_json  # noqa: E402
 
 DATA_ROOT = "Task04_Hippocampus"  # Decathlon folder
 CHECKPOINTS = ["results_hippocampus-3D/last.pth", "checkpoints-2d/last.pth"]  # trained models to measure
 OUT = "tests/benchmark.json"  # file to write
-ONLY = ""  # "predict", "train", "models" or "slices": measure this in this process (of the first checkpoint) and print JSON
+ONLY = ""  # measure one thing in this process and print JSON: predict, train, models, slices, metrics, products, or a peer's name
 
 _REPEATS = 20
 
@@ -32,14 +36,17 @@ _REPEATS = 20
 def main():
     cfg = configure(globals())
     if cfg.only:
-        jobs = {"predict": predict, "train": train, "models": models, "slices": slices}
+        jobs = {"predict": predict, "train": train, "models": models, "slices": slices, "metrics": metrics}
+        jobs |= {"products": products, **{name: partial(peer, name) for name in PEERS}}
         require(cfg.only in jobs, f"--only={cfg.only}: expected one of {', '.join(jobs)}")
         print(json.dumps(jobs[cfg.only](cfg.checkpoints[0], cfg.data_root)))
         return
     for checkpoint in cfg.checkpoints:
         load_checkpoint(checkpoint)
     results = {"threads": torch.get_num_threads(), "torch": torch.__version__}
-    results |= {only: in_its_own_process(only, cfg, cfg.checkpoints[0]) for only in ("slices", "models")}
+    alone = ("slices", "models", "metrics", "products")
+    results |= {only: in_its_own_process(only, cfg, cfg.checkpoints[0]) for only in alone}
+    results["peers"] = {name: in_its_own_process(name, cfg, cfg.checkpoints[0]) for name in PEERS}
     results["runs"] = {
         c: {only: in_its_own_process(only, cfg, c) for only in ("predict", "train")} for c in cfg.checkpoints
     }
@@ -157,6 +164,149 @@ def train(checkpoint, data_root):
         "seconds_per_step": round(seconds[len(seconds) // 2], 4),
         "batch": constants["BATCH_SIZE"],
         "peak_memory_mib": round(peak_memory_mib()),
+    }
+
+
+# ---- peers
+
+
+def our_network(base_channels):
+    from unet_inr_3d import UNet3DWithINR
+
+    return UNet3DWithINR(base_channels=base_channels, depth=3)
+
+
+def plain_conv_unet():
+    """nnU-Net's network for this task, as its planner configures it."""
+    try:
+        from dynamic_network_architectures.architectures.unet import PlainConvUNet
+    except ImportError:
+        raise UserError(
+            "nnU-Net's network is missing; get it with: pip install --no-deps dynamic-network-architectures"
+        ) from None
+
+    return PlainConvUNet(
+        1,
+        4,
+        (32, 64, 128, 256),
+        torch.nn.Conv3d,
+        3,
+        (1, 2, 2, 2),
+        (2, 2, 2, 2),
+        3,
+        (2, 2, 2),
+        conv_bias=True,
+        norm_op=torch.nn.InstanceNorm3d,
+        norm_op_kwargs={"eps": 1e-5, "affine": True},
+        nonlin=torch.nn.LeakyReLU,
+        nonlin_kwargs={"inplace": True},
+        deep_supervision=True,
+    )
+
+
+def dynunet():
+    """MONAI's DynUNet, as its tutorial configures it for this task."""
+    from monai.networks.nets import DynUNet
+
+    return DynUNet(3, 1, 3, (3, 3, 3, 3), (1, 2, 2, 2), (2, 2, 2), (32, 64, 128, 256), deep_supervision=False)
+
+
+PEERS = {  # name: (network, whether with our precision and layout)
+    "ours, 16-32-64-128 channels": (partial(our_network, 16), True),
+    "ours, 32-64-128-256 channels": (partial(our_network, 32), True),
+    "nnU-Net's PlainConvUNet, 32-64-128-256 channels": (plain_conv_unet, False),
+    "MONAI's DynUNet, 32-64-128-256 channels": (dynunet, False),
+}
+_PATCH = (40, 56, 40)
+
+
+def peer(name, checkpoint, data_root):
+    """Seconds a volume of _PATCH, in training (forward, loss, backward; batches of 2) and in prediction (one view)."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from blocks import count_parameters
+    from metrics import dice_focal_loss
+
+    build, ours = PEERS[name]
+    device, dtype = pick_device(amp=ours)
+    model = build().to(device).train()
+    image, label = torch.randn(2, 1, *_PATCH, device=device), torch.randint(0, 3, (2, *_PATCH), device=device)
+
+    def step():
+        with autocast(device, dtype):
+            logits = model(image)
+        if isinstance(logits, (list, tuple)):
+            logits = list(logits)
+        dice_focal_loss(logits, label, 0.0).backward()
+
+    with FlopCounterMode(display=False) as counter:
+        step()
+    training = median_seconds(step, 6) / 2
+    trained_memory = peak_memory_mib()
+    model.eval()
+    with torch.inference_mode(), autocast(device, dtype):
+        predicting = median_seconds(lambda: model(image[:1]), 8)
+    return {
+        "parameters": count_parameters(model),
+        "precision": str(dtype or torch.float32).removeprefix("torch."),
+        "seconds_per_training_volume": round(training, 4),
+        "seconds_per_predicted_volume": round(predicting, 4),
+        "peak_memory_mib": round(trained_memory),
+        "training_gflops_per_second": round(counter.get_total_flops() / 2 / training / 1e9),
+    }
+
+
+def median_seconds(function, repeats):
+    seconds = []
+    for _ in range(repeats + 2):  # two to warm up
+        start = time.perf_counter()
+        function()
+        seconds.append(time.perf_counter() - start)
+    return sorted(seconds[2:])[repeats // 2]
+
+
+def products(checkpoint, data_root):
+    """GFLOP/s of this processor's matrix product of 2048 x 2048, in each precision."""
+    rates = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        a, b = (torch.randn(2048, 2048).to(dtype) for _ in range(2))
+        rates[str(dtype).removeprefix("torch.")] = round(
+            2 * 2048**3 / median_seconds(partial(torch.mm, a, b), 20) / 1e9
+        )
+    return rates
+
+
+def metrics(checkpoint, data_root):
+    """Milliseconds a case of NSD and HD95 of both labels, ours and the surface-distance package's, on predictions."""
+    import surface_distance
+
+    from dataset import list_cases, load_case
+    from evaluation import predict_volume
+    from metrics import nsd_and_hd95
+    from predict import load_model
+
+    model, info = load_model(checkpoint)
+    device, dtype = pick_device()
+    pairs = []
+    for case in [case for case in list_cases(data_root)[0] if case.id in info["val_cases"]][:_REPEATS]:
+        volume = load_case(case)
+        prediction = predict_volume(model, volume.image, device, dtype).argmax(0).byte().cpu().numpy()
+        pairs += [(prediction == label, volume.label == label) for label in (1, 2)]
+
+    def theirs(p, t):
+        distances = surface_distance.compute_surface_distances(t, p, (1.0, 1.0, 1.0))
+        for tolerance in (1.0, 2.0):
+            surface_distance.compute_surface_dice_at_tolerance(distances, tolerance)
+        surface_distance.compute_robust_hausdorff(distances, 95)
+
+    def ours(p, t):
+        nsd_and_hd95(p, t, (1.0, 1.0, 1.0))
+
+    cost = [median_seconds(lambda f=f: [f(p, t) for p, t in pairs], 5) / (len(pairs) / 2) for f in (ours, theirs)]
+    return {
+        "ours_milliseconds": round(1000 * cost[0], 2),
+        "surface_distance_milliseconds": round(1000 * cost[1], 2),
+        "ratio": round(cost[1] / cost[0], 1),
     }
 
 

@@ -364,7 +364,7 @@ def test_the_path_of_the_gradient_scaler(script, jobs, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.amp, "GradScaler", FakeScaler)
     monkeypatch.setattr(module, "pick_device", lambda *_: (torch.device("cpu"), torch.float16))
     monkeypatch.setattr(FakeScaler, "log", [])
-    options = (*options, "--epochs=1", "--patch=[8,8,8]")  # fp16 is slow on a CPU
+    options = (*options, "--epochs=1", "--patch=[8,8,8]", "--base_channels=2", "--depth=1")  # fp16 is slow on a CPU
     code, _, err = script(module, *options, f"--out_dir={tmp_path / 'run'}")
     assert code == 0, err
     steps = FakeScaler.log.count("scale")

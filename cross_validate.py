@@ -1,0 +1,135 @@
+"""Five-fold cross-validation of the 3D model on nnU-Net's own folds, compared case by case with nnU-Net's predictions.
+
+    python cross_validate.py          runs the folds, one after another; started again, it goes on where it stopped
+    python cross_validate.py --folds=[0]     one fold only, for a cluster; the same without it then gathers all five
+
+Each fold is a run of train_3d.py with its defaults, into RUNS/fold_N; no choice is made on the fold that is scored: the
+final weights count. Writes into OUT_DIR: cross_validation.json (per case, per label, per fold; means with bootstrap
+95 % intervals) and plots/cross_validation_*.png.
+"""
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+
+import plots
+import train_3d
+from common import configure, keep_earlier, load_json, require, run_script, save_json
+from metrics import LABELS, summarise
+
+# data
+DATA_ROOT = "Task04_Hippocampus"  # Decathlon folder: dataset.json, imagesTr, labelsTr
+FOLDS = [0, 1, 2, 3, 4]  # nnU-Net's folds to run
+RUNS = "cross_validation_runs"  # folder of the runs, one folder for each fold
+OUT_DIR = "results_hippocampus-3D"  # folder for the results of all folds together
+PEER = "references/nnunet_v1_3d_fullres_oof_dice.csv"  # nnU-Net's out-of-fold Dice of each case; empty: no comparison
+# training: everything else is train_3d.py's
+EPOCHS = train_3d.EPOCHS  # epochs of each fold
+BASE_CHANNELS = train_3d.BASE_CHANNELS  # channels of the first stage
+# system
+SEED = 0  # of the training and of the bootstrap
+DEVICE = "auto"  # auto (CUDA where there is one, CPU otherwise), cpu, cuda, cuda:1
+AMP = True  # mixed precision: fp16 on CUDA, bf16 on a CPU that has it
+NUM_WORKERS = 0  # processes that augment; 0: the main one
+
+_RESAMPLES = 10_000
+
+
+def main():
+    run(configure(globals()))
+
+
+def run(cfg):
+    """Runs the folds of a configuration that are not done yet; returns the content of cross_validation.json, once all
+    five are there, else None."""
+    require(cfg.folds and set(cfg.folds) <= set(range(5)), f"--folds={cfg.folds}: expected numbers from 0 to 4")
+    peer = read_peer(cfg.peer) if cfg.peer else {}
+    options = {name: getattr(cfg, name) for name in ("data_root", "epochs", "base_channels", "seed", "device", "amp")}
+    for fold in cfg.folds:
+        folder = Path(cfg.runs) / f"fold_{fold}"
+        run_cfg = configure(
+            vars(train_3d), [], **options, num_workers=cfg.num_workers, fold=fold, out_dir=str(folder), resume=True
+        )
+        print(f"fold {fold}", flush=True)
+        train_3d.run(run_cfg)
+    folders = [Path(cfg.runs) / f"fold_{fold}" for fold in range(5)]
+    missing = [folder for folder in folders if not (folder / "metrics.json").is_file()]
+    if missing:
+        print(f"still to run: {', '.join(map(str, missing))}; then: python cross_validate.py")
+        return None
+    result = collect(folders, peer, cfg.seed)
+    path = Path(cfg.out_dir) / "cross_validation.json"
+    if path.is_file() and load_json(path, "python cross_validate.py") != json.loads(json.dumps(result)):
+        keep_earlier(path)
+    save_json(path, result)
+    draw(result, peer, Path(cfg.out_dir) / "plots")
+    for name, interval in (("mean", result["interval"]), ("difference from nnU-Net", result.get("difference"))):
+        if interval:
+            low, high = interval["interval"]
+            print(f"{name}: Dice {interval['mean']:.4f} (95 % interval {low:.4f} to {high:.4f})")
+    return result
+
+
+def read_peer(path):
+    """{case: mean Dice} of a CSV with the columns case_id and argmax_foreground_mean_dice."""
+    require(Path(path).is_file(), f"{path}: missing; get it with: git checkout {path}; or --peer= for no comparison")
+    with open(path, newline="", encoding="utf-8") as file:
+        return {row["case_id"]: float(row["argmax_foreground_mean_dice"]) for row in csv.DictReader(file)}
+
+
+def collect(folders, peer, seed):
+    """The content of cross_validation.json from the folds' metrics.json."""
+    parts = [load_json(folder / "metrics.json", "python cross_validate.py") for folder in folders]
+    cases = {
+        case: {"fold": fold, **values} for fold, part in enumerate(parts) for case, values in part["cases"].items()
+    }
+    cases = dict(sorted(cases.items()))
+    scores = {case: float(np.mean(values["dice"])) for case, values in cases.items()}
+    result = {
+        "synthetic": parts[0]["synthetic"],
+        "cases": cases,
+        **summarise({case: {k: v for k, v in values.items() if k != "fold"} for case, values in cases.items()}),
+        "tta": parts[0]["tta"],
+        "training_minutes": [part["training_minutes"] for part in parts],
+        "folds": [{"mean": part["mean"], "cases": len(part["cases"])} for part in parts],
+        "interval": bootstrap(list(scores.values()), seed),
+    }
+    shared = [case for case in scores if case in peer]
+    if shared:
+        result["difference"] = bootstrap([scores[case] - peer[case] for case in shared], seed)
+        result["difference"]["cases"] = len(shared)
+    return result
+
+
+def bootstrap(values, seed):
+    """Mean of one value a case and its 95 % interval, from resampling the cases (Efron & Tibshirani 1993)."""
+    values = np.array(values)
+    chosen = np.random.default_rng(seed).integers(0, len(values), (_RESAMPLES, len(values)))
+    low, high = np.percentile(values[chosen].mean(1), [2.5, 97.5])
+    return {"mean": float(values.mean()), "interval": [float(low), float(high)]}
+
+
+def draw(result, peer, folder):
+    """cross_validation_peer.png, cross_validation_worst.png and cross_validation_volumes.png."""
+    source = plots.source(result["synthetic"])
+    cases = result["cases"]
+    if "difference" in result:
+        shared = {case: (peer[case], float(np.mean(v["dice"]))) for case, v in cases.items() if case in peer}
+        low, high = result["difference"]["interval"]
+        title = (
+            f"{len(shared)} cases, difference {result['difference']['mean']:+.4f} ({low:+.4f} to {high:+.4f}): {source}"
+        )
+        plots.against_peer(shared, folder / "cross_validation_peer.png", title)
+    worst = dict(sorted(cases.items(), key=lambda item: np.mean(item[1]["dice"]))[:30])
+    plots.per_case_dice(worst, folder / "cross_validation_worst.png", f"The {len(worst)} worst cases: {source}")
+    volumes = {
+        name: [(v["true_volume_mm3"][i], v["volume_mm3"][i]) for v in cases.values()]
+        for i, name in enumerate(LABELS.values())
+    }
+    plots.bland_altman(volumes, folder / "cross_validation_volumes.png", f"Volume agreement: {source}")
+
+
+if __name__ == "__main__":
+    run_script(main)
