@@ -7,6 +7,7 @@ A Decathlon folder holds dataset.json, imagesTr/<case>.nii.gz and labelsTr/<case
 import csv
 import hashlib
 import json
+import logging
 import math
 import zlib
 from itertools import combinations
@@ -18,6 +19,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from nibabel.filebasedimages import ImageFileError
+from nibabel.orientations import OrientationError
 from nibabel.spatialimages import HeaderDataError
 from scipy.ndimage import gaussian_filter
 
@@ -28,8 +30,10 @@ PLANES = ("sagittal", "coronal", "axial")  # slices perpendicular to x, y and z
 _SLICES_AGAIN = "make the slices again with: python data_aug.py"
 CLIP_PERCENTILES = (0.5, 99.5)
 MAX_VOXELS = 256**3  # a header that promises more is refused before any voxel is read
+nib.imageglobals.logger.setLevel(logging.CRITICAL)  # small faults that it mends are no news for stderr
 _MAX_INTENSITY = 1e15  # beyond it, float32 statistics overflow
-READ_ERRORS = (OSError, EOFError, ValueError, ArithmeticError, MemoryError, zlib.error, HeaderDataError, ImageFileError)
+READ_ERRORS = (OSError, EOFError, ValueError, ArithmeticError, MemoryError, zlib.error)
+READ_ERRORS += (HeaderDataError, ImageFileError, OrientationError)
 
 
 class Case(NamedTuple):
@@ -165,7 +169,8 @@ def read_nifti(path):
             f"{path}: the affine in the header is not invertible; correct the header",
         )
         ras = nib.as_closest_canonical(image)
-        array = np.asanyarray(ras.dataobj)
+        with np.errstate(all="ignore"):  # what overflows is not finite, and reported below
+            array = np.asanyarray(ras.dataobj)
     except READ_ERRORS as error:
         raise UserError(
             f"{path}: not a readable NIfTI file ({type(error).__name__}: {error}); copy or export it again"
