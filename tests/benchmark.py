@@ -228,7 +228,8 @@ def peer(name, checkpoint, data_root):
     from metrics import dice_focal_loss
 
     build, ours = PEERS[name]
-    device, dtype = pick_device(amp=ours)
+    # pick_device also tunes the memory allocator, which the peers' own trainers do not
+    device, dtype = pick_device() if ours else (torch.device("cuda" if torch.cuda.is_available() else "cpu"), None)
     model = build().to(device).train()
     image, label = torch.randn(2, 1, *_PATCH, device=device), torch.randint(0, 3, (2, *_PATCH), device=device)
 
