@@ -1,6 +1,7 @@
 """Five-fold cross-validation of the 3D model on nnU-Net's own folds, compared case by case with nnU-Net's predictions.
 
-    python cross_validate.py          runs the folds, one after another; started again, it goes on where it stopped
+    python cross_validate.py          runs the folds, one after another, each for as long as train_3d.py takes; started
+                                      again, it goes on where it stopped
     python cross_validate.py --folds=[0]     one fold only, for a cluster; the same without it then gathers all five
 
 Each fold is a run of train_3d.py with its defaults, into RUNS/fold_N; no choice is made on the fold that is scored: the
