@@ -44,9 +44,7 @@ from metrics import LABELS
 
 HISTORY = ("train_loss", "val_loss", "train_dice", "val_dice", "train_nsd", "val_nsd", "learning_rate", "seconds")
 HISTORY += ("skipped_steps",)
-MAX_BAD_STEPS = (
-    30  # so many steps in a row without a finite gradient end a run; an fp16 scaler needs about 16 to settle
-)
+MAX_BAD_STEPS = 30  # steps in a row without a finite gradient that end a run; an fp16 scaler needs 16 to settle
 NOT_PART_OF_A_RUN = ("resume", "num_workers", "out_dir", "device")  # constants that --resume=True may change
 
 

@@ -3,10 +3,10 @@
     python data_aug.py && python train2d.py     the default recipe, about an hour on two CPU cores with bf16
     python train2d.py --resume=True             goes on with an unfinished run
 
-Slices are predicted for their volume's own voxels, and scored as the original design did (a label absent from both counts 1) and as here (a slice counts for a label
-only if truth or prediction has it). Volumes are scored as in 3D, on their own grid: every slice in three planes is
-predicted and the probabilities averaged. Writes into OUT_DIR: best_model.pth, last.pth, history.json, config.json,
-metrics.json and plots/*.png.
+Slices are predicted for their volume's own voxels, and scored as the original design did (a label absent from both
+counts 1) and as here (a slice counts for a label only if truth or prediction has it). Volumes are scored as in 3D, on
+their own grid: every slice in three planes is predicted and the probabilities averaged. Writes into OUT_DIR:
+best_model.pth, last.pth, history.json, config.json, metrics.json and plots/*.png.
 """
 
 from functools import partial
