@@ -192,6 +192,7 @@ class UNetWithINR(nn.Module):
     """
 
     slice_size = 128  # pixels along each side of the slices that a 2D model was trained on
+    flip_axes = ""  # axes of "xyz" that a 3D model's training mirrored
 
     def __init__(
         self,

@@ -1,23 +1,30 @@
-"""Five-fold cross-validation of the 3D model on nnU-Net's own folds, compared case by case with nnU-Net's predictions.
+"""Five-fold cross-validation of the 3D model, and of the 3D and the 2D model together, on nnU-Net's own folds, compared
+case by case with nnU-Net's predictions.
 
-    python cross_validate.py          runs the folds, one after another, each for as long as train_3d.py takes; started
-                                      again, it goes on where it stopped
+    python cross_validate.py          runs the folds, one after another, each for as long as train_3d.py and a short
+                                      train2d.py take; started again, it goes on where it stopped
     python cross_validate.py --folds=[0]     one fold only, for a cluster; the same without it then gathers all five
 
-Each fold is a run of train_3d.py with its defaults, into RUNS/fold_N; no choice is made on the fold that is scored: the
-final weights count. Writes into OUT_DIR: cross_validation.json (per case, per label, per fold; means with bootstrap
-95 % intervals) and plots/cross_validation_*.png.
+The recipe is the same for all folds, and no choice is made on the fold that is scored: the final weights count. Writes into
+RUNS/fold_N: 3d, 2d (runs of the training scripts) and together (of ensemble.py); and into OUT_DIR: cross_validation.json
+(per case, per label, per fold; means with bootstrap 95 % intervals; "members": the single models) and
+plots/cross_validation_*.png.
 """
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 
+import data_aug
+import ensemble
 import plots
+import train2d
 import train_3d
 from common import configure, keep_earlier, load_json, require, run_script, save_json
+from engine import same_constants
 from metrics import LABELS, summarise
 
 # data
@@ -26,9 +33,11 @@ FOLDS = [0, 1, 2, 3, 4]  # nnU-Net's folds to run
 RUNS = "cross_validation_runs"  # folder of the runs, one folder for each fold
 OUT_DIR = "results_hippocampus-3D"  # folder for the results of all folds together
 PEER = "references/nnunet_v1_3d_fullres_oof_dice.csv"  # nnU-Net's out-of-fold Dice of each case; empty: no comparison
-# training: everything else is train_3d.py's
-EPOCHS = train_3d.EPOCHS  # epochs of each fold
-BASE_CHANNELS = train_3d.BASE_CHANNELS  # channels of the first stage
+# training: everything else is the training scripts'
+EPOCHS = train_3d.EPOCHS  # epochs of the 3D model
+BASE_CHANNELS = train_3d.BASE_CHANNELS  # channels of its first stage
+EPOCHS_2D = 6  # epochs of the 2D model; 0: none, the 3D model alone
+SLICE_SIZE = 64  # pixels along each side of its slices
 # system
 SEED = 0  # of the training and of the bootstrap
 DEVICE = "auto"  # auto (CUDA where there is one, CPU otherwise), cpu, cuda, cuda:1
@@ -47,20 +56,20 @@ def run(cfg):
     five are there, else None."""
     require(cfg.folds and set(cfg.folds) <= set(range(5)), f"--folds={cfg.folds}: expected numbers from 0 to 4")
     peer = read_peer(cfg.peer) if cfg.peer else {}
-    options = {name: getattr(cfg, name) for name in ("data_root", "epochs", "base_channels", "seed", "device", "amp")}
     for fold in cfg.folds:
-        folder = Path(cfg.runs) / f"fold_{fold}"
-        run_cfg = configure(
-            vars(train_3d), [], **options, num_workers=cfg.num_workers, fold=fold, out_dir=str(folder), resume=True
-        )
         print(f"fold {fold}", flush=True)
-        train_3d.run(run_cfg)
+        run_fold(cfg, fold)
+    members = ["3d", "2d"] if cfg.epochs_2d else ["3d"]
+    scored = "together" if cfg.epochs_2d else "3d"
     folders = [Path(cfg.runs) / f"fold_{fold}" for fold in range(5)]
-    missing = [folder for folder in folders if not (folder / "metrics.json").is_file()]
+    missing = [folder for folder in folders if not (folder / scored / "metrics.json").is_file()]
     if missing:
         print(f"still to run: {', '.join(map(str, missing))}; then: python cross_validate.py")
         return None
-    result = collect(folders, peer, cfg.seed)
+    result = collect([folder / scored for folder in folders], peer, cfg.seed)
+    alone = {name: collect([folder / name for folder in folders], peer, cfg.seed) for name in members}
+    kept = ("mean", "std", "folds", "training_minutes", "interval", "difference")
+    result["members"] = {name: {k: part[k] for k in kept if k in part} for name, part in alone.items()}
     path = Path(cfg.out_dir) / "cross_validation.json"
     if path.is_file() and load_json(path, "python cross_validate.py") != json.loads(json.dumps(result)):
         keep_earlier(path)
@@ -71,6 +80,36 @@ def run(cfg):
             low, high = interval["interval"]
             print(f"{name}: Dice {interval['mean']:.4f} (95 % interval {low:.4f} to {high:.4f})")
     return result
+
+
+def run_fold(cfg, fold):
+    """Trains and scores the models of a fold, as far as they are not there yet."""
+    folder = Path(cfg.runs) / f"fold_{fold}"
+    options = {name: getattr(cfg, name) for name in ("data_root", "seed", "device", "amp", "num_workers")}
+    run_once(train_3d, **options, out_dir=f"{folder}/3d", fold=fold, epochs=cfg.epochs, base_channels=cfg.base_channels)
+    if not cfg.epochs_2d:
+        return
+    slices, together = folder / "slices", folder / "together"
+    if not (folder / "2d" / "metrics.json").is_file() and not (slices / "index.csv").is_file():
+        data_aug.run(
+            configure(vars(data_aug), [], data_root=cfg.data_root, fold=fold, size=cfg.slice_size, out_dir=str(slices))
+        )
+    run_once(train2d, **options, out_dir=f"{folder}/2d", data_dir=str(slices), epochs=cfg.epochs_2d)
+    if not (together / "metrics.json").is_file():
+        options = {name: getattr(cfg, name) for name in ("data_root", "device", "amp")}
+        runs = [f"{folder}/3d", f"{folder}/2d"]
+        ensemble.run(configure(vars(ensemble), [], **options, runs=runs, out_dir=str(together)))
+    shutil.rmtree(slices, ignore_errors=True)  # a quarter of a GB, and made again in seconds
+
+
+def run_once(train, **options):
+    """Runs a training script, or goes on with its run, unless it is finished."""
+    cfg = configure(vars(train), [], **options, resume=True)
+    if (Path(cfg.out_dir) / "metrics.json").is_file():
+        same_constants(cfg.out_dir, cfg)
+        print(f"{cfg.out_dir} is done already")
+    else:
+        train.run(cfg)
 
 
 def read_peer(path):

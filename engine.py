@@ -9,7 +9,6 @@
 
 import copy
 import itertools
-import math
 import signal
 import time
 from pathlib import Path
@@ -41,18 +40,12 @@ from common import (
 )
 from dataset import EpochSampler
 from metrics import LABELS
+from optimiser import make_optimisers, schedule
 
 HISTORY = ("train_loss", "val_loss", "train_dice", "val_dice", "train_nsd", "val_nsd", "learning_rate", "seconds")
 HISTORY += ("skipped_steps",)
 MAX_BAD_STEPS = 30  # steps in a row without a finite gradient that end a run; an fp16 scaler needs 16 to settle
 NOT_PART_OF_A_RUN = ("resume", "num_workers", "out_dir", "device")  # constants that --resume=True may change
-
-
-def learning_rate(progress, peak, warmup):
-    """Linear warm-up over the first `warmup` share of the schedule, then half a cosine to zero; progress in [0, 1)."""
-    if progress < warmup:
-        return peak * (progress / warmup * 0.99 + 0.01)
-    return peak * 0.5 * (1 + math.cos(math.pi * (progress - warmup) / (1 - warmup)))
 
 
 def check_training(cfg):
@@ -61,12 +54,13 @@ def check_training(cfg):
         require(getattr(cfg, name) >= 1, f"--{name}={getattr(cfg, name)}: expected 1 or more")
     for name in ("learning_rate", "gradient_clip"):
         require(getattr(cfg, name) > 0, f"--{name}={getattr(cfg, name)}: expected more than 0")
-    not_negative = ("max_cases", "num_workers", "seed", "weight_decay", "focal_gamma", "dice_smooth")
+    not_negative = ("max_cases", "num_workers", "seed", "weight_decay", "muon_rate", "focal_gamma", "dice_smooth")
     for name in (*not_negative, "rotation_degrees", "shift_voxels", "intensity", "gamma", "noise", "blur_mm"):
         require(getattr(cfg, name, 0) >= 0, f"--{name}={getattr(cfg, name, 0)}: expected 0 or more")
     require(cfg.seed < 2**63, f"--seed={cfg.seed}: expected less than 2^63")
     for name in ("warmup", "ema", "scale"):
         require(0 <= getattr(cfg, name) < 1, f"--{name}={getattr(cfg, name)}: expected at least 0 and less than 1")
+    require(0 <= cfg.cooldown <= 1, f"--cooldown={cfg.cooldown}: expected 0 to 1")
 
 
 def start_run(cfg, defaults, model, model_info, data, device, dtype):
@@ -109,13 +103,7 @@ def _open_folder(cfg, config):
         print(f"{out_dir} holds no checkpoint yet: starting from the beginning", flush=True)
         save_json(out_dir / "config.json", config)
         return None
-    before = load_json(out_dir / "config.json", "a new run without --resume=True")
-    for name, value in config["constants"].items():
-        if name.lower() not in NOT_PART_OF_A_RUN and before["constants"].get(name) != value:
-            raise UserError(
-                f"{out_dir}: this run was started with --{name.lower()}={before['constants'].get(name)}, not {value}; "
-                "resume it with its own constants, or start anew without --resume=True"
-            )
+    before = same_constants(out_dir, cfg)
     other = f"{out_dir}: this run was started on other data or slices; start anew without --resume=True"
     require(before.get("data") == config["data"], other)
     state = load_checkpoint(out_dir / "last.pth")
@@ -124,6 +112,19 @@ def _open_folder(cfg, config):
         f"{out_dir / 'last.pth'} cannot be resumed (weights only, or of another version); start anew without --resume=True",
     )
     return state
+
+
+def same_constants(folder, cfg):
+    """The config.json of a run. Raises UserError where its constants are not those of `cfg`, naming the first one."""
+    before = load_json(Path(folder) / "config.json", "a new run without --resume=True")
+    for name, value in sorted(vars(cfg).items()):
+        then = before["constants"].get(name.upper())
+        require(
+            name in NOT_PART_OF_A_RUN or then == value,
+            f"{folder}: this run was started with --{name}={then}, not {value}; resume it with its own constants, or start anew "
+            "without --resume=True, or in another folder",
+        )
+    return before
 
 
 def make_loader(data, cfg, device):
@@ -156,13 +157,13 @@ def hard_dice(logits, target):
 
 
 def fit(model, loader, loss_function, validate, cfg, device, dtype, out_dir, info, resume_from=None):
-    """Trains `model` for cfg.epochs with AdamW, a cosine schedule with warm-up, gradient clipping and mixed precision.
+    """Trains `model` for cfg.epochs with Muon and AdamW, a schedule of their rates, gradient clipping and mixed precision.
 
     loader:        batches of (image (B, C, *S), label (B, *S)), as make_loader makes it.
     loss_function: (logits, label) to a scalar, a mean over the batch.
     validate:      called with the model in eval mode; returns {"val_loss", "val_dice", "val_nsd", "train_nsd"}.
-    cfg:           epochs, learning_rate, weight_decay, warmup, gradient_clip, and ema (0: none; else the decay of a
-                   moving average of the weights, which is then what is validated and saved).
+    cfg:           epochs, gradient_clip, those of optimiser.make_optimisers, those of optimiser.schedule, and ema (0: none;
+                   else the decay of a moving average of the weights, which is then what is validated and saved).
     info:          plain values for the checkpoints: "model" (name and arguments), "train_cases", ...
     resume_from:   what start_run returned.
 
@@ -171,7 +172,7 @@ def fit(model, loader, loss_function, validate, cfg, device, dtype, out_dir, inf
     takes its share of every batch and of the validation, and the first one writes.
     """
     out_dir = Path(out_dir)
-    optimiser = torch.optim.AdamW(model.parameters(), lr=cfg.learning_rate, weight_decay=cfg.weight_decay)
+    optimisers = make_optimisers(model, cfg)
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
     average = copy.deepcopy(model).eval() if cfg.ema else model
     history, best = {name: [] for name in HISTORY}, {"epoch": 0, "val_dice": -1.0}
@@ -180,7 +181,8 @@ def fit(model, loader, loss_function, validate, cfg, device, dtype, out_dir, inf
         training = resume_from["training"]
         average.load_state_dict(resume_from["model_state_dict"])
         model.load_state_dict(training["weights"])
-        optimiser.load_state_dict(training["optimiser"])
+        for optimiser, state in zip(optimisers, training["optimisers"], strict=True):
+            optimiser.load_state_dict(state)
         if training["scaler"]:  # empty where the run began without fp16
             scaler.load_state_dict(training["scaler"])
         history, best, begun = training["history"], training["best"], training["begun"]
@@ -200,8 +202,9 @@ def fit(model, loader, loss_function, validate, cfg, device, dtype, out_dir, inf
         on_first(save_checkpoint, out_dir / name, content)
 
     def save_all():
-        parts = {"weights": model.state_dict(), "optimiser": optimiser.state_dict(), "scaler": scaler.state_dict()}
-        save("last.pth", training={**parts, "history": history, "best": best, "begun": begun})
+        parts = {"weights": model.state_dict(), "optimisers": [o.state_dict() for o in optimisers]}
+        parts |= {"scaler": scaler.state_dict(), "history": history, "best": best, "begun": begun}
+        save("last.pth", training=parts)
 
     for epoch in range(len(history["seconds"]), cfg.epochs):
         start, (losses, dices, skipped) = time.perf_counter(), (begun[name] for name in ("losses", "dices", "skipped"))
@@ -212,21 +215,23 @@ def fit(model, loader, loss_function, validate, cfg, device, dtype, out_dir, inf
         )
         with interrupt:
             for step, (image, label) in enumerate(bar, begun["step"]):
-                rate = learning_rate((epoch + step / steps) / cfg.epochs, cfg.learning_rate, cfg.warmup)
-                for group in optimiser.param_groups:
-                    group["lr"] = rate
+                share_of_peak = schedule((epoch + step / steps) / cfg.epochs, cfg.warmup, cfg.cooldown)
+                for group in (group for optimiser in optimisers for group in optimiser.param_groups):
+                    group["lr"] = group["peak"] * share_of_peak
                 image, label = image.to(device, non_blocking=True), label.to(device, non_blocking=True)
                 with autocast(device, dtype):
                     logits = parallel(image)
                 share = sampler.share(step)  # of this process in the batch, 1 when it is alone
                 loss = loss_function(logits, label) * share
-                optimiser.zero_grad(set_to_none=True)
+                model.zero_grad(set_to_none=True)
                 scaler.scale(loss).backward()
-                scaler.unscale_(optimiser)
+                for optimiser in optimisers:
+                    scaler.unscale_(optimiser)
                 norm = torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.gradient_clip)
                 finite = bool(torch.isfinite(norm))
-                if scaler.is_enabled() or finite:  # a scaler skips the step itself
-                    scaler.step(optimiser)
+                if finite:
+                    for optimiser in optimisers:
+                        scaler.step(optimiser)
                 scaler.update()
                 if cfg.ema and finite:
                     decay = min(cfg.ema, (1 + epoch * steps + step) / (10 + epoch * steps + step))
@@ -250,7 +255,7 @@ def fit(model, loader, loss_function, validate, cfg, device, dtype, out_dir, inf
             entry = {
                 "train_loss": float(np.nanmean(losses)),
                 "train_dice": np.nanmean(dices, axis=0).tolist(),
-                "learning_rate": rate,
+                "learning_rate": cfg.learning_rate * share_of_peak,
                 "skipped_steps": skipped,
                 **validate(average),
             }

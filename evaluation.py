@@ -22,18 +22,20 @@ def tta_views(flip_axes=""):
 
 
 @torch.inference_mode()
-def predict_volume(model, image, device, dtype, tta=False, flip_axes=""):
+def predict_volume(model, image, device, dtype, tta=False):
     """Class probabilities of one volume: image (D, H, W) float32, normalised, to a (C, D, H, W) float32 tensor on `device`.
 
-    A 3D model sees the volume, with tta averaged over tta_views(flip_axes). A 2D model sees every slice of the three
-    planes, each resampled to model.slice_size squared as in training; the planes' probabilities are averaged.
-    The model must be in eval mode.
+    A 3D model sees the volume, with tta averaged over tta_views(model.flip_axes). A 2D model sees every slice of the
+    three planes, each resampled to model.slice_size squared as in training; the planes' probabilities are averaged.
+    The probabilities of a list of models are averaged. Models must be in eval mode.
     """
+    if isinstance(model, list):
+        return sum(predict_volume(member, image, device, dtype, tta) for member in model) / len(model)
     x = torch.from_numpy(np.ascontiguousarray(image)).to(device)
     if model.dim == 2:
         return _predict_slices(model, x, device, dtype)
     x = x[None, None]  # (1, 1, D, H, W)
-    views = tta_views(flip_axes) if tta else [((0, 0, 0), ())]
+    views = tta_views(model.flip_axes) if tta else [((0, 0, 0), ())]
     total = 0
     for shift, flip in views:
         axes = [a + 2 for a in flip]
@@ -62,15 +64,14 @@ def _predict_slices(model, x, device, dtype, batch=16):
     return total / 3
 
 
-def evaluate(model, volumes, device, dtype, tta=False, flip_axes="", loss_function=None):
+def evaluate(model, volumes, device, dtype, tta=False, loss_function=None):
     """Metrics of each volume on its own grid: ({id: case_metrics}, list of losses, empty without loss_function).
 
-    With several processes, each does its share of the volumes, and all get the result.
+    model: as in predict_volume. With several processes, each does its share of the volumes, and all get the result.
     """
-    model.eval()
     cases, losses = {}, {}
     for volume in volumes[rank() :: world_size()]:
-        probabilities = predict_volume(model, volume.image, device, dtype, tta, flip_axes)
+        probabilities = predict_volume(model, volume.image, device, dtype, tta)
         if loss_function:
             label = torch.from_numpy(volume.label)[None].to(device)
             logits = probabilities.clamp_min(1e-9).log()[None]  # softmax(log p) = p
@@ -82,18 +83,19 @@ def evaluate(model, volumes, device, dtype, tta=False, flip_axes="", loss_functi
     return {i: cases[i] for i in ids}, [losses[i] for i in ids] if loss_function else []
 
 
-def finish(model, val, history, out_dir, device, dtype, synthetic, tta=False, flip_axes="", extra=None):
+def finish(model, val, history, out_dir, device, dtype, synthetic, tta=False, extra=None):
     """Evaluates the final and the best weights on volumes, and writes metrics.json, per_case_dice.png and predictions.png.
 
     extra: further content of metrics.json. Returns the content of metrics.json; the model keeps its final weights.
     """
     out_dir = Path(out_dir)
-    final, _ = evaluate(model, val, device, dtype, tta, flip_axes)
+    model.eval()
+    final, _ = evaluate(model, val, device, dtype, tta)
     best, best_cases = on_first(load_checkpoint, out_dir / "best_model.pth"), final
     if best["epoch"] < len(history["seconds"]):
         final_weights = {k: v.clone() for k, v in model.state_dict().items()}
         model.load_state_dict(best["model_state_dict"])
-        best_cases, _ = evaluate(model, val, device, dtype, tta, flip_axes)
+        best_cases, _ = evaluate(model, val, device, dtype, tta)
         model.load_state_dict(final_weights)
     metrics = {
         "synthetic": synthetic,
@@ -105,7 +107,7 @@ def finish(model, val, history, out_dir, device, dtype, synthetic, tta=False, fl
         **(extra or {}),
     }
     on_first(save_json, out_dir / "metrics.json", metrics)
-    on_first(draw_results, model, val, final, out_dir / "plots", device, dtype, synthetic, tta, flip_axes)
+    on_first(draw_results, model, val, final, out_dir / "plots", device, dtype, synthetic, tta)
     mean = metrics["mean"]
     print(
         f"final weights{' with test-time augmentation' if tta else ''}: Dice {mean['dice'][0]:.4f} anterior, "
@@ -115,7 +117,7 @@ def finish(model, val, history, out_dir, device, dtype, synthetic, tta=False, fl
     return metrics
 
 
-def draw_results(model, val, final, folder, device, dtype, synthetic, tta, flip_axes):
+def draw_results(model, val, final, folder, device, dtype, synthetic, tta):
     """per_case_dice.png, and predictions.png of the best, the median and the worst case. final: {id: case_metrics}."""
     import plots  # here, so that prediction needs no matplotlib
 
@@ -125,7 +127,7 @@ def draw_results(model, val, final, folder, device, dtype, synthetic, tta, flip_
     order = sorted(val, key=lambda v: np.mean(final[v.id]["dice"]))
     rows = []
     for text, volume in (("best", order[-1]), ("median", order[len(order) // 2]), ("worst", order[0])):
-        prediction = predict_volume(model, volume.image, device, dtype, tta, flip_axes).argmax(0).cpu().numpy()
+        prediction = predict_volume(model, volume.image, device, dtype, tta).argmax(0).cpu().numpy()
         there = np.argwhere(volume.label > 0)
         x, y, z = there.mean(0).round().astype(int) if len(there) else np.array(volume.label.shape) // 2
         panels = [(a[x], a[:, y], a[:, :, z]) for a in (volume.image, volume.label, prediction)]

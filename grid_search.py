@@ -27,8 +27,8 @@ MODEL = "UNetnnUNetWithINR"  # the network whose sizes the grid sets
 # grid: every combination is a point
 BASE_CHANNELS = [32]  # channels of the first stage
 UNET_DEPTH = [4]  # number of poolings
-LEARNING_RATE = [1e-4]  # peak of the schedule
-WEIGHT_DECAY = [1e-5]  # AdamW's
+LEARNING_RATE = [1e-4]  # AdamW's, at the peak of the schedule
+WEIGHT_DECAY = [1e-5]  # of the optimisers, decoupled
 USE_INR = [False, True]  # without and with the INR (SIREN coordinate) head
 INR_HIDDEN_DIM = [32, 48, 64]  # widths of the INR head
 DEEP_SUPERVISION = True  # one more point: without INR, with auxiliary losses at the coarser decoder stages

@@ -25,8 +25,8 @@ FOLD = -1  # -1: the first 80 % of the sorted cases train, the rest validate; 0-
 # grid: every combination is a point
 BASE_CHANNELS = [16]  # channels of the first stage
 UNET_DEPTH = [3]  # number of poolings
-LEARNING_RATE = [3e-3]  # peak of the schedule
-WEIGHT_DECAY = [1e-2]  # AdamW's
+LEARNING_RATE = [3e-3]  # AdamW's, at the peak of the schedule
+WEIGHT_DECAY = [1e-2]  # of the optimisers, decoupled
 USE_INR = [False, True]  # without and with the INR (SIREN coordinate) head
 INR_HIDDEN_DIM = [32, 48, 64]  # widths of the INR head
 DEEP_SUPERVISION = True  # one more point: without INR, with auxiliary losses at the coarser decoder stages
@@ -36,6 +36,9 @@ EPOCHS = 10  # epochs; one is a pass over the training cases
 MIN_STEPS = 80  # with few of them, an epoch is as many passes as make this number of steps
 BATCH_SIZE = 2  # patches per step
 PATCH = [40, 56, 40]  # voxels of a training patch
+MUON_RATE = 0.0  # Muon's learning rate for the kernels of the U-Net, at the peak; 0: AdamW trains them too
+COOLDOWN = 1.0  # share of the schedule, at its end, with a falling rate
+EMA = 0.998  # decay of the moving average of the weights, which is then evaluated; 0: none
 TTA = False  # evaluate the final weights with test-time augmentation
 # system
 ONLY = ""  # key of the one point to run; list: print the keys

@@ -30,12 +30,16 @@ from evaluation import predict_volume
 from metrics import LABELS, volume_mm3
 
 CHECKPOINT = "pretrained/hippocampus_3d.pth"  # trained weights; last.pth and best_model.pth of any run fit as well
+PARTNER = (
+    "auto"  # checkpoint to average with the first; auto: the shipped 2D one beside the shipped 3D one; empty: none
+)
 OUT_DIR = "predictions"  # folder for results; one that holds results is kept as <name>.previous-N
 TTA = True  # average over shifted (and, where training flipped, mirrored) views of the volume
 MIRROR = False  # mirror left and right before and after: for a hippocampus on the other side
 DEVICE = "auto"  # auto (CUDA where there is one, CPU otherwise), cpu, cuda, cuda:1
 AMP = True  # mixed precision: fp16 on CUDA, bf16 on a CPU that has it
 
+_SHIPPED = ("pretrained/hippocampus_3d.pth", "pretrained/hippocampus_2d.pth")
 _MODEL_SPACING_MM = 1.0
 MODELS = {**unet_inr_3d.MODELS, **model2d.MODELS}
 _SIDE_MM = (12, 100)  # shorter or longer than this along any axis is no crop around one hippocampus
@@ -57,16 +61,18 @@ def run(cfg):
             out_dir not in path.resolve().parents,
             f"{path} lies in {cfg.out_dir}, the folder for results; choose another --out_dir",
         )
-    model, info = load_model(cfg.checkpoint)
     device, dtype = pick_device(cfg.device, cfg.amp)
-    model.to(device)
-    synthetic = bool(info.get("synthetic"))
-    if synthetic:
-        print(f"{cfg.checkpoint} was trained on SYNTHETIC phantoms: its results say nothing about real scans")
+    models, synthetic = [], False
+    for path in checkpoints(cfg):
+        model, info = load_model(path)
+        models.append(model.to(device))
+        if info.get("synthetic"):
+            synthetic = True
+            print(f"{path} was trained on SYNTHETIC phantoms: its results say nothing about real scans")
     made, rows, start = None, [], time.perf_counter()
     for path in tqdm(files, desc="predict", disable=None):
         try:
-            segmentation, image = segment(model, path, device, dtype, cfg.tta, info.get("flip_axes", ""), cfg.mirror)
+            segmentation, image = segment(models, path, device, dtype, cfg.tta, cfg.mirror)
         except UserError as error:
             problems.append(error)
             continue
@@ -83,6 +89,14 @@ def run(cfg):
     for error in problems:
         fail(error)
     return not problems
+
+
+def checkpoints(cfg):
+    """The paths of the one or two checkpoints of a configuration."""
+    partner = cfg.partner
+    if partner == "auto":
+        partner = _SHIPPED[1] if Path(cfg.checkpoint) == Path(_SHIPPED[0]) else ""
+    return [cfg.checkpoint, partner] if partner else [cfg.checkpoint]
 
 
 def find_inputs(inputs):
@@ -131,7 +145,7 @@ def load_model(path):
         model.slice_size = info.get("slice_size", model.slice_size)
         if not (isinstance(model.slice_size, int) and 8 <= model.slice_size <= 1024):
             raise ValueError("slice_size")
-        axes = info.setdefault("flip_axes", "")
+        model.flip_axes = axes = info.get("flip_axes", "")
         if not isinstance(axes, str) or sorted(axes) != sorted(set(axes) & set("xyz")):
             raise ValueError("flip_axes")
     except (KeyError, TypeError, RuntimeError, ValueError, AttributeError, ArithmeticError) as error:
@@ -142,9 +156,9 @@ def load_model(path):
     return model.eval(), info
 
 
-def segment(model, path, device, dtype, tta=True, flip_axes="", mirror=False):
-    """(label map uint8 on the file's own grid, nibabel image) of one NIfTI file. Raises UserError, see
-    dataset.read_nifti.
+def segment(model, path, device, dtype, tta=True, mirror=False):
+    """(label map uint8 on the file's own grid, nibabel image) of one NIfTI file, by a model or a list of them. Raises
+    UserError, see dataset.read_nifti.
     """
     array, image = read_nifti(path)
     spacing = np.array(spacing_mm(image))
@@ -159,9 +173,7 @@ def segment(model, path, device, dtype, tta=True, flip_axes="", mirror=False):
         array = array[::-1]
     shape = np.maximum(np.round(sides / _MODEL_SPACING_MM), 1).astype(int)
     probabilities = (
-        predict_volume(model, normalise(resample(array.astype(np.float32), shape)), device, dtype, tta, flip_axes)
-        .cpu()
-        .numpy()
+        predict_volume(model, normalise(resample(array.astype(np.float32), shape)), device, dtype, tta).cpu().numpy()
     )
     if tuple(shape) != array.shape:
         probabilities = np.stack([resample(p, array.shape) for p in probabilities])

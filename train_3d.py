@@ -47,9 +47,11 @@ DEEP_SUPERVISION = False  # auxiliary losses at the coarser decoder stages
 EPOCHS = 24  # epochs; one is a pass over the training cases
 MIN_STEPS = 80  # with few of them, an epoch is as many passes as make this number of steps
 BATCH_SIZE = 2  # patches per step
-LEARNING_RATE = 3e-3  # peak of the schedule
-WEIGHT_DECAY = 1e-2  # AdamW's
+LEARNING_RATE = 3e-3  # AdamW's, at the peak of the schedule
+WEIGHT_DECAY = 1e-2  # of both optimisers, decoupled
+MUON_RATE = 0.02  # Muon's learning rate for the kernels of the U-Net, at the peak; 0: AdamW trains them too
 WARMUP = 0.05  # share of the schedule with a rising learning rate
+COOLDOWN = 0.0  # share of the schedule, at its end, with a falling one; in between it stays at the peak
 GRADIENT_CLIP = 1.0  # largest norm of the gradient
 FOCAL_GAMMA = 0.0  # exponent of the focal loss; 0 is cross-entropy
 EMA = 0.998  # decay of the moving average of the weights, which is then evaluated; 0: none
@@ -79,7 +81,7 @@ def run(cfg):
     print(f"data: {cfg.data_root}{what}, {len(train)} training and {len(val)} validation cases")
     device, dtype = pick_device(cfg.device, cfg.amp)
     model, model_info = build_model(cfg)
-    model.to(device)
+    model.to(device).flip_axes = cfg.flip_axes
     checkpoint_info, resume_from = start_run(cfg, constants(globals()), model, model_info, data, device, dtype)
     checkpoint_info["flip_axes"] = cfg.flip_axes
 
@@ -102,7 +104,7 @@ def run(cfg):
 
     loader = make_loader(dataset, cfg, device)
     history = fit(model, loader, loss_function, validate, cfg, device, dtype, cfg.out_dir, checkpoint_info, resume_from)
-    metrics = finish(model, val, history, cfg.out_dir, device, dtype, data["synthetic"], cfg.tta, cfg.flip_axes)
+    metrics = finish(model, val, history, cfg.out_dir, device, dtype, data["synthetic"], cfg.tta)
     on_first(plots.curves, history, Path(cfg.out_dir) / "plots", plots.source(data["synthetic"]))
     return metrics
 

@@ -57,9 +57,7 @@ def run(cfg):
     if cfg.checkpoint:
         model, trained = load_model(cfg.checkpoint)
         device, dtype = pick_device(cfg.device, cfg.amp)
-        probabilities = predict_volume(
-            model.to(device), volume.image, device, dtype, cfg.tta, trained.get("flip_axes", "")
-        )
+        probabilities = predict_volume(model.to(device), volume.image, device, dtype, cfg.tta)
         prediction = probabilities.argmax(0).byte().cpu().numpy()
         seen = " (A TRAINING CASE)" if volume.id in trained.get("train_cases", ()) else ""
         path = Path(cfg.out).with_name(f"{Path(cfg.out).stem}_prediction.png")

@@ -134,7 +134,7 @@ def predict(checkpoint, data_root):
     seconds = []
     for volume in volumes:
         start = time.perf_counter()
-        predict_volume(model, volume.image, device, dtype, True, info.get("flip_axes", "")).cpu()
+        predict_volume(model, volume.image, device, dtype, True).cpu()
         seconds.append(time.perf_counter() - start)
     seconds = sorted(seconds[3:])  # the first ones warm up
     return {"seconds_per_volume": round(seconds[len(seconds) // 2], 4), "peak_memory_mib": round(peak_memory_mib())}

@@ -7,39 +7,66 @@ from conftest import ROOT, one_error_line
 
 import common
 import cross_validate
+import data_aug
+import ensemble
+import train2d
 import train_3d
 from dataset import list_cases, split_cases
 
 
 @pytest.fixture
-def folds(monkeypatch):
-    """Replaces the training by one that writes made-up results at once; the folds that it was asked for."""
+def jobs(monkeypatch):
+    """Replaces the trainings by ones that write made-up results at once; the jobs that it was asked for."""
     asked = []
 
-    def run(cfg):
-        asked.append(cfg.fold)
-        _, val = split_cases(list_cases(cfg.data_root)[0], cfg.fold)
+    def results(out_dir, fold, root, dice):
+        _, val = split_cases(list_cases(root)[0], fold)
         values = {
             "nsd_1mm": [1.0, 1.0],
             "hd95_mm": [1.0, 2.0],
             "volume_mm3": [90.0, 80.0],
             "true_volume_mm3": [100.0, 80.0],
         }
-        cases = {case.id: {"dice": [0.9 - 0.01 * cfg.fold, 0.8], **values} for case in val}
         content = {
             "synthetic": True,
-            "cases": cases,
+            "cases": {case.id: {"dice": [dice - 0.01 * fold, 0.8], **values} for case in val},
             "tta": True,
             "training_minutes": 1.5,
-            "mean": {"dice": [0.9, 0.8]},
+            "mean": {"dice": [dice, 0.8]},
         }
-        common.save_json(Path(cfg.out_dir) / "metrics.json", content)
+        common.save_json(Path(out_dir) / "metrics.json", content)
 
-    monkeypatch.setattr(train_3d, "run", run)
+    def train(name, dice):
+        def run(cfg):
+            fold = int(Path(cfg.out_dir).parent.name.removeprefix("fold_"))
+            asked.append(f"{name} {fold}")
+            if name == "2d":
+                assert (Path(cfg.data_dir) / "index.csv").is_file()
+            constants = {key.upper(): value for key, value in vars(cfg).items()}
+            common.save_json(Path(cfg.out_dir) / "config.json", {"constants": constants})
+            results(cfg.out_dir, fold, cfg.data_root, dice)
+
+        return run
+
+    def slices(cfg):
+        Path(cfg.out_dir).mkdir(parents=True)
+        (Path(cfg.out_dir) / "index.csv").write_text("")
+        asked.append(f"slices {cfg.fold}")
+
+    def together(cfg):
+        fold = int(Path(cfg.out_dir).parent.name.removeprefix("fold_"))
+        assert [Path(folder).name for folder in cfg.runs] == ["3d", "2d"]
+        results(cfg.out_dir, fold, cfg.data_root, 0.9)
+        asked.append(f"together {fold}")
+
+    monkeypatch.setattr(train_3d, "run", train("3d", 0.88))
+    monkeypatch.setattr(train2d, "run", train("2d", 0.86))
+    monkeypatch.setattr(data_aug, "run", slices)
+    monkeypatch.setattr(ensemble, "run", together)
     return asked
 
 
-def test_all_cases_are_scored_once(script, phantoms, tmp_path, folds):
+def test_all_cases_are_scored_once(script, phantoms, tmp_path, jobs):
     peer = tmp_path / "peer.csv"
     peer.write_text("case_id,argmax_foreground_mean_dice\n" + "".join(f"phantom_00{i},0.8\n" for i in range(1, 9)))
     where = [
@@ -51,7 +78,8 @@ def test_all_cases_are_scored_once(script, phantoms, tmp_path, folds):
     code, out, err = script(cross_validate, *where, "--folds=[0,1,2]")
     assert code == 0 and "fold_3" in out and not (tmp_path / "out").exists(), err
     code, out, err = script(cross_validate, *where, "--folds=[3,4]")
-    assert code == 0 and folds == [0, 1, 2, 3, 4], err
+    assert code == 0 and jobs == [f"{job} {i}" for i in range(5) for job in ("3d", "slices", "2d", "together")], err
+    assert not list((tmp_path / "runs").glob("*/slices"))
     result = json.loads((tmp_path / "out" / "cross_validation.json").read_text())
     assert list(result["cases"]) == [f"phantom_00{i}" for i in range(1, 9)]
     for case, values in result["cases"].items():
@@ -63,8 +91,17 @@ def test_all_cases_are_scored_once(script, phantoms, tmp_path, folds):
     )
     assert result["difference"]["mean"] == pytest.approx(np.mean(scores) - 0.8) and result["difference"]["cases"] == 8
     assert f"{np.mean(scores):.4f}" in out
+    for name, dice in (("3d", 0.88), ("2d", 0.86)):
+        alone = np.mean([dice - 0.01 * values["fold"] + 0.8 for values in result["cases"].values()]) / 2
+        assert result["members"][name]["interval"]["mean"] == pytest.approx(alone)
+        assert result["members"][name]["difference"]["mean"] == pytest.approx(alone - 0.8)
     script(cross_validate, *where)
-    assert not list((tmp_path / "out").glob("*.previous-*"))
+    assert len(jobs) == 20 and not list((tmp_path / "out").glob("*.previous-*"))
+    one_error_line(script(cross_validate, *where, "--epochs=3"), "fold_0", "--epochs")
+    code, out, err = script(cross_validate, *where, "--epochs_2d=0", f"--out_dir={tmp_path / 'alone'}")
+    assert code == 0 and list(json.loads((tmp_path / "alone" / "cross_validation.json").read_text())["members"]) == [
+        "3d"
+    ], err
     (tmp_path / "out" / "cross_validation.json").write_text("{}")
     script(cross_validate, *where)
     assert (tmp_path / "out" / "cross_validation.previous-1.json").read_text() == "{}"

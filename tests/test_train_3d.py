@@ -11,7 +11,6 @@ import common
 import evaluation
 import train_3d
 from dataset import AugmentedDataset, list_cases, load_case
-from engine import learning_rate
 from metrics import dice_focal_loss
 
 SMALL = ("--base_channels=4", "--depth=2", "--patch=[24,32,24]", "--epochs=2", "--min_steps=1")
@@ -198,25 +197,13 @@ def test_bad_data_is_one_line_and_leaves_nothing(script, phantoms, tmp_path):
     assert not out.exists()
 
 
-def test_learning_rate_schedule():
-    rates = [learning_rate(i / 1000, 1e-2, 0.1) for i in range(1000)]
-    assert (
-        np.argmax(rates) == 100
-        and max(rates) == pytest.approx(1e-2)
-        and rates[0] == pytest.approx(1e-4)
-        and rates[-1] < 1e-6
-    )
-    assert all(np.diff(rates[:100]) > 0) and all(np.diff(rates[101:]) < 0)
-    assert learning_rate(0, 1e-2, 0) == 1e-2
-
-
 def test_predictions_with_augmentation_come_back_in_place():
     """A model that only looks at its own voxel gives the same probabilities whatever the shift or flip."""
     model = torch.nn.Conv3d(1, 3, 1)
-    model.dim = 3
+    model.dim, model.flip_axes = 3, "xyz"
     image = np.random.default_rng(0).standard_normal((9, 10, 11)).astype(np.float32)
     plain, augmented = (
-        evaluation.predict_volume(model, image, torch.device("cpu"), None, tta, "xyz") for tta in (False, True)
+        evaluation.predict_volume(model, image, torch.device("cpu"), None, tta) for tta in (False, True)
     )
     assert (
         plain.shape == (3, 9, 10, 11)

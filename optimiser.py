@@ -1,0 +1,72 @@
+"""How the weights move: Muon for the kernels of the U-Net's convolutions, AdamW for everything else, and the schedule of
+their learning rates.
+"""
+
+import math
+
+import torch
+
+QUINTIC = (3.4445, -4.7750, 2.0315)  # Jordan et al.'s coefficients: steep at zero, and near 1 for all singular values
+
+
+def schedule(progress, warmup, cooldown):
+    """Share of the peak learning rate at `progress`, in [0, 1), of a run: a linear rise over its first `warmup`, then 1,
+    and half a cosine to zero over its last `cooldown`, each a share of the run; the rise comes first where both would be."""
+    if progress < warmup:
+        return progress / warmup * 0.99 + 0.01
+    start = max(warmup, 1 - cooldown)
+    return 1.0 if progress < start else 0.5 * (1 + math.cos(math.pi * (progress - start) / (1 - start)))
+
+
+def make_optimisers(model, cfg):
+    """The optimisers of a model: [AdamW], or with cfg.muon_rate [AdamW, Muon], Muon for all kernels of model.unet but
+    those of the first convolution. cfg: learning_rate, weight_decay, muon_rate."""
+    kernels = [p for p in model.unet.parameters() if p.ndim >= 4 and p.shape[1] > 1] if cfg.muon_rate else []
+    taken = set(map(id, kernels))
+    others = [p for p in model.parameters() if id(p) not in taken]
+    optimisers = [torch.optim.AdamW(others, lr=cfg.learning_rate, weight_decay=cfg.weight_decay)]
+    if kernels:
+        optimisers.append(Muon(kernels, lr=cfg.muon_rate, weight_decay=cfg.weight_decay))
+    for optimiser in optimisers:
+        for group in optimiser.param_groups:
+            group["peak"] = group["lr"]
+    return optimisers
+
+
+class Muon(torch.optim.Optimizer):
+    """Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon): Nesterov momentum, made orthogonal before
+    the step, a kernel (out, in, *k) being seen as a matrix of `out` rows; so every direction in it moves equally far.
+    Weight decay is decoupled, as AdamW's.
+    """
+
+    def __init__(self, params, lr, weight_decay=0.0, momentum=0.95):
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            rate, momentum = group["lr"], group["momentum"]
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
+                mean = self.state[p].setdefault("mean", torch.zeros_like(p))
+                mean.lerp_(p.grad, 1 - momentum)
+                direction = orthogonalise(p.grad.lerp(mean, momentum).flatten(1))  # (out, in * prod(k))
+                p.mul_(1 - rate * group["weight_decay"]).add_(direction.view(p.shape), alpha=-rate)
+
+
+def orthogonalise(matrix, steps=5):
+    """A matrix (n, m) with the same singular vectors and all singular values near 1 (0.7 to 1.2; those below 1e-3 of the
+    norm stay smaller), by Newton-Schulz iterations. They run on the small matrix of the rows' products, in float32."""
+    n, m = matrix.shape
+    if n > m:
+        return orthogonalise(matrix.T, steps).T
+    a, b, c = QUINTIC
+    x = matrix.float() / (matrix.float().norm() + 1e-7)
+    gram, total = x @ x.T, None  # (n, n)
+    identity = torch.eye(n, device=x.device)
+    for _ in range(steps):
+        factor = a * identity + (b * identity + c * gram) @ gram  # what an iteration multiplies x with
+        gram = factor @ gram @ factor
+        total = factor if total is None else factor @ total
+    return total @ x
