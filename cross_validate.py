@@ -36,8 +36,9 @@ PEER = "references/nnunet_v1_3d_fullres_oof_dice.csv"  # nnU-Net's out-of-fold D
 # training: everything else is the training scripts'
 EPOCHS = train_3d.EPOCHS  # epochs of the 3D model
 BASE_CHANNELS = train_3d.BASE_CHANNELS  # channels of its first stage
-EPOCHS_2D = 6  # epochs of the 2D model; 0: none, the 3D model alone
+EPOCHS_2D = 3  # epochs of the 2D model; 0: none, the 3D model alone
 SLICE_SIZE = 64  # pixels along each side of its slices
+SLICES_PER_PLANE = 30  # slices of each plane of a volume, at most
 # system
 SEED = 0  # of the training and of the bootstrap
 DEVICE = "auto"  # auto (CUDA where there is one, CPU otherwise), cpu, cuda, cuda:1
@@ -45,6 +46,9 @@ AMP = True  # mixed precision: fp16 on CUDA, bf16 on a CPU that has it
 NUM_WORKERS = 0  # processes that augment; 0: the main one
 
 _RESAMPLES = 10_000
+# a 2D recipe of minutes: small slices that are stored as they are and augmented anew in each epoch, and Muon
+_SLICES = {"share_none": 1.0, "share_rotation": 0.0, "share_affine": 0.0, "share_flip": 0.0}
+_RECIPE_2D = {"muon_rate": 0.04, "cooldown": 0.0, "ema": 0.998, "shift_voxels": 4.0, "dice_smooth": 8.0}
 
 
 def main():
@@ -91,10 +95,9 @@ def run_fold(cfg, fold):
         return
     slices, together = folder / "slices", folder / "together"
     if not (folder / "2d" / "metrics.json").is_file() and not (slices / "index.csv").is_file():
-        data_aug.run(
-            configure(vars(data_aug), [], data_root=cfg.data_root, fold=fold, size=cfg.slice_size, out_dir=str(slices))
-        )
-    run_once(train2d, **options, out_dir=f"{folder}/2d", data_dir=str(slices), epochs=cfg.epochs_2d)
+        data = {"data_root": cfg.data_root, "fold": fold, "size": cfg.slice_size, "out_dir": str(slices)}
+        data_aug.run(configure(vars(data_aug), [], **data, slices_per_plane=cfg.slices_per_plane, **_SLICES))
+    run_once(train2d, **options, **_RECIPE_2D, out_dir=f"{folder}/2d", data_dir=str(slices), epochs=cfg.epochs_2d)
     if not (together / "metrics.json").is_file():
         options = {name: getattr(cfg, name) for name in ("data_root", "device", "amp")}
         runs = [f"{folder}/3d", f"{folder}/2d"]

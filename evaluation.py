@@ -10,14 +10,14 @@ from common import autocast, gather, load_checkpoint, on_first, rank, save_json,
 from metrics import case_metrics, summarise
 
 
-def tta_views(flip_axes=""):
-    """Test-time augmentation: (shift in voxels, axes to flip) of each view of a volume.
+def tta_views(model):
+    """Test-time augmentation: (shift in voxels, axes to flip) of each view of a volume for a 3D model.
 
-    A shift moves the volume against the grid of the poolings by padding with replicated edges, without interpolation.
-    Flips are of use only along axes that training flipped too.
+    A shift moves the volume against the grid of the poolings, by half of their stride, by padding with replicated edges,
+    without interpolation. Flips are of use only along axes that training flipped too.
     """
-    shifts = [(0, 0, 0), (4, 4, 4)]
-    flips = [()] + [(axis,) for axis in ("xyz".index(a) for a in flip_axes)]
+    shifts = [(0, 0, 0), (model.unet.stride // 2,) * 3]
+    flips = [()] + [(axis,) for axis in ("xyz".index(a) for a in model.flip_axes)]
     return [(shift, flip) for shift in shifts for flip in flips]
 
 
@@ -25,7 +25,7 @@ def tta_views(flip_axes=""):
 def predict_volume(model, image, device, dtype, tta=False):
     """Class probabilities of one volume: image (D, H, W) float32, normalised, to a (C, D, H, W) float32 tensor on `device`.
 
-    A 3D model sees the volume, with tta averaged over tta_views(model.flip_axes). A 2D model sees every slice of the
+    A 3D model sees the volume, with tta averaged over tta_views(model). A 2D model sees every slice of the
     three planes, each resampled to model.slice_size squared as in training; the planes' probabilities are averaged.
     The probabilities of a list of models are averaged. Models must be in eval mode.
     """
@@ -35,7 +35,7 @@ def predict_volume(model, image, device, dtype, tta=False):
     if model.dim == 2:
         return _predict_slices(model, x, device, dtype)
     x = x[None, None]  # (1, 1, D, H, W)
-    views = tta_views(model.flip_axes) if tta else [((0, 0, 0), ())]
+    views = tta_views(model) if tta else [((0, 0, 0), ())]
     total = 0
     for shift, flip in views:
         axes = [a + 2 for a in flip]

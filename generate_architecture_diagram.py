@@ -21,6 +21,7 @@ from blocks import count_parameters
 from common import configure, require, run_script
 
 MODEL = "UNet3DWithINR"  # a model of unet_inr_3d.py or model2d.py, with its own defaults
+DEPTH = 2  # number of poolings (UNet3DWithINR only; train_3d.py's default)
 USE_INR = True  # with the INR (SIREN coordinate) head
 OUT = "architecture.jpg"  # picture to write, overwritten
 
@@ -37,7 +38,8 @@ def run(cfg):
     require(cfg.model in _MODELS, f"--model={cfg.model}: expected one of {', '.join(_MODELS)}")
     endings = (".jpg", ".jpeg", ".png")
     require(Path(cfg.out).suffix in endings, f"--out={cfg.out}: expected a name that ends in {', '.join(endings)}")
-    model = _MODELS[cfg.model](use_inr=cfg.use_inr)
+    args = {"depth": cfg.depth} if cfg.model == "UNet3DWithINR" else {}
+    model = _MODELS[cfg.model](use_inr=cfg.use_inr, **args)
     shape = (unet_inr_3d if model.dim == 3 else model2d).INPUT
     title = f"{cfg.model}{' with INR head' * cfg.use_inr}: {count_parameters(model):,} parameters"
     draw(model, outputs(model, shape), shape, Path(cfg.out), title)

@@ -9,7 +9,7 @@ from functools import lru_cache
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy.ndimage import distance_transform_edt
+from scipy.spatial import cKDTree
 from skimage.measure import marching_cubes, mesh_surface_area
 
 LABELS = {1: "anterior", 2: "posterior"}
@@ -106,8 +106,13 @@ def surface_distances(prediction, truth, spacing_mm):
     surfaces = [_surface(np.pad(mask[tuple(box)], 1), sizes) for mask in (truth, prediction)]
     result = []
     for (where, size), (other, _) in (surfaces, surfaces[::-1]):
-        distances = distance_transform_edt(~other, sampling=spacing_mm) if other.any() else np.full(other.shape, np.inf)
-        result += [distances[where], size]
+        distances, apart = np.zeros(len(size)), ~other[where]  # an element that both have is at distance 0
+        if not other.any():
+            distances[:] = np.inf
+        elif apart.any():
+            tree = cKDTree(np.argwhere(other) * spacing_mm, balanced_tree=False, compact_nodes=False)
+            distances[apart] = tree.query(np.argwhere(where)[apart] * spacing_mm)[0]
+        result += [distances, size]
     return result
 
 

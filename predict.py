@@ -30,9 +30,7 @@ from evaluation import predict_volume
 from metrics import LABELS, volume_mm3
 
 CHECKPOINT = "pretrained/hippocampus_3d.pth"  # trained weights; last.pth and best_model.pth of any run fit as well
-PARTNER = (
-    "auto"  # checkpoint to average with the first; auto: the shipped 2D one beside the shipped 3D one; empty: none
-)
+PARTNER = "auto"  # checkpoint to average with; auto: the shipped 2D one with the shipped 3D one; empty: none
 OUT_DIR = "predictions"  # folder for results; one that holds results is kept as <name>.previous-N
 TTA = True  # average over shifted (and, where training flipped, mirrored) views of the volume
 MIRROR = False  # mirror left and right before and after: for a hippocampus on the other side

@@ -18,7 +18,8 @@ PAGES = ["README.md", "MODEL_IMPROVEMENTS.md"]  # files to rewrite
 RESULTS_3D = "results_hippocampus-3D"  # run that it reports
 RESULTS_2D = "checkpoints-2d"  # 2D run that it reports
 BENCHMARK = "tests/benchmark.json"  # what tests/benchmark.py measured
-ABLATIONS = "ablations"  # folder of shorter runs, each with one thing changed
+ABLATIONS = "ablations"  # folder of further runs, each with one thing changed
+ENSEMBLE = "results_ensemble"  # both runs scored together
 SEARCHES = ["finetuning_results-2d", "finetuning_results-3d"]  # grid searches
 REFERENCES = "references/published.json"  # published figures, each with its source
 
@@ -60,6 +61,12 @@ def sections(cfg):
         "headline": lambda: headline(*three("metrics", "config"), references),
         "epochs-3d": lambda: epochs_table(*three("history", "metrics")),
         "labels-3d": lambda: labels_table(*three("metrics")),
+        "seeds-3d": lambda: seeds_table(Path(cfg.results_3d), Path(cfg.ablations)),
+        "steps-3d": lambda: steps_3d_table(Path(cfg.results_3d), Path(cfg.ablations)),
+        "together": lambda: together_table(Path(cfg.ensemble)),
+        "cross-validation": lambda: cross_validation_table(Path(cfg.results_3d), references),
+        "peers": lambda: peers_table(benchmark()),
+        "metrics-time": lambda: metrics_time(benchmark()["metrics"]),
         "flips": lambda: flips_table(Path(cfg.ablations)),
         "comparison-3d": lambda: comparison_table(*three("metrics", "config"), references),
         "slices-2d": lambda: slices_table(*two("metrics")),
@@ -162,6 +169,126 @@ def flips_table(folder):
         plain, tta = history["val_dice"][-1], metrics["mean"]["dice"]
         rows.append([meaning, mean_dice(plain), mean_dice(tta), len(history["seconds"])])
     return table(["flips", "mean Dice, one view", "mean Dice, test-time augmentation", "epochs"], rows)
+
+
+def run_row(folder):
+    """metrics.json and config.json of a run."""
+    return [
+        load_json(Path(folder) / f"{name}.json", f"the command above for {folder}") for name in ("metrics", "config")
+    ]
+
+
+def seeds_table(default, ablations):
+    """The default recipe with three seeds."""
+    rows = []
+    for folder in (default, ablations / "seed_1", ablations / "seed_2"):
+        metrics, config = run_row(folder)
+        seconds = sum(load_json(folder / "history.json", "the command above")["seconds"])
+        dice = metrics["mean"]["dice"]
+        rows.append(
+            [config["constants"]["SEED"], np.mean(dice), *dice, np.mean(metrics["mean"]["nsd_1mm"]), seconds / 60]
+        )
+    mean = np.mean(rows, axis=0)
+    text = [[f"{row[0]:.0f}", *(f"{v:.4f}" for v in row[1:5]), f"{row[5]:.1f}"] for row in rows]
+    text.append(["**mean**", f"**{mean[1]:.4f}**", *(f"{v:.4f}" for v in mean[2:5]), f"{mean[5]:.1f}"])
+    return table(["seed", "mean Dice", "anterior", "posterior", "NSD at 1 mm", "minutes"], text)
+
+
+def steps_3d_table(default, ablations):
+    """The default recipe and what it is without one of its parts; as far as the runs are there."""
+    rows = []
+    for folder in (default, *sorted(ablations.glob("3d_*"))):
+        metrics, config = run_row(folder)
+        constants, dice = config["constants"], metrics["mean"]["dice"]
+        if folder == default:
+            text, before = "**the default**", constants
+        else:
+            changed = [n for n, v in constants.items() if before.get(n) != v and n not in ("OUT_DIR", "RESUME")]
+            text = ", ".join(f"`{name}={constants[name]}`" for name in changed)
+        history = load_json(folder / "history.json", "the command above")
+        cells = [
+            f"{config['parameters']:,}",
+            len(history["seconds"]),
+            mean_dice(history["val_dice"][-1]),
+            mean_dice(dice),
+        ]
+        rows.append([text, *cells, f"{metrics['training_minutes']:.1f}"])
+    header = ["changed", "parameters", "epochs", "mean Dice, one view", "mean Dice, test-time augmentation", "minutes"]
+    return table(header, rows)
+
+
+def together_table(folder):
+    metrics = load_json(folder / "metrics.json", "python ensemble.py")
+    rows = [
+        [name, mean_dice(part["dice"]), *(f"{d:.4f}" for d in part["dice"])]
+        for name, part in metrics["members"].items()
+    ]
+    for row in rows:
+        row.append(f"{np.mean(metrics['members'][row[0]]['nsd_1mm']):.4f}")
+    dice, nsd = metrics["mean"]["dice"], metrics["mean"]["nsd_1mm"]
+    rows.append(["**together**", f"**{mean_dice(dice)}**", *(f"{d:.4f}" for d in dice), f"{np.mean(nsd):.4f}"])
+    return table(["run", "mean Dice", "anterior", "posterior", "NSD at 1 mm"], rows)
+
+
+def cross_validation_table(folder, references):
+    result = load_json(folder / "cross_validation.json", "python cross_validate.py")
+    names = {"3d": "3D alone", "2d": "2D alone"}
+    parts = [(names[name], part) for name, part in result["members"].items()]
+    if len(parts) > 1:
+        parts.append(("**3D and 2D together**", result))
+    rows = []
+    for name, part in parts:
+        (low, high), other = part["interval"]["interval"], part.get("difference")
+        dice = part["mean"]["dice"]
+        rows.append(
+            [
+                name,
+                f"**{part['interval']['mean']:.4f}** ({low:.4f} to {high:.4f})",
+                f"{dice[0]:.4f} / {dice[1]:.4f}",
+                ", ".join(mean_dice(fold["mean"]["dice"]) for fold in part["folds"]),
+                "{:+.4f} ({:+.4f} to {:+.4f})".format(other["mean"], *other["interval"]) if other else "–",
+                f"{np.mean(part['training_minutes']):.1f}",
+            ]
+        )
+    peer = references["cross_validation"]
+    rows.append([peer["who"], f"{peer['mean_dice']:.4f}", peer["labels"], peer["folds"], "–", peer["cost"]])
+    header = ["who", "mean Dice, 260 cases (95 % interval)", "anterior / posterior", "folds 0 to 4"]
+    return table([*header, "difference from nnU-Net, case by case", "minutes of training a fold"], rows)
+
+
+def peers_table(benchmark):
+    slowest = benchmark["peers"]["nnU-Net's PlainConvUNet, 32-64-128-256 channels"]["seconds_per_training_volume"]
+    rows = []
+    for name, peer in benchmark["peers"].items():
+        most = benchmark["products"][peer["precision"]]
+        rows.append(
+            [
+                name,
+                f"{peer['parameters']:,}",
+                peer["precision"],
+                f"{peer['seconds_per_training_volume']:.3f}",
+                f"{slowest / peer['seconds_per_training_volume']:.1f}",
+                f"{peer['seconds_per_predicted_volume']:.3f}",
+                peer["peak_memory_mib"],
+                f"{peer['training_gflops_per_second']} of {most}",
+            ]
+        )
+    header = [
+        "network",
+        "parameters",
+        "precision",
+        "s a training volume",
+        "times nnU-Net's speed",
+        "s a predicted volume",
+    ]
+    return table([*header, "peak memory in MiB", "GFLOP/s in training, of the matrix product's"], rows)
+
+
+def metrics_time(metrics):
+    return (
+        f"NSD at two tolerances and HD95 of both labels take {metrics['ours_milliseconds']} ms a case, with the `surface-distance` "
+        f"package {metrics['surface_distance_milliseconds']} ms: {metrics['ratio']} times as long."
+    )
 
 
 def comparison_table(metrics, config, references):

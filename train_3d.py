@@ -26,7 +26,7 @@ DATA_ROOT = "Task04_Hippocampus"  # Decathlon folder: dataset.json, imagesTr, la
 OUT_DIR = "results_hippocampus-3D"  # folder for results; one that holds results is kept as <name>.previous-N
 MAX_CASES = 0  # 0: all cases; n: the first n sorted cases, before the split
 FOLD = -1  # -1: the first 80 % of the sorted cases train, the rest validate; 0-4: nnU-Net's five folds
-PATCH = [40, 56, 40]  # voxels of a training patch; each a multiple of 2^DEPTH
+PATCH = [36, 52, 36]  # voxels of a training patch; each a multiple of 2^DEPTH
 # augmentation
 ROTATION_DEGREES = 15.0  # largest rotation about each axis
 SCALE = 0.15  # largest change of size, as a share
@@ -39,17 +39,17 @@ BLUR_MM = 0.7  # largest sigma of a Gaussian blur
 # model
 MODEL = "UNet3DWithINR"  # UNet3DWithINR (the two lines below count), UNet3DWithINRLightweight or UNet3DWithINRBalanced
 BASE_CHANNELS = 16  # channels of the first stage
-DEPTH = 3  # number of poolings
+DEPTH = 2  # number of poolings
 USE_INR = False  # add the INR (SIREN coordinate) head
 INR_HIDDEN_DIM = 64  # width of the INR head
 DEEP_SUPERVISION = False  # auxiliary losses at the coarser decoder stages
 # optimiser
-EPOCHS = 24  # epochs; one is a pass over the training cases
+EPOCHS = 8  # epochs; one is a pass over the training cases
 MIN_STEPS = 80  # with few of them, an epoch is as many passes as make this number of steps
 BATCH_SIZE = 2  # patches per step
 LEARNING_RATE = 3e-3  # AdamW's, at the peak of the schedule
 WEIGHT_DECAY = 1e-2  # of both optimisers, decoupled
-MUON_RATE = 0.02  # Muon's learning rate for the kernels of the U-Net, at the peak; 0: AdamW trains them too
+MUON_RATE = 0.04  # Muon's learning rate for the kernels of the U-Net, at the peak; 0: AdamW trains them too
 WARMUP = 0.05  # share of the schedule with a rising learning rate
 COOLDOWN = 0.0  # share of the schedule, at its end, with a falling one; in between it stays at the peak
 GRADIENT_CLIP = 1.0  # largest norm of the gradient
@@ -119,10 +119,11 @@ def check(cfg):
         axes <= set("xyz") and len(axes) == len(cfg.flip_axes),
         f"--flip_axes={cfg.flip_axes}: expected letters of xyz, each once",
     )
-    stride = 2 ** (cfg.depth if cfg.model == "UNet3DWithINR" else 3)
+    preset = 8 if cfg.deep_supervision else 1  # without it, the network pads a patch itself
+    stride = 2**cfg.depth if cfg.model == "UNet3DWithINR" else preset
     require(
         len(cfg.patch) == 3 and all(p > 0 and p % stride == 0 for p in cfg.patch),
-        f"--patch={cfg.patch}: expected three multiples of {stride}, as [40,56,40]",
+        f"--patch={cfg.patch}: expected three multiples of {stride}, as [36,52,36]",
     )
 
 

@@ -50,7 +50,7 @@ class UNet3DWithINR(UNetWithINR):
 
 
 class UNet3DWithINRLightweight(UNet3DWithINR):
-    """16-32-64-128 channels, 1.4 M parameters: the default, for a laptop."""
+    """16-32-64-128 channels, 1.4 M parameters."""
 
     def __init__(self, in_channels=1, num_classes=3, use_inr=True, inr_hidden_dim=64, **kwargs):
         super().__init__(in_channels, num_classes, 16, 3, use_inr, inr_hidden_dim, **kwargs)

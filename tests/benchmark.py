@@ -170,10 +170,10 @@ def train(checkpoint, data_root):
 # ---- peers
 
 
-def our_network(base_channels):
+def our_network(base_channels, depth):
     from unet_inr_3d import UNet3DWithINR
 
-    return UNet3DWithINR(base_channels=base_channels, depth=3)
+    return UNet3DWithINR(base_channels=base_channels, depth=depth)
 
 
 def plain_conv_unet():
@@ -211,27 +211,28 @@ def dynunet():
     return DynUNet(3, 1, 3, (3, 3, 3, 3), (1, 2, 2, 2), (2, 2, 2), (32, 64, 128, 256), deep_supervision=False)
 
 
-PEERS = {  # name: (network, whether with our precision and layout)
-    "ours, 16-32-64-128 channels": (partial(our_network, 16), True),
-    "ours, 32-64-128-256 channels": (partial(our_network, 32), True),
-    "nnU-Net's PlainConvUNet, 32-64-128-256 channels": (plain_conv_unet, False),
-    "MONAI's DynUNet, 32-64-128-256 channels": (dynunet, False),
+_PATCH = (40, 56, 40)  # nnU-Net's for this task
+PEERS = {  # name: (network, whether with our precision and layout, patch)
+    "ours, default: 16-32-64 channels and its own patch": (partial(our_network, 16, 2), True, (36, 52, 36)),
+    "ours, 16-32-64 channels": (partial(our_network, 16, 2), True, _PATCH),
+    "ours, 32-64-128-256 channels": (partial(our_network, 32, 3), True, _PATCH),
+    "nnU-Net's PlainConvUNet, 32-64-128-256 channels": (plain_conv_unet, False, _PATCH),
+    "MONAI's DynUNet, 32-64-128-256 channels": (dynunet, False, _PATCH),
 }
-_PATCH = (40, 56, 40)
 
 
 def peer(name, checkpoint, data_root):
-    """Seconds a volume of _PATCH, in training (forward, loss, backward; batches of 2) and in prediction (one view)."""
+    """Seconds a volume (a patch that holds one), in training (forward, loss, backward; batches of 2) and in prediction (one view)."""
     from torch.utils.flop_counter import FlopCounterMode
 
     from blocks import count_parameters
     from metrics import dice_focal_loss
 
-    build, ours = PEERS[name]
+    build, ours, patch = PEERS[name]
     # pick_device also tunes the memory allocator, which the peers' own trainers do not
     device, dtype = pick_device() if ours else (torch.device("cuda" if torch.cuda.is_available() else "cpu"), None)
     model = build().to(device).train()
-    image, label = torch.randn(2, 1, *_PATCH, device=device), torch.randint(0, 3, (2, *_PATCH), device=device)
+    image, label = torch.randn(2, 1, *patch, device=device), torch.randint(0, 3, (2, *patch), device=device)
 
     def step():
         with autocast(device, dtype):

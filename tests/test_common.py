@@ -48,7 +48,7 @@ def test_overrides_from_another_script():
         ("--epochs", ["--epochs"]),
         ("--epochs=0", ["--epochs=0", "1 or more"]),
         ("--fold=7", ["--fold=7"]),
-        ("--patch=[30,40,40]", ["multiples of 8"]),
+        ("--patch=[30,40,40]", ["multiples of 4"]),
         ("--model=UNet", ["expected one of UNet3DWithINR"]),
         ("--device=tpu9", ["--device=tpu9"]),
     ],

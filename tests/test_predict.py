@@ -23,6 +23,14 @@ SHIPPED = ROOT / predict.CHECKPOINT
 def checkpoint(tmp_path):
     """A checkpoint whose network sees intensity only: dark is posterior, middle background, bright anterior."""
     model = UNet3DWithINR(base_channels=2, depth=1, convs=1)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.zero_() if p.ndim > 1 else None
+        centre = (slice(None), slice(None), 1, 1, 1)
+        model.unet.down[0][0].weight[centre] = torch.tensor([[1.0], [-1.0]])
+        model.unet.merge[0][0].weight[centre][:, :2] = torch.eye(2)  # what comes through the skip connection
+        model.head.weight[1:, :, 0, 0, 0] = torch.eye(2)
+        model.head.bias[:] = torch.tensor([1.0, 0.0, 0.0])
     path = tmp_path / "model.pth"
     common.save_checkpoint(
         path,

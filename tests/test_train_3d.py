@@ -1,6 +1,7 @@
 import json
 import shutil
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -200,7 +201,7 @@ def test_bad_data_is_one_line_and_leaves_nothing(script, phantoms, tmp_path):
 def test_predictions_with_augmentation_come_back_in_place():
     """A model that only looks at its own voxel gives the same probabilities whatever the shift or flip."""
     model = torch.nn.Conv3d(1, 3, 1)
-    model.dim, model.flip_axes = 3, "xyz"
+    model.dim, model.flip_axes, model.unet = 3, "xyz", SimpleNamespace(stride=8)
     image = np.random.default_rng(0).standard_normal((9, 10, 11)).astype(np.float32)
     plain, augmented = (
         evaluation.predict_volume(model, image, torch.device("cpu"), None, tta) for tta in (False, True)
@@ -214,8 +215,9 @@ def test_predictions_with_augmentation_come_back_in_place():
 
 def test_augmentation_is_under_a_quarter_of_a_training_step(phantoms):
     volume = load_case(list_cases(phantoms)[0][0])
-    data = AugmentedDataset([volume.image], [volume.label], (40, 56, 40), 0, {})
-    model, _ = train_3d.build_model(common.configure(vars(train_3d), []))
+    cfg = common.configure(vars(train_3d), [])
+    data = AugmentedDataset([volume.image], [volume.label], cfg.patch, 0, {})
+    model, _ = train_3d.build_model(cfg)
     device, dtype = common.pick_device("cpu")
 
     def seconds(function):

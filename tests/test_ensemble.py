@@ -1,0 +1,86 @@
+"""Runs scored together, and predict.py with two checkpoints."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from conftest import one_error_line
+
+import common
+import data_aug
+import ensemble
+import evaluation
+import predict
+import train2d
+import train_3d
+from dataset import list_cases, load_case, read_nifti
+
+SMALL = ("--base_channels=4", "--epochs=1", "--min_steps=1")
+
+
+@pytest.fixture(scope="module")
+def runs(phantoms, tmp_path_factory):
+    """A 3D and a 2D run on the same split; not to be changed by a test."""
+    folder, data = tmp_path_factory.mktemp("runs"), f"--data_root={phantoms}"
+    options = [*SMALL, data, "--depth=2", "--patch=[24,32,24]", f"--out_dir={folder / '3d'}"]
+    train_3d.run(common.configure(vars(train_3d), options))
+    options = ["--size=32", "--slices_per_plane=2", "--num_workers=1", data, f"--out_dir={folder / 'slices'}"]
+    data_aug.run(common.configure(vars(data_aug), options))
+    options = [*SMALL, data, "--model=UNetnnUNetWithINR", "--unet_depth=2", f"--out_dir={folder / '2d'}"]
+    train2d.run(common.configure(vars(train2d), [*options, f"--data_dir={folder / 'slices'}"]))
+    return folder
+
+
+def test_probabilities_are_averaged(runs, phantoms, script, tmp_path):
+    paths = [runs / name / "last.pth" for name in ("3d", "2d")]
+    where = [f"--runs={[str(p.parent) for p in paths]}", f"--data_root={phantoms}", f"--out_dir={tmp_path / 'out'}"]
+    code, out, err = script(ensemble, *where)
+    assert code == 0 and "together" in out, err
+    result = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    parts = [json.loads((p.parent / "metrics.json").read_text()) for p in paths]
+    assert list(result["cases"]) == list(parts[0]["cases"]) and result["synthetic"]
+    assert list(result["members"].values()) == [part["mean"] for part in parts]
+    assert result["training_minutes"] == pytest.approx(sum(part["training_minutes"] for part in parts))
+    assert len(list((tmp_path / "out" / "plots").glob("*.png"))) == 2
+
+    models, (device, dtype) = [predict.load_model(path)[0] for path in paths], common.pick_device("cpu")
+    case = next(case for case in list_cases(phantoms)[0] if case.id in result["cases"])
+    volume = load_case(case)
+    one, two, both = (
+        evaluation.predict_volume(m, volume.image, device, dtype, True) for m in (models[0], models[1], models)
+    )
+    assert torch.allclose(both, (one + two) / 2, atol=1e-6) and not torch.equal(one, two)
+
+    code, _, err = script(
+        predict,
+        case.image,
+        f"--checkpoint={paths[0]}",
+        f"--partner={paths[1]}",
+        f"--out_dir={tmp_path / 'predictions'}",
+    )
+    assert code == 0, err
+    array, _ = read_nifti(tmp_path / "predictions" / f"{case.id}_seg.nii.gz")
+    assert np.array_equal(array, both.argmax(0).numpy())
+
+
+def test_the_shipped_models_belong_together():
+    def chosen(*argv):
+        return predict.checkpoints(common.configure(vars(predict), list(argv)))
+
+    assert chosen() == list(predict._SHIPPED) and chosen("--partner=") == [predict._SHIPPED[0]]
+    assert chosen("--checkpoint=a.pth") == ["a.pth"] and chosen("--checkpoint=a", "--partner=b") == ["a", "b"]
+    assert chosen(f"--checkpoint=./{predict._SHIPPED[0]}")[1:] == [predict._SHIPPED[1]]
+
+
+def test_mistakes(runs, phantoms, script, tmp_path):
+    out = f"--out_dir={tmp_path / 'out'}"
+    one_error_line(script(ensemble, "--runs=['none']", out), "none", "train_3d.py")
+    one_error_line(script(ensemble, "--runs=[]", out), "--runs")
+    options = [*SMALL, f"--data_root={phantoms}", "--depth=2", "--patch=[24,32,24]", "--fold=0"]
+    train_3d.run(common.configure(vars(train_3d), [*options, f"--out_dir={tmp_path / 'other'}"]))
+    one_error_line(
+        script(ensemble, f"--runs={[str(runs / '3d'), str(tmp_path / 'other')]}", f"--data_root={phantoms}", out),
+        "other cases",
+    )
+    assert not (tmp_path / "out").exists()
