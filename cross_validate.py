@@ -6,7 +6,7 @@ case by case with nnU-Net's predictions.
     python cross_validate.py --folds=[0]     one fold only, for a cluster; the same without it then gathers all five
 
 The recipe is the same for all folds, and no choice is made on the fold that is scored: the final weights count. Writes into
-RUNS/fold_N: 3d, 2d (runs of the training scripts) and together (of ensemble.py); and into OUT_DIR: cross_validation.json
+RUNS/fold_N: 3d-SEED, 2d-SEED (runs of the training scripts) and together_... (of ensemble.py); and into OUT_DIR: cross_validation.json
 (per case, per label, per fold; means with bootstrap 95 % intervals; "members": the single models) and
 plots/cross_validation_*.png.
 """
@@ -40,7 +40,7 @@ EPOCHS_2D = 3  # epochs of the 2D model; 0: none, the 3D model alone
 SLICE_SIZE = 64  # pixels along each side of its slices
 SLICES_PER_PLANE = 30  # slices of each plane of a volume, at most
 # system
-SEED = 0  # of the training and of the bootstrap
+SEEDS = [0]  # of the training; each seed is one more 3D and one more 2D model
 DEVICE = "auto"  # auto (CUDA where there is one, CPU otherwise), cpu, cuda, cuda:1
 AMP = True  # mixed precision: fp16 on CUDA, bf16 on a CPU that has it
 NUM_WORKERS = 0  # processes that augment; 0: the main one
@@ -58,20 +58,21 @@ def main():
 def run(cfg):
     """Runs the folds of a configuration that are not done yet; returns the content of cross_validation.json, once all
     five are there, else None."""
+    require(cfg.seeds, "--seeds=[]: expected at least one")
     require(cfg.folds and set(cfg.folds) <= set(range(5)), f"--folds={cfg.folds}: expected numbers from 0 to 4")
     peer = read_peer(cfg.peer) if cfg.peer else {}
     for fold in cfg.folds:
         print(f"fold {fold}", flush=True)
         run_fold(cfg, fold)
-    members = ["3d", "2d"] if cfg.epochs_2d else ["3d"]
-    scored = "together" if cfg.epochs_2d else "3d"
+    members = [f"{kind}-{seed}" for seed in cfg.seeds for kind in (["3d", "2d"] if cfg.epochs_2d else ["3d"])]
+    scored = together(members)
     folders = [Path(cfg.runs) / f"fold_{fold}" for fold in range(5)]
     missing = [folder for folder in folders if not (folder / scored / "metrics.json").is_file()]
     if missing:
         print(f"still to run: {', '.join(map(str, missing))}; then: python cross_validate.py")
         return None
-    result = collect([folder / scored for folder in folders], peer, cfg.seed)
-    alone = {name: collect([folder / name for folder in folders], peer, cfg.seed) for name in members}
+    result = collect([folder / scored for folder in folders], peer)
+    alone = {name: collect([folder / name for folder in folders], peer) for name in members}
     kept = ("mean", "std", "folds", "training_minutes", "interval", "difference")
     result["members"] = {name: {k: part[k] for k in kept if k in part} for name, part in alone.items()}
     path = Path(cfg.out_dir) / "cross_validation.json"
@@ -86,23 +87,32 @@ def run(cfg):
     return result
 
 
+def together(members):
+    """The name of the folder that holds the result of some members of a fold."""
+    return members[0] if len(members) == 1 else "_".join(["together", *members])
+
+
 def run_fold(cfg, fold):
     """Trains and scores the models of a fold, as far as they are not there yet."""
-    folder = Path(cfg.runs) / f"fold_{fold}"
-    options = {name: getattr(cfg, name) for name in ("data_root", "seed", "device", "amp", "num_workers")}
-    run_once(train_3d, **options, out_dir=f"{folder}/3d", fold=fold, epochs=cfg.epochs, base_channels=cfg.base_channels)
-    if not cfg.epochs_2d:
-        return
-    slices, together = folder / "slices", folder / "together"
-    if not (folder / "2d" / "metrics.json").is_file() and not (slices / "index.csv").is_file():
-        data = {"data_root": cfg.data_root, "fold": fold, "size": cfg.slice_size, "out_dir": str(slices)}
-        data_aug.run(configure(vars(data_aug), [], **data, slices_per_plane=cfg.slices_per_plane, **_SLICES))
-    run_once(train2d, **options, **_RECIPE_2D, out_dir=f"{folder}/2d", data_dir=str(slices), epochs=cfg.epochs_2d)
-    if not (together / "metrics.json").is_file():
-        options = {name: getattr(cfg, name) for name in ("data_root", "device", "amp")}
-        runs = [f"{folder}/3d", f"{folder}/2d"]
-        ensemble.run(configure(vars(ensemble), [], **options, runs=runs, out_dir=str(together)))
+    folder, members = Path(cfg.runs) / f"fold_{fold}", []
+    options = {name: getattr(cfg, name) for name in ("data_root", "device", "amp", "num_workers")}
+    slices = folder / "slices"
+    for seed in cfg.seeds:
+        members.append(f"3d-{seed}")
+        more = {"fold": fold, "epochs": cfg.epochs, "base_channels": cfg.base_channels, "seed": seed}
+        run_once(train_3d, **options, **more, out_dir=f"{folder}/3d-{seed}")
+        if cfg.epochs_2d:
+            members.append(f"2d-{seed}")
+            if not (folder / members[-1] / "metrics.json").is_file() and not (slices / "index.csv").is_file():
+                data = {"data_root": cfg.data_root, "fold": fold, "size": cfg.slice_size, "out_dir": str(slices)}
+                data_aug.run(configure(vars(data_aug), [], **data, slices_per_plane=cfg.slices_per_plane, **_SLICES))
+            more = {"data_dir": str(slices), "epochs": cfg.epochs_2d, "seed": seed}
+            run_once(train2d, **options, **_RECIPE_2D, **more, out_dir=f"{folder}/2d-{seed}")
     shutil.rmtree(slices, ignore_errors=True)  # a quarter of a GB, and made again in seconds
+    if len(members) > 1 and not (folder / together(members) / "metrics.json").is_file():
+        options = {name: getattr(cfg, name) for name in ("data_root", "device", "amp")}
+        runs = [f"{folder}/{name}" for name in members]
+        ensemble.run(configure(vars(ensemble), [], **options, runs=runs, out_dir=f"{folder}/{together(members)}"))
 
 
 def run_once(train, **options):
@@ -122,7 +132,7 @@ def read_peer(path):
         return {row["case_id"]: float(row["argmax_foreground_mean_dice"]) for row in csv.DictReader(file)}
 
 
-def collect(folders, peer, seed):
+def collect(folders, peer):
     """The content of cross_validation.json from the folds' metrics.json."""
     parts = [load_json(folder / "metrics.json", "python cross_validate.py") for folder in folders]
     cases = {
@@ -137,16 +147,16 @@ def collect(folders, peer, seed):
         "tta": parts[0]["tta"],
         "training_minutes": [part["training_minutes"] for part in parts],
         "folds": [{"mean": part["mean"], "cases": len(part["cases"])} for part in parts],
-        "interval": bootstrap(list(scores.values()), seed),
+        "interval": bootstrap(list(scores.values())),
     }
     shared = [case for case in scores if case in peer]
     if shared:
-        result["difference"] = bootstrap([scores[case] - peer[case] for case in shared], seed)
+        result["difference"] = bootstrap([scores[case] - peer[case] for case in shared])
         result["difference"]["cases"] = len(shared)
     return result
 
 
-def bootstrap(values, seed):
+def bootstrap(values, seed=0):
     """Mean of one value a case and its 95 % interval, from resampling the cases (Efron & Tibshirani 1993)."""
     values = np.array(values)
     chosen = np.random.default_rng(seed).integers(0, len(values), (_RESAMPLES, len(values)))

@@ -232,10 +232,9 @@ def together_table(folder):
 
 def cross_validation_table(folder, references):
     result = load_json(folder / "cross_validation.json", "python cross_validate.py")
-    names = {"3d": "3D alone", "2d": "2D alone"}
-    parts = [(names[name], part) for name, part in result["members"].items()]
+    parts = [(f"{name[:2].upper()} alone, seed {name[3:]}", part) for name, part in result["members"].items()]
     if len(parts) > 1:
-        parts.append(("**3D and 2D together**", result))
+        parts.append((f"**all {len(parts)} together**" if len(parts) > 2 else "**3D and 2D together**", result))
     rows = []
     for name, part in parts:
         (low, high), other = part["interval"]["interval"], part.get("difference")

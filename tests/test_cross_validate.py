@@ -39,7 +39,7 @@ def jobs(monkeypatch):
     def train(name, dice):
         def run(cfg):
             fold = int(Path(cfg.out_dir).parent.name.removeprefix("fold_"))
-            asked.append(f"{name} {fold}")
+            asked.append(f"{name}-{cfg.seed} {fold}")
             if name == "2d":
                 assert (Path(cfg.data_dir) / "index.csv").is_file()
             constants = {key.upper(): value for key, value in vars(cfg).items()}
@@ -55,7 +55,7 @@ def jobs(monkeypatch):
 
     def together(cfg):
         fold = int(Path(cfg.out_dir).parent.name.removeprefix("fold_"))
-        assert [Path(folder).name for folder in cfg.runs] == ["3d", "2d"]
+        assert [Path(folder).name for folder in cfg.runs] == ["3d-0", "2d-0"]
         results(cfg.out_dir, fold, cfg.data_root, 0.9)
         asked.append(f"together {fold}")
 
@@ -78,7 +78,7 @@ def test_all_cases_are_scored_once(script, phantoms, tmp_path, jobs):
     code, out, err = script(cross_validate, *where, "--folds=[0,1,2]")
     assert code == 0 and "fold_3" in out and not (tmp_path / "out").exists(), err
     code, out, err = script(cross_validate, *where, "--folds=[3,4]")
-    assert code == 0 and jobs == [f"{job} {i}" for i in range(5) for job in ("3d", "slices", "2d", "together")], err
+    assert code == 0 and jobs == [f"{job} {i}" for i in range(5) for job in ("3d-0", "slices", "2d-0", "together")], err
     assert not list((tmp_path / "runs").glob("*/slices"))
     result = json.loads((tmp_path / "out" / "cross_validation.json").read_text())
     assert list(result["cases"]) == [f"phantom_00{i}" for i in range(1, 9)]
@@ -91,7 +91,7 @@ def test_all_cases_are_scored_once(script, phantoms, tmp_path, jobs):
     )
     assert result["difference"]["mean"] == pytest.approx(np.mean(scores) - 0.8) and result["difference"]["cases"] == 8
     assert f"{np.mean(scores):.4f}" in out
-    for name, dice in (("3d", 0.88), ("2d", 0.86)):
+    for name, dice in (("3d-0", 0.88), ("2d-0", 0.86)):
         alone = np.mean([dice - 0.01 * values["fold"] + 0.8 for values in result["cases"].values()]) / 2
         assert result["members"][name]["interval"]["mean"] == pytest.approx(alone)
         assert result["members"][name]["difference"]["mean"] == pytest.approx(alone - 0.8)
