@@ -213,8 +213,9 @@ class UNetWithINR(nn.Module):
         *coarse, finest = self.unet.decoder_channels
         self.head = CONV[dim](finest, num_classes, 1)
         self.inr = INRHead(dim, finest, num_classes, inr_hidden_dim, chunk=inr_chunk) if use_inr else None
-        # the coarsest decoder stage has no auxiliary head, as in nnU-Net
-        self.auxiliary = nn.ModuleList(CONV[dim](c, num_classes, 1) for c in coarse[1:]) if deep_supervision else None
+        # the coarsest decoder stage has no auxiliary head, as in nnU-Net, unless it is the only one beside the finest
+        helped = coarse[1:] or coarse
+        self.auxiliary = nn.ModuleList(CONV[dim](c, num_classes, 1) for c in helped) if deep_supervision else None
         for module in self.modules():
             if isinstance(module, (*CONV.values(), *UP_CONV.values())):
                 nn.init.kaiming_normal_(module.weight, a=0.01)
@@ -239,7 +240,7 @@ class UNetWithINR(nn.Module):
         if self.inr is not None:
             logits = logits + self.inr(features)
         if self.training and self.deep_supervision:
-            return [logits] + [head(f) for head, f in zip(self.auxiliary, coarse[1:])][::-1]
+            return [logits] + [head(f) for head, f in zip(self.auxiliary, coarse[-len(self.auxiliary) :])][::-1]
         return logits
 
 

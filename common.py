@@ -173,6 +173,11 @@ def join_processes():
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (stays open)
 
 
+def refuse_several_processes(advice):
+    """Raises UserError where torchrun started this process; `advice` says what to do instead."""
+    require("RANK" not in os.environ, f"this script runs in one process: {advice} instead of torchrun")
+
+
 def rank():
     """The number of this process; 0 is the one that writes files."""
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0

@@ -23,7 +23,16 @@ import ensemble
 import plots
 import train2d
 import train_3d
-from common import configure, keep_earlier, load_json, require, run_script, save_json
+from common import (
+    UserError,
+    configure,
+    keep_earlier,
+    load_json,
+    refuse_several_processes,
+    require,
+    run_script,
+    save_json,
+)
 from engine import same_constants
 from metrics import LABELS, summarise
 
@@ -48,6 +57,7 @@ NUM_WORKERS = 0  # processes that augment; 0: the main one
 _RESAMPLES = 10_000
 # a 2D recipe of minutes: small slices that are stored as they are and augmented anew in each epoch, and Muon
 _SLICES = {"share_none": 1.0, "share_rotation": 0.0, "share_affine": 0.0, "share_flip": 0.0}
+_SLICES_ARE = ("fold", "size", "slices_per_plane")  # what slices that are there must agree in
 _RECIPE_2D = {"muon_rate": 0.04, "cooldown": 0.0, "ema": 0.998, "shift_voxels": 4.0, "dice_smooth": 8.0}
 
 
@@ -58,21 +68,21 @@ def main():
 def run(cfg):
     """Runs the folds of a configuration that are not done yet; returns the content of cross_validation.json, once all
     five are there, else None."""
-    require(cfg.seeds, "--seeds=[]: expected at least one")
-    require(cfg.folds and set(cfg.folds) <= set(range(5)), f"--folds={cfg.folds}: expected numbers from 0 to 4")
+    check(cfg)
     peer = read_peer(cfg.peer) if cfg.peer else {}
-    for fold in cfg.folds:
-        print(f"fold {fold}", flush=True)
-        run_fold(cfg, fold)
-    members = [f"{kind}-{seed}" for seed in cfg.seeds for kind in (["3d", "2d"] if cfg.epochs_2d else ["3d"])]
-    scored = together(members)
-    folders = [Path(cfg.runs) / f"fold_{fold}" for fold in range(5)]
-    missing = [folder for folder in folders if not (folder / scored / "metrics.json").is_file()]
+    try:
+        for fold in cfg.folds:
+            print(f"fold {fold}", flush=True)
+            run_fold(cfg, fold)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("the same command goes on where it stopped") from None
+    folders, names = [Path(cfg.runs) / f"fold_{fold}" for fold in range(5)], member_names(cfg)
+    missing = [folder for folder in folders if not (folder / result_name(names) / "metrics.json").is_file()]
     if missing:
         print(f"still to run: {', '.join(map(str, missing))}; then: python cross_validate.py")
         return None
-    result = collect([folder / scored for folder in folders], peer)
-    alone = {name: collect([folder / name for folder in folders], peer) for name in members}
+    result = collect([folder / result_name(names) for folder in folders], peer)
+    alone = {name: collect([folder / name for folder in folders], peer) for name in names}
     kept = ("mean", "std", "folds", "training_minutes", "interval", "difference")
     result["members"] = {name: {k: part[k] for k in kept if k in part} for name, part in alone.items()}
     path = Path(cfg.out_dir) / "cross_validation.json"
@@ -87,49 +97,95 @@ def run(cfg):
     return result
 
 
-def together(members):
-    """The name of the folder that holds the result of some members of a fold."""
-    return members[0] if len(members) == 1 else "_".join(["together", *members])
+def check(cfg):
+    """Raises UserError for constants that cannot work, before anything is trained."""
+    refuse_several_processes("spread the folds with --folds=[0] and so on")
+    require(cfg.folds and set(cfg.folds) <= set(range(5)), f"--folds={cfg.folds}: expected numbers from 0 to 4")
+    require(
+        cfg.seeds and len(set(cfg.seeds)) == len(cfg.seeds), f"--seeds={cfg.seeds}: expected at least one, each once"
+    )
+    require(cfg.epochs_2d >= 0, f"--epochs_2d={cfg.epochs_2d}: expected 0 or more")
+    for train, options in jobs(cfg, cfg.folds[0]):
+        train.check(configure(vars(train), [], **options))
+
+
+def member_names(cfg):
+    """The names of the models of a fold: 3d-0, 2d-0, 3d-1 and so on, the number being the seed."""
+    return [f"{kind}-{seed}" for seed in cfg.seeds for kind in (["3d", "2d"] if cfg.epochs_2d else ["3d"])]
+
+
+def result_name(names):
+    """The name of the folder of a fold that holds the result of these models."""
+    return names[0] if len(names) == 1 else "_".join(["together", *names])
+
+
+def jobs(cfg, fold):
+    """The scripts of a fold, each with its options: [(module, {option: value}), ...]."""
+    folder, slices = Path(cfg.runs) / f"fold_{fold}", str(Path(cfg.runs) / f"fold_{fold}" / "slices")
+    same = {name: getattr(cfg, name) for name in ("data_root", "device", "amp", "num_workers")}
+    size = {"size": cfg.slice_size, "slices_per_plane": cfg.slices_per_plane, **_SLICES}
+    result = (
+        [(data_aug, {"data_root": cfg.data_root, "fold": fold, "out_dir": slices, **size})] if cfg.epochs_2d else []
+    )
+    for seed in cfg.seeds:
+        options = {**same, "seed": seed, "fold": fold, "epochs": cfg.epochs, "base_channels": cfg.base_channels}
+        result.append((train_3d, {**options, "out_dir": f"{folder}/3d-{seed}"}))
+        if cfg.epochs_2d:
+            options = {**same, "seed": seed, "data_dir": slices, "epochs": cfg.epochs_2d, **_RECIPE_2D}
+            result.append((train2d, {**options, "out_dir": f"{folder}/2d-{seed}"}))
+    return result
 
 
 def run_fold(cfg, fold):
     """Trains and scores the models of a fold, as far as they are not there yet."""
-    folder, members = Path(cfg.runs) / f"fold_{fold}", []
-    options = {name: getattr(cfg, name) for name in ("data_root", "device", "amp", "num_workers")}
+    folder, names = Path(cfg.runs) / f"fold_{fold}", member_names(cfg)
     slices = folder / "slices"
-    for seed in cfg.seeds:
-        members.append(f"3d-{seed}")
-        more = {"fold": fold, "epochs": cfg.epochs, "base_channels": cfg.base_channels, "seed": seed}
-        run_once(train_3d, **options, **more, out_dir=f"{folder}/3d-{seed}")
-        if cfg.epochs_2d:
-            members.append(f"2d-{seed}")
-            if not (folder / members[-1] / "metrics.json").is_file() and not (slices / "index.csv").is_file():
-                data = {"data_root": cfg.data_root, "fold": fold, "size": cfg.slice_size, "out_dir": str(slices)}
-                data_aug.run(configure(vars(data_aug), [], **data, slices_per_plane=cfg.slices_per_plane, **_SLICES))
-            more = {"data_dir": str(slices), "epochs": cfg.epochs_2d, "seed": seed}
-            run_once(train2d, **options, **_RECIPE_2D, **more, out_dir=f"{folder}/2d-{seed}")
+    for train, options in jobs(cfg, fold):
+        job = configure(vars(train), [], **options)
+        if train is data_aug:
+            cutting = job
+        elif (Path(job.out_dir) / "metrics.json").is_file():
+            before = same_constants(job.out_dir, job)
+            then = before["data"].get("slices", {})
+            wrong = [n for n in _SLICES_ARE if train is train2d and then.get(n.upper()) != getattr(cutting, n)]
+            require(not wrong, f"{job.out_dir} was trained on other slices ({', '.join(wrong)}); choose another --runs")
+            print(f"{job.out_dir} is done already")
+        else:
+            if train is train2d:
+                cut(cutting)
+            job.resume = True
+            train.run(job)
     shutil.rmtree(slices, ignore_errors=True)  # a quarter of a GB, and made again in seconds
-    if len(members) > 1 and not (folder / together(members) / "metrics.json").is_file():
+    if len(names) > 1:
         options = {name: getattr(cfg, name) for name in ("data_root", "device", "amp")}
-        runs = [f"{folder}/{name}" for name in members]
-        ensemble.run(configure(vars(ensemble), [], **options, runs=runs, out_dir=f"{folder}/{together(members)}"))
+        runs, out_dir = [f"{folder}/{name}" for name in names], folder / result_name(names)
+        means = {run: load_json(f"{run}/metrics.json", "python cross_validate.py")["mean"] for run in runs}
+        path = out_dir / "metrics.json"
+        if not path.is_file() or load_json(path, "python cross_validate.py").get("members") != means:
+            ensemble.run(configure(vars(ensemble), [], **options, runs=runs, out_dir=str(out_dir)))
 
 
-def run_once(train, **options):
-    """Runs a training script, or goes on with its run, unless it is finished."""
-    cfg = configure(vars(train), [], **options, resume=True)
-    if (Path(cfg.out_dir) / "metrics.json").is_file():
-        same_constants(cfg.out_dir, cfg)
-        print(f"{cfg.out_dir} is done already")
-    else:
-        train.run(cfg)
+def cut(cfg):
+    """Makes the slices of a data_aug.py configuration, unless they are there."""
+    folder = Path(cfg.out_dir)
+    if (folder / "index.csv").is_file():
+        there = load_json(folder / "settings.json", "python cross_validate.py")
+        if all(there.get(name.upper()) == getattr(cfg, name) for name in _SLICES_ARE):
+            return
+        shutil.rmtree(folder)
+    data_aug.run(cfg)
 
 
 def read_peer(path):
     """{case: mean Dice} of a CSV with the columns case_id and argmax_foreground_mean_dice."""
     require(Path(path).is_file(), f"{path}: missing; get it with: git checkout {path}; or --peer= for no comparison")
-    with open(path, newline="", encoding="utf-8") as file:
-        return {row["case_id"]: float(row["argmax_foreground_mean_dice"]) for row in csv.DictReader(file)}
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            return {row["case_id"]: float(row["argmax_foreground_mean_dice"]) for row in csv.DictReader(file)}
+    except (KeyError, ValueError, TypeError, csv.Error):
+        raise UserError(
+            f"{path}: expected a CSV with case_id and argmax_foreground_mean_dice; or --peer= for no comparison"
+        ) from None
 
 
 def collect(folders, peer):

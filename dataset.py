@@ -288,6 +288,16 @@ def load_case(case):
     return Volume(case.id, normalise(array), label.astype(np.uint8), spacing)
 
 
+def load_volumes(root, names):
+    """The Volumes of the named cases of a Decathlon folder. Raises UserError, see load_case, and for an unknown name."""
+    cases = {case.id: case for case in list_cases(root)[0]}
+    for name in names:
+        require(
+            name in cases, f"{root}: no case {name}; name the --data_root that the run or the slices were made from"
+        )
+    return [load_case(cases[name]) for name in names]
+
+
 # ---- data sets
 
 

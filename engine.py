@@ -116,7 +116,10 @@ def _open_folder(cfg, config):
 
 def same_constants(folder, cfg):
     """The config.json of a run. Raises UserError where its constants are not those of `cfg`, naming the first one."""
-    before = load_json(Path(folder) / "config.json", "a new run without --resume=True")
+    path = Path(folder) / "config.json"
+    before = load_json(path, "a new run without --resume=True")
+    known = isinstance(before, dict) and {"constants", "data"} <= before.keys()
+    require(known, f"{path}: expected the constants and data of a run; start anew without --resume=True")
     for name, value in sorted(vars(cfg).items()):
         then = before["constants"].get(name.upper())
         require(
@@ -341,7 +344,7 @@ def print_models(models, shape):
     """Prints describe_models as a table."""
     rows = describe_models(models, shape)
     print(
-        f"{'model':<36} {'parameters':>11} {'multiply-adds':>15} {'ms on the CPU':>14}   at {' x '.join(map(str, shape[2:]))}"
+        f"{'model':<45} {'parameters':>11} {'multiply-adds':>15} {'ms on the CPU':>14}   at {' x '.join(map(str, shape[2:]))}"
     )
     for name, parameters, multiply_adds, milliseconds in rows:
-        print(f"{name:<36} {parameters:>11,} {multiply_adds / 1e9:>13.2f} G {milliseconds:>14.1f}")
+        print(f"{name:<45} {parameters:>11,} {multiply_adds / 1e9:>13.2f} G {milliseconds:>14.1f}")

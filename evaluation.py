@@ -13,8 +13,8 @@ from metrics import case_metrics, summarise
 def tta_views(model):
     """Test-time augmentation: (shift in voxels, axes to flip) of each view of a volume for a 3D model.
 
-    A shift moves the volume against the grid of the poolings, by half of their stride, by padding with replicated edges,
-    without interpolation. Flips are of use only along axes that training flipped too.
+    A shift pads the volume at its low sides with replicated edges, which moves it against the grid of the poolings without
+    interpolation. Flips are of use only along axes that training flipped too.
     """
     shifts = [(0, 0, 0), (model.unet.stride // 2,) * 3]
     flips = [()] + [(axis,) for axis in ("xyz".index(a) for a in model.flip_axes)]

@@ -1,7 +1,8 @@
 """Makes a small checkpoint to share from a finished run: the weights in half precision and what predict.py needs, no
 optimiser state.
 
-python export.py        results_hippocampus-3D/last.pth to pretrained/hippocampus_3d.pth (2.8 MB), at once
+    python export.py        results_hippocampus-3D/last.pth to pretrained/hippocampus_3d.pth (0.7 MB), at once
+    python export.py --checkpoint=checkpoints-2d-64/last.pth --out=pretrained/hippocampus_2d.pth      the 2D model
 """
 
 from pathlib import Path

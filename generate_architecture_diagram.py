@@ -20,7 +20,7 @@ import unet_inr_3d
 from blocks import count_parameters
 from common import configure, require, run_script
 
-MODEL = "UNet3DWithINR"  # a model of unet_inr_3d.py or model2d.py, with its own defaults
+MODEL = "UNet3DWithINR"  # a model of unet_inr_3d.py or model2d.py
 DEPTH = 2  # number of poolings (UNet3DWithINR only; train_3d.py's default)
 USE_INR = True  # with the INR (SIREN coordinate) head
 OUT = "architecture.jpg"  # picture to write, overwritten
@@ -36,6 +36,7 @@ def main():
 def run(cfg):
     """Draws the model of a configuration; returns the picture's path."""
     require(cfg.model in _MODELS, f"--model={cfg.model}: expected one of {', '.join(_MODELS)}")
+    require(1 <= cfg.depth <= 5, f"--depth={cfg.depth}: expected 1 to 5")
     endings = (".jpg", ".jpeg", ".png")
     require(Path(cfg.out).suffix in endings, f"--out={cfg.out}: expected a name that ends in {', '.join(endings)}")
     args = {"depth": cfg.depth} if cfg.model == "UNet3DWithINR" else {}
@@ -119,8 +120,9 @@ def draw(model, shapes, shape, path, title):
         skip, up = shapes[f"unet.down.{i}"][1], shapes[f"unet.up.{j}"][1]
         text(0, y[i] + 0.1, f"{skip} + {up} channels", va="bottom", color="#555555")
         below, top = x_up[i], y[i] + height
-        if model.auxiliary and 0 < j < stages - 2:
-            head = model.auxiliary[j - 1]
+        first = stages - 2 - len(model.auxiliary or [])  # the coarsest stage with an auxiliary head
+        if first <= j < stages - 2:
+            head = model.auxiliary[j - first]
             words = f"auxiliary conv {kernel(head)}:\n{head.out_channels} logits, in training"
             arrow((x_up[i] + width, y[i]), (x_up[i] + 1.2, y[i]), _HEAD)
             text(x_up[i] + 1.25, y[i], words, ha="left", bbox={"facecolor": _HEAD, "pad": 4})

@@ -34,9 +34,12 @@ INR_HIDDEN_DIM = [32, 48, 64]  # widths of the INR head
 DEEP_SUPERVISION = True  # one more point: without INR, with auxiliary losses at the coarser decoder stages
 SEEDS = [0]  # each point is run with each seed
 # training of each point; everything else is train2d.py's
-EPOCHS = 6  # epochs; one is a pass over the training slices
+EPOCHS = 4  # epochs; one is a pass over the training slices
 MIN_STEPS = 80  # with few of them, an epoch is as many passes as make this number of steps
 BATCH_SIZE = 16  # slices per step
+MUON_RATE = 0.02  # Muon's learning rate for the kernels of the U-Net, at the peak; 0: AdamW trains them too
+COOLDOWN = 0.0  # share of the schedule, at its end, with a falling rate
+EMA = 0.99  # decay of the moving average of the weights, which is then evaluated; 0: none
 # system
 ONLY = ""  # key of the one point to run; list: print the keys
 COLLECT = False  # run nothing: gather the points that are there

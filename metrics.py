@@ -110,8 +110,10 @@ def surface_distances(prediction, truth, spacing_mm):
         if not other.any():
             distances[:] = np.inf
         elif apart.any():
-            tree = cKDTree(np.argwhere(other) * spacing_mm, balanced_tree=False, compact_nodes=False)
-            distances[apart] = tree.query(np.argwhere(where)[apart] * spacing_mm)[0]
+            points, others = np.argwhere(where)[apart], np.argwhere(other)
+            tree = cKDTree(others * spacing_mm, balanced_tree=False, compact_nodes=False)
+            steps = points - others[tree.query(points * spacing_mm)[1]]  # whole voxels: no rounding of positions
+            distances[apart] = np.sqrt(((steps * spacing_mm) ** 2).sum(1))
         result += [distances, size]
     return result
 

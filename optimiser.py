@@ -19,8 +19,8 @@ def schedule(progress, warmup, cooldown):
 
 
 def make_optimisers(model, cfg):
-    """The optimisers of a model: [AdamW], or with cfg.muon_rate [AdamW, Muon], Muon for all kernels of model.unet but
-    those of the first convolution. cfg: learning_rate, weight_decay, muon_rate."""
+    """The optimisers of a model: [AdamW], or with cfg.muon_rate [AdamW, Muon], Muon for all kernels of model.unet with more
+    than one input channel. cfg: learning_rate, weight_decay, muon_rate."""
     kernels = [p for p in model.unet.parameters() if p.ndim >= 4 and p.shape[1] > 1] if cfg.muon_rate else []
     taken = set(map(id, kernels))
     others = [p for p in model.parameters() if id(p) not in taken]
@@ -35,7 +35,8 @@ def make_optimisers(model, cfg):
 
 class Muon(torch.optim.Optimizer):
     """Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon): Nesterov momentum, made orthogonal before
-    the step, a kernel (out, in, *k) being seen as a matrix of `out` rows; so every direction in it moves equally far.
+    the step, a kernel being seen as a matrix with a row for each channel of its first axis (out; of an up-convolution: in);
+    so every direction in it moves equally far.
     Weight decay is decoupled, as AdamW's.
     """
 
@@ -49,7 +50,10 @@ class Muon(torch.optim.Optimizer):
             for p in group["params"]:
                 if p.grad is None:
                     continue
-                mean = self.state[p].setdefault("mean", torch.zeros_like(p))
+                state = self.state[p]
+                if not state:
+                    state["mean"] = torch.zeros_like(p)
+                mean = state["mean"]
                 mean.lerp_(p.grad, 1 - momentum)
                 direction = orthogonalise(p.grad.lerp(mean, momentum).flatten(1))  # (out, in * prod(k))
                 p.mul_(1 - rate * group["weight_decay"]).add_(direction.view(p.shape), alpha=-rate)

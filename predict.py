@@ -3,6 +3,7 @@
     python predict.py scan.nii.gz                      one file, with the model that comes with the repository
     python predict.py Task04_Hippocampus/imagesTs      every .nii.gz of a folder; several files and folders may be given
     python predict.py scan.nii.gz --checkpoint=results_hippocampus-3D/last.pth --tta=False
+    python predict.py scan.nii.gz --checkpoint=one.pth --partner=another.pth      the average of two models, 3D or 2D
 
 Writes into OUT_DIR: <name>_seg.nii.gz on the input's own grid (0 background, 1 anterior, 2 posterior), and
 volumes.csv in mm3. Each scan is brought to the orientation (RAS) and spacing (1 mm) of the training data and the
@@ -30,14 +31,13 @@ from evaluation import predict_volume
 from metrics import LABELS, volume_mm3
 
 CHECKPOINT = "pretrained/hippocampus_3d.pth"  # trained weights; last.pth and best_model.pth of any run fit as well
-PARTNER = "auto"  # checkpoint to average with; auto: the shipped 2D one with the shipped 3D one; empty: none
+PARTNER = ""  # a second checkpoint, whose probabilities are averaged with the first one's; empty: none
 OUT_DIR = "predictions"  # folder for results; one that holds results is kept as <name>.previous-N
 TTA = True  # average over shifted (and, where training flipped, mirrored) views of the volume
 MIRROR = False  # mirror left and right before and after: for a hippocampus on the other side
 DEVICE = "auto"  # auto (CUDA where there is one, CPU otherwise), cpu, cuda, cuda:1
 AMP = True  # mixed precision: fp16 on CUDA, bf16 on a CPU that has it
 
-_SHIPPED = ("pretrained/hippocampus_3d.pth", "pretrained/hippocampus_2d.pth")
 _MODEL_SPACING_MM = 1.0
 MODELS = {**unet_inr_3d.MODELS, **model2d.MODELS}
 _SIDE_MM = (12, 100)  # shorter or longer than this along any axis is no crop around one hippocampus
@@ -61,7 +61,7 @@ def run(cfg):
         )
     device, dtype = pick_device(cfg.device, cfg.amp)
     models, synthetic = [], False
-    for path in checkpoints(cfg):
+    for path in [cfg.checkpoint, *([cfg.partner] if cfg.partner else [])]:
         model, info = load_model(path)
         models.append(model.to(device))
         if info.get("synthetic"):
@@ -87,14 +87,6 @@ def run(cfg):
     for error in problems:
         fail(error)
     return not problems
-
-
-def checkpoints(cfg):
-    """The paths of the one or two checkpoints of a configuration."""
-    partner = cfg.partner
-    if partner == "auto":
-        partner = _SHIPPED[1] if Path(cfg.checkpoint) == Path(_SHIPPED[0]) else ""
-    return [cfg.checkpoint, partner] if partner else [cfg.checkpoint]
 
 
 def find_inputs(inputs):

@@ -6,13 +6,22 @@ own run folder), and small_models_results.json and small_grid_search_analysis.pn
 
 import difflib
 import itertools
-import os
 from pathlib import Path
 
 import numpy as np
 
 import plots
-from common import UserError, configure, constants, fail, fresh_folder, load_json, require, save_json
+from common import (
+    UserError,
+    configure,
+    constants,
+    fail,
+    fresh_folder,
+    load_json,
+    refuse_several_processes,
+    require,
+    save_json,
+)
 
 RESULTS, FIGURE = "small_models_results.json", "small_grid_search_analysis.png"
 GRID = ("base_channels", "unet_depth", "learning_rate", "weight_decay", "use_inr", "inr_hidden_dim", "deep_supervision")
@@ -26,9 +35,7 @@ def search(cfg, train, depth_name):
     without INR), seeds, only, collect, out_dir; all else is handed to the training script where it has that constant.
     depth_name: the training script's name for the number of poolings.
     """
-    require(
-        "RANK" not in os.environ, "a search runs in one process; spread its points with --only=KEY instead of torchrun"
-    )
+    refuse_several_processes("spread the points with --only=KEY")
     points = grid_points(cfg)
     if cfg.only == "list":
         print(*points, sep="\n")

@@ -31,7 +31,7 @@ from common import (
     seed_everything,
     world_size,
 )
-from dataset import PLANES, AugmentedDataset, list_cases, load_case, load_slices
+from dataset import PLANES, AugmentedDataset, load_slices, load_volumes
 from engine import check_training, fit, make_loader, start_run
 from evaluation import finish
 from metrics import LABELS, case_metrics, dice_focal_loss
@@ -168,14 +168,6 @@ def first_cases(slices, n):
     """The slices of the first n sorted cases."""
     kept = set(sorted(set(slices.cases))[:n])
     return take(slices, (i for i, case in enumerate(slices.cases) if case in kept))
-
-
-def load_volumes(root, names):
-    """The volumes of the named cases, from the Decathlon folder that the slices were cut from."""
-    cases = {case.id: case for case in list_cases(root)[0]}
-    for name in names:
-        require(name in cases, f"{root}: no case {name}, of which there are slices; name the slices' own --data_root")
-    return [load_case(cases[name]) for name in names]
 
 
 def slice_grids(root, volumes, names, size):

@@ -1,6 +1,6 @@
 """Trains a 3D U-Net on a Decathlon folder and evaluates it on the validation cases.
 
-    python train_3d.py                  the default recipe on the real data, 12 minutes on two CPU cores with bf16
+    python train_3d.py                  the default recipe on the real data, three minutes on two CPU cores with bf16
     python train_3d.py --resume=True    goes on with an unfinished run
     python train_3d.py --data_root=phantom --out_dir=results_phantom-3D    the same on synthetic volumes
 
@@ -26,7 +26,7 @@ DATA_ROOT = "Task04_Hippocampus"  # Decathlon folder: dataset.json, imagesTr, la
 OUT_DIR = "results_hippocampus-3D"  # folder for results; one that holds results is kept as <name>.previous-N
 MAX_CASES = 0  # 0: all cases; n: the first n sorted cases, before the split
 FOLD = -1  # -1: the first 80 % of the sorted cases train, the rest validate; 0-4: nnU-Net's five folds
-PATCH = [36, 52, 36]  # voxels of a training patch; each a multiple of 2^DEPTH
+PATCH = [36, 52, 36]  # voxels of a training patch; best a multiple of 2^DEPTH each
 # augmentation
 ROTATION_DEGREES = 15.0  # largest rotation about each axis
 SCALE = 0.15  # largest change of size, as a share
@@ -119,11 +119,13 @@ def check(cfg):
         axes <= set("xyz") and len(axes) == len(cfg.flip_axes),
         f"--flip_axes={cfg.flip_axes}: expected letters of xyz, each once",
     )
-    preset = 8 if cfg.deep_supervision else 1  # without it, the network pads a patch itself
-    stride = 2**cfg.depth if cfg.model == "UNet3DWithINR" else preset
+    # only deep supervision needs a multiple of the network's stride; else it pads a patch itself
+    stride = 2 ** (cfg.depth if cfg.model == "UNet3DWithINR" else 3) if cfg.deep_supervision else 1
+    fitting = [-(-max(p, 1) // stride) * stride for p in cfg.patch]
     require(
-        len(cfg.patch) == 3 and all(p > 0 and p % stride == 0 for p in cfg.patch),
-        f"--patch={cfg.patch}: expected three multiples of {stride}, as [36,52,36]",
+        len(cfg.patch) == 3 and cfg.patch == fitting,
+        f"--patch={cfg.patch}: expected three {f'multiples of {stride}' if stride > 1 else 'sizes in voxels'}, as "
+        f"{fitting if len(cfg.patch) == 3 else PATCH}",
     )
 
 

@@ -7,6 +7,8 @@
 Run `python unet_inr_3d.py` for a table of the presets with their parameters and multiply-adds.
 """
 
+from functools import partial
+
 from blocks import UNetWithINR, count_parameters  # noqa: F401 (count_parameters is offered here too)
 
 
@@ -67,12 +69,14 @@ MODELS = {model.__name__: model for model in (UNet3DWithINR, UNet3DWithINRLightw
 
 
 INPUT = (1, 1, 40, 56, 40)  # shape that the table is made for
+TABLE = {"UNet3DWithINR, depth 2 (train_3d.py's)": partial(UNet3DWithINR, depth=2), **MODELS}
+TABLE.pop("UNet3DWithINR")  # as it is the same as the lightweight one
 
 
 def main():
     from engine import print_models  # only this table needs the training engine
 
-    print_models(MODELS, INPUT)
+    print_models(TABLE, INPUT)
 
 
 if __name__ == "__main__":

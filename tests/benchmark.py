@@ -77,7 +77,7 @@ def models(checkpoint, data_root):
 
     return {
         "2d": describe_models(model2d.MODELS, model2d.INPUT),
-        "3d": describe_models(unet_inr_3d.MODELS, unet_inr_3d.INPUT),
+        "3d": describe_models(unet_inr_3d.TABLE, unet_inr_3d.INPUT),
     }
 
 

@@ -77,10 +77,11 @@ def test_wrong_inputs():
         model(torch.zeros(1, 1, 9, 8, 8))
 
 
-def test_deep_supervision_returns_a_list_in_train_mode_only():
-    model = UNet3DWithINR(base_channels=4, depth=3, deep_supervision=True)
+@pytest.mark.parametrize("depth, coarser", [(1, []), (2, [(1, 3, 8, 8, 4)]), (3, [(1, 3, 8, 8, 4)])])
+def test_deep_supervision_returns_a_list_in_train_mode_only(depth, coarser):
+    model = UNet3DWithINR(base_channels=4, depth=depth, deep_supervision=True)
     x = torch.randn(1, 1, 16, 16, 8)
-    assert [tuple(y.shape) for y in model.train()(x)] == [(1, 3, 16, 16, 8), (1, 3, 8, 8, 4)]
+    assert [tuple(y.shape) for y in model.train()(x)] == [(1, 3, 16, 16, 8), *coarser]
     assert model.eval()(x).shape == (1, 3, 16, 16, 8)
     assert torch.equal(model.eval()(x), model.train()(x)[0])
 

@@ -1,4 +1,5 @@
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -40,10 +41,10 @@ def jobs(monkeypatch):
         def run(cfg):
             fold = int(Path(cfg.out_dir).parent.name.removeprefix("fold_"))
             asked.append(f"{name}-{cfg.seed} {fold}")
+            config = {"constants": {key.upper(): value for key, value in vars(cfg).items()}, "data": {}}
             if name == "2d":
-                assert (Path(cfg.data_dir) / "index.csv").is_file()
-            constants = {key.upper(): value for key, value in vars(cfg).items()}
-            common.save_json(Path(cfg.out_dir) / "config.json", {"constants": constants})
+                config["data"]["slices"] = json.loads((Path(cfg.data_dir) / "settings.json").read_text())
+            common.save_json(Path(cfg.out_dir) / "config.json", config)
             results(cfg.out_dir, fold, cfg.data_root, dice)
 
         return run
@@ -51,12 +52,18 @@ def jobs(monkeypatch):
     def slices(cfg):
         Path(cfg.out_dir).mkdir(parents=True)
         (Path(cfg.out_dir) / "index.csv").write_text("")
+        common.save_json(Path(cfg.out_dir) / "settings.json", {key.upper(): value for key, value in vars(cfg).items()})
         asked.append(f"slices {cfg.fold}")
 
     def together(cfg):
         fold = int(Path(cfg.out_dir).parent.name.removeprefix("fold_"))
-        assert [Path(folder).name for folder in cfg.runs] == ["3d-0", "2d-0"]
+        names = [Path(folder).name for folder in cfg.runs]
+        assert names == ["3d-0", "2d-0", "3d-1", "2d-1"][: len(names)] and len(names) > 1
         results(cfg.out_dir, fold, cfg.data_root, 0.9)
+        path = Path(cfg.out_dir) / "metrics.json"
+        parts = {run: json.loads((Path(run) / "metrics.json").read_text()) for run in cfg.runs}
+        members = {run: part["mean"] for run, part in parts.items()}
+        common.save_json(path, {**json.loads(path.read_text()), "members": members})
         asked.append(f"together {fold}")
 
     monkeypatch.setattr(train_3d, "run", train("3d", 0.88))
@@ -98,10 +105,20 @@ def test_all_cases_are_scored_once(script, phantoms, tmp_path, jobs):
     script(cross_validate, *where)
     assert len(jobs) == 20 and not list((tmp_path / "out").glob("*.previous-*"))
     one_error_line(script(cross_validate, *where, "--epochs=3"), "fold_0", "--epochs")
+    one_error_line(script(cross_validate, *where, "--slice_size=32"), "fold_0", "size")
+    folder = tmp_path / "runs" / "fold_2"  # a member that is trained again is scored again
+    shutil.rmtree(folder / "3d-0")
+    results = cross_validate.load_json(folder / "together_3d-0_2d-0" / "metrics.json", "")
+    results["members"] = {}
+    common.save_json(folder / "together_3d-0_2d-0" / "metrics.json", results)
+    script(cross_validate, *where)
+    assert jobs[20:] == ["3d-0 2", "together 2"]
+    del jobs[20:]
     code, out, err = script(cross_validate, *where, "--epochs_2d=0", f"--out_dir={tmp_path / 'alone'}")
-    assert code == 0 and list(json.loads((tmp_path / "alone" / "cross_validation.json").read_text())["members"]) == [
-        "3d"
-    ], err
+    assert code == 0, err
+    assert list(json.loads((tmp_path / "alone" / "cross_validation.json").read_text())["members"]) == ["3d-0"]
+    script(cross_validate, *where, "--seeds=[0,1]", f"--out_dir={tmp_path / 'two'}")
+    assert jobs[20:24] == ["3d-1 0", "slices 0", "2d-1 0", "together 0"] and len(jobs) == 40
     (tmp_path / "out" / "cross_validation.json").write_text("{}")
     script(cross_validate, *where)
     assert (tmp_path / "out" / "cross_validation.previous-1.json").read_text() == "{}"
@@ -121,7 +138,18 @@ def test_nnunets_figures_are_there():
     assert len(peer) == 260 and np.mean(list(peer.values())) == pytest.approx(0.8891, abs=5e-5)
 
 
-@pytest.mark.parametrize("options, words", [(["--folds=[5]"], ["0 to 4"]), (["--peer=none.csv"], ["none.csv"])])
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        (["--folds=[5]"], ["0 to 4"]),
+        (["--peer=none.csv"], ["none.csv"]),
+        ([f"--peer={__file__}"], ["case_id"]),
+        (["--seeds=[0,0]"], ["each once"]),
+        (["--epochs_2d=-1"], ["--epochs_2d"]),
+        (["--slice_size=3"], ["--size=3"]),
+        (["--epochs=0"], ["--epochs=0"]),
+    ],
+)
 def test_mistakes(script, phantoms, tmp_path, options, words):
     one_error_line(script(cross_validate, f"--data_root={phantoms}", f"--runs={tmp_path / 'runs'}", *options), *words)
     assert not (tmp_path / "runs").exists()

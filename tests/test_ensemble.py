@@ -15,6 +15,7 @@ import predict
 import train2d
 import train_3d
 from dataset import list_cases, load_case, read_nifti
+from metrics import case_metrics
 
 SMALL = ("--base_channels=4", "--epochs=1", "--min_steps=1")
 
@@ -62,21 +63,18 @@ def test_probabilities_are_averaged(runs, phantoms, script, tmp_path):
     assert code == 0, err
     array, _ = read_nifti(tmp_path / "predictions" / f"{case.id}_seg.nii.gz")
     assert np.array_equal(array, both.argmax(0).numpy())
-
-
-def test_the_shipped_models_belong_together():
-    def chosen(*argv):
-        return predict.checkpoints(common.configure(vars(predict), list(argv)))
-
-    assert chosen() == list(predict._SHIPPED) and chosen("--partner=") == [predict._SHIPPED[0]]
-    assert chosen("--checkpoint=a.pth") == ["a.pth"] and chosen("--checkpoint=a", "--partner=b") == ["a", "b"]
-    assert chosen(f"--checkpoint=./{predict._SHIPPED[0]}")[1:] == [predict._SHIPPED[1]]
+    assert result["cases"][case.id]["dice"] == case_metrics(array, volume.label, volume.spacing_mm)["dice"]
 
 
 def test_mistakes(runs, phantoms, script, tmp_path):
     out = f"--out_dir={tmp_path / 'out'}"
     one_error_line(script(ensemble, "--runs=['none']", out), "none", "train_3d.py")
     one_error_line(script(ensemble, "--runs=[]", out), "--runs")
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "metrics.json").write_text("{}")
+    (broken / "last.pth").write_bytes((runs / "3d" / "last.pth").read_bytes())
+    one_error_line(script(ensemble, f"--runs={[str(broken)]}", out), "broken holds no finished run")
     options = [*SMALL, f"--data_root={phantoms}", "--depth=2", "--patch=[24,32,24]", "--fold=0"]
     train_3d.run(common.configure(vars(train_3d), [*options, f"--out_dir={tmp_path / 'other'}"]))
     one_error_line(

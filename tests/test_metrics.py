@@ -161,3 +161,14 @@ def test_loss_has_a_finite_gradient_and_handles_deep_supervision(size):
     extreme = (1e4 * torch.randn(2, 3, *size)).requires_grad_()
     dice_focal_loss(extreme, target).backward()
     assert torch.isfinite(extreme.grad).all()
+
+
+@pytest.mark.parametrize("start", range(1, 8))
+def test_a_distance_that_equals_the_tolerance_counts_wherever_it_lies(start):
+    """Five voxels of 0.2 mm are 1 mm, although 6 x 0.2 - 0.2 is a little more in floating point."""
+    masks = []
+    for low in (start, start + 5):
+        masks.append(np.zeros((30, 8, 8), bool))
+        masks[-1][low : low + 15, 2:6, 2:6] = True
+    (nsd, _), hd95 = nsd_and_hd95(*masks, (0.2, 0.2, 0.2))
+    assert nsd == 1.0 and hd95 == 1.0

@@ -13,7 +13,7 @@ import model2d
 import predict
 import train2d
 from blocks import count_parameters
-from dataset import PLANES, list_cases, load_case, load_slices
+from dataset import PLANES, list_cases, load_case, load_slices, load_volumes
 
 SMALL = ("--model=UNetnnUNetWithINR", "--base_channels=4", "--unet_depth=2", "--epochs=2", "--min_steps=1")
 
@@ -109,7 +109,7 @@ def test_a_slice_counts_where_truth_or_prediction_has_the_label(slices):
 def test_on_its_own_grid_a_slice_is_what_the_volume_is(slices, phantoms):
     """The truth of a validation slice survives the way to its own grid and back."""
     _, val, settings = load_slices(slices)
-    volumes = train2d.load_volumes(phantoms, sorted(set(val.cases)))
+    volumes = load_volumes(phantoms, sorted(set(val.cases)))
     grids = train2d.slice_grids(phantoms, volumes, set(), settings["SIZE"])
     model = lambda x: torch.nn.functional.one_hot(torch.from_numpy(val.masks).long(), 3).movedim(-1, 1) * 30.0  # noqa: E731
     own = train2d.evaluate_slices(

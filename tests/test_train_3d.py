@@ -15,6 +15,7 @@ from dataset import AugmentedDataset, list_cases, load_case
 from metrics import dice_focal_loss
 
 SMALL = ("--base_channels=4", "--depth=2", "--patch=[24,32,24]", "--epochs=2", "--min_steps=1")
+RUN = (*SMALL, "--use_inr=True", "--inr_hidden_dim=8", "--deep_supervision=True", "--ema=0.9", "--flip_axes=x")
 
 
 def numbers(path):
@@ -35,21 +36,7 @@ def same(a, b):
 def run_folder(phantoms, tmp_path_factory):
     """A finished run on the phantoms, with everything switched on; not to be changed by a test."""
     out_dir = tmp_path_factory.mktemp("runs") / "results"
-    train_3d.run(
-        common.configure(
-            vars(train_3d),
-            [
-                *SMALL,
-                f"--data_root={phantoms}",
-                f"--out_dir={out_dir}",
-                "--use_inr=True",
-                "--inr_hidden_dim=8",
-                "--deep_supervision=True",
-                "--ema=0.9",
-                "--flip_axes=x",
-            ],
-        )
-    )
+    train_3d.run(common.configure(vars(train_3d), [*RUN, f"--data_root={phantoms}", f"--out_dir={out_dir}"]))
     return out_dir
 
 
@@ -136,13 +123,8 @@ def test_the_same_seed_gives_the_same_history_and_weights(script, phantoms, tmp_
 def test_resume_with_other_constants_is_refused(script, run_folder, phantoms, tmp_path):
     copy = shutil.copytree(run_folder, tmp_path / "copy")
     before = {p: p.read_bytes() for p in copy.rglob("*") if p.is_file()}
-    one_error_line(
-        script(
-            train_3d, *SMALL, f"--data_root={phantoms}", f"--out_dir={copy}", "--resume=True", "--learning_rate=0.5"
-        ),
-        "--",
-        "not",
-    )
+    options = (*RUN, f"--data_root={phantoms}", f"--out_dir={copy}", "--resume=True")
+    one_error_line(script(train_3d, *options, "--learning_rate=0.5"), "--learning_rate=0.003, not 0.5")
     assert before == {p: p.read_bytes() for p in copy.rglob("*") if p.is_file()}
 
 
@@ -196,6 +178,17 @@ def test_bad_data_is_one_line_and_leaves_nothing(script, phantoms, tmp_path):
     image.write_bytes(image.read_bytes()[:3000])
     one_error_line(script(train_3d, f"--data_root={folder}", f"--out_dir={out}"), "phantom_003.nii.gz")
     assert not out.exists()
+
+
+def test_deep_supervision_names_a_patch_that_fits():
+    def check(*argv):
+        train_3d.check(common.configure(vars(train_3d), ["--patch=[30,52,36]", *argv]))
+
+    check("--depth=3")
+    with pytest.raises(common.UserError, match=r"multiples of 8, as \[32, 56, 40\]"):
+        check("--depth=3", "--deep_supervision=True")
+    with pytest.raises(common.UserError, match=r"multiples of 4, as \[32, 52, 36\]"):
+        check("--deep_supervision=True")
 
 
 def test_predictions_with_augmentation_come_back_in_place():
