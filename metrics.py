@@ -83,12 +83,23 @@ def _surface_element_sizes(spacing_mm):
 
 
 def _surface(mask, sizes):
-    """Where a padded mask's surface elements are (boolean) and the size of each, in the order of np.nonzero."""
-    code = np.zeros([s - 1 for s in mask.shape], np.uint8)
-    for bit, corner in enumerate(np.ndindex(*(2,) * mask.ndim)):
-        code |= mask[tuple(slice(c, s - 1 + c) for c, s in zip(corner, mask.shape))].astype(np.uint8) << bit
-    where = (code != 0) & (code != len(sizes) - 1)
-    return where, sizes[code[where]]
+    """A padded mask's surface elements: where they are (boolean), their indices (N, dim), and the size of each (N,)."""
+    code = mask.view(np.uint8)
+    for axis in range(mask.ndim):  # the bit of a corner: its offsets (dx, dy, dz) read as a binary number
+        low, high = (code[(slice(None),) * axis + (part,)] for part in (slice(None, -1), slice(1, None)))
+        code = low | high << 2 ** (mask.ndim - 1 - axis)
+    where = (sizes > 0)[code]
+    return where, np.argwhere(where), sizes[code[where]]
+
+
+def _bounding_box(mask):
+    """Slices that hold everything that is set in a boolean array; empty ones where nothing is."""
+    box, rest = [], mask
+    for _ in range(mask.ndim):
+        there = np.flatnonzero(rest.reshape(len(rest), -1).any(1))
+        box.append(slice(there[0], there[-1] + 1) if len(there) else slice(0, 0))
+        rest = rest.any(0)
+    return tuple(box)
 
 
 def surface_distances(prediction, truth, spacing_mm):
@@ -98,22 +109,18 @@ def surface_distances(prediction, truth, spacing_mm):
     way round: four 1D arrays. A distance to an empty mask is infinite; an empty mask has no elements.
     """
     sizes = _surface_element_sizes(tuple(float(s) for s in spacing_mm))
-    both = prediction | truth
-    box = []
-    for axis in range(both.ndim):
-        there = np.flatnonzero(both.any(axis=tuple(a for a in range(both.ndim) if a != axis)))
-        box.append(slice(there[0], there[-1] + 1) if len(there) else slice(0, 0))
-    surfaces = [_surface(np.pad(mask[tuple(box)], 1), sizes) for mask in (truth, prediction)]
+    box = _bounding_box(prediction | truth)
+    surfaces = [_surface(np.pad(mask[box], 1), sizes) for mask in (truth, prediction)]
     result = []
-    for (where, size), (other, _) in (surfaces, surfaces[::-1]):
+    for (where, points, size), (other, others, _) in (surfaces, surfaces[::-1]):
         distances, apart = np.zeros(len(size)), ~other[where]  # an element that both have is at distance 0
-        if not other.any():
+        if not len(others):
             distances[:] = np.inf
         elif apart.any():
-            points, others = np.argwhere(where)[apart], np.argwhere(other)
             tree = cKDTree(others * spacing_mm, balanced_tree=False, compact_nodes=False)
-            steps = points - others[tree.query(points * spacing_mm)[1]]  # whole voxels: no rounding of positions
-            distances[apart] = np.sqrt(((steps * spacing_mm) ** 2).sum(1))
+            nearest = others[tree.query(points[apart] * spacing_mm)[1]]
+            steps = (points[apart] - nearest) * spacing_mm  # from whole voxels: no rounding of positions
+            distances[apart] = np.sqrt((steps**2).sum(1))
         result += [distances, size]
     return result
 
