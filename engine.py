@@ -108,7 +108,7 @@ def _open_folder(cfg, config):
     require(before.get("data") == config["data"], other)
     state = load_checkpoint(out_dir / "last.pth")
     require(
-        "begun" in state.get("training", {}),
+        {"begun", "optimisers"} <= state.get("training", {}).keys(),
         f"{out_dir / 'last.pth'} cannot be resumed (weights only, or of another version); start anew without --resume=True",
     )
     return state

@@ -200,6 +200,8 @@ def bland_altman(volumes, path, title):
         ):
             axes.axhline(bias + sign * limit, color="black", linestyle="--", linewidth=1, label=text)
         axes.set(title=name, xlabel="mean of both volumes (mm³)", ylabel="predicted - true volume (mm³)")
+        low, high = axes.get_ylim()
+        axes.set_ylim(low, high + 0.22 * (high - low))  # room for the legend
         axes.legend(loc="upper right")
         axes.grid(alpha=0.3)
     save(figure, path, title)

@@ -195,13 +195,10 @@ def seeds(default, ablations):
 def seeds_table(default, ablations):
     """The default recipe with three seeds."""
     rows = []
-    for folder in (default, ablations / "seed_1", ablations / "seed_2"):
+    for folder in seeds(default, ablations):
         metrics, config = run_row(folder)
-        seconds = sum(load_json(folder / "history.json", "the command above")["seconds"])
-        dice = metrics["mean"]["dice"]
-        rows.append(
-            [config["constants"]["SEED"], np.mean(dice), *dice, np.mean(metrics["mean"]["nsd_1mm"]), seconds / 60]
-        )
+        dice, nsd = metrics["mean"]["dice"], metrics["mean"]["nsd_1mm"]
+        rows.append([config["constants"]["SEED"], np.mean(dice), *dice, np.mean(nsd), metrics["training_minutes"]])
     mean = np.mean(rows, axis=0)
     text = [[f"{row[0]:.0f}", *(f"{v:.4f}" for v in row[1:5]), f"{row[5]:.1f}"] for row in rows]
     text.append(["**mean**", f"**{mean[1]:.4f}**", *(f"{v:.4f}" for v in mean[2:5]), f"{mean[5]:.1f}"])
