@@ -273,7 +273,7 @@ def pick_device(name="auto", amp=True):
         torch.zeros(1, device=device)
         if device.type == "cuda":
             torch.cuda.set_device(device)
-        require(device.type in ("cpu", "cuda", "mps", "xpu"), f"--device={name}: expected auto, cpu or cuda")
+        require(device.type in ("cpu", "cuda"), f"--device={name}: expected auto, cpu or cuda")
     except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
         raise UserError(
             f"--device={name} is not available here ({str(error).splitlines()[0]}); use auto, cpu or cuda"

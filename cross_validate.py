@@ -3,11 +3,12 @@ case by case with nnU-Net's predictions.
 
     python cross_validate.py          runs the folds, one after another, about 14 minutes each on two CPU cores with
                                       bf16; started again, it goes on where it stopped
-    python cross_validate.py --folds=[0]     one fold only, for a cluster; the same without it then gathers all five
+    python cross_validate.py --folds="[0]"   one fold only, for a cluster; the same without it then gathers all five
 
 The recipe is the same for all folds, and the final weights count: no epoch is chosen on a scored fold. Writes into
 RUNS/fold_N: 3d-SEED, 2d-SEED (runs of the training scripts) and together_... (of ensemble.py); and into OUT_DIR: cross_validation.json
-(per case, per label, per fold; means with bootstrap 95 % intervals; "members": the single models) and
+(per case, per label, per fold; means with bootstrap 95 % intervals; "members": the single models; "gain": of all
+together over the first of them) and
 plots/cross_validation_*.png.
 """
 
@@ -85,6 +86,12 @@ def run(cfg):
     alone = {name: collect([folder / name for folder in folders], peer) for name in names}
     kept = ("mean", "std", "folds", "training_minutes", "interval", "difference")
     result["members"] = {name: {k: part[k] for k in kept if k in part} for name, part in alone.items()}
+    scores = {name: {case: values["dice"] for case, values in part["cases"].items()} for name, part in alone.items()}
+    for name, dice in scores.items():
+        result["members"][name]["dice"] = dice
+    if len(names) > 1:
+        first = scores[names[0]]
+        result["gain"] = bootstrap([np.mean(v["dice"]) - np.mean(first[case]) for case, v in result["cases"].items()])
     path = Path(cfg.out_dir) / "cross_validation.json"
     if path.is_file() and load_json(path, "python cross_validate.py") != json.loads(json.dumps(result)):
         keep_earlier(path)
@@ -99,7 +106,7 @@ def run(cfg):
 
 def check(cfg):
     """Raises UserError for constants that cannot work, before anything is trained."""
-    refuse_several_processes("spread the folds with --folds=[0] and so on")
+    refuse_several_processes("spread the folds with --folds='[0]' and so on")
     require(cfg.folds and set(cfg.folds) <= set(range(5)), f"--folds={cfg.folds}: expected numbers from 0 to 4")
     require(
         cfg.seeds and len(set(cfg.seeds)) == len(cfg.seeds), f"--seeds={cfg.seeds}: expected at least one, each once"

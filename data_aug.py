@@ -116,7 +116,7 @@ def is_unfinished(out_dir, settings):
 @contextmanager
 def workers(cfg):
     """A pool of cfg.num_workers processes, or None for one. Raises UserError where a process dies."""
-    n = cfg.num_workers or os.cpu_count() or 1
+    n = min(cfg.num_workers or os.cpu_count() or 1, 61)  # Windows allows no more
     if n == 1:
         yield None
         return

@@ -14,7 +14,8 @@ def tta_views(model):
     """Test-time augmentation: (shift in voxels, axes to flip) of each view of a volume for a 3D model.
 
     A shift pads the volume at its low sides with replicated edges, which moves it against the grid of the poolings without
-    interpolation. Flips are of use only along axes that training flipped too.
+    interpolation; with the network's own padding to whole strides by one voxel in all, with two poolings. Flips are of
+    use only along axes that training flipped too.
     """
     shifts = [(0, 0, 0), (model.unet.stride // 2,) * 3]
     flips = [()] + [(axis,) for axis in ("xyz".index(a) for a in model.flip_axes)]

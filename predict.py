@@ -101,7 +101,7 @@ def find_inputs(inputs):
                 UserError(f"{item}: no .nii.gz or .nii files in this folder; name the folder that holds the volumes")
             )
         for path in found:
-            earlier = files.setdefault(case_id(path), path)
+            earlier = files.setdefault(case_id(path).casefold(), path)  # one file on Windows and macOS
             if earlier.resolve() != path.resolve():
                 problems.append(
                     UserError(

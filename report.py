@@ -18,6 +18,7 @@ from common import atomic, configure, load_json, require, run_script
 PAGES = ["README.md", "MODEL_IMPROVEMENTS.md"]  # files to rewrite
 RESULTS_3D = "results_hippocampus-3D"  # run that it reports
 RESULTS_2D = "checkpoints-2d"  # 2D run that it reports
+PARTNER = "checkpoints-2d-64"  # the short 2D run
 BENCHMARK = "tests/benchmark.json"  # what tests/benchmark.py measured
 ABLATIONS = "ablations"  # folder of further runs, each with one thing changed
 ENSEMBLE = "results_ensemble"  # both runs scored together
@@ -56,26 +57,35 @@ def sections(cfg):
     def benchmark():
         return load_json(cfg.benchmark, "python tests/benchmark.py")
 
+    def default_runs():
+        return [run_row(folder) for folder in seeds(Path(cfg.results_3d), Path(cfg.ablations))]
+
     return {
         "models": lambda: models_table(benchmark()["models"]),
         "slices-time": lambda: slices_time(benchmark()["slices"]),
-        "headline": lambda: headline(*three("metrics", "config", "cross_validation"), references),
+        "headline": lambda: headline(*three("config", "cross_validation"), references, default_runs()),
         "epochs-3d": lambda: epochs_table(*three("history", "metrics")),
         "labels-3d": lambda: labels_table(*three("metrics")),
         "seeds-3d": lambda: seeds_table(Path(cfg.results_3d), Path(cfg.ablations)),
         "steps-3d": lambda: steps_3d_table(Path(cfg.results_3d), Path(cfg.ablations)),
-        "together": lambda: together_table(Path(cfg.ensemble)),
+        "without-3d": lambda: without_table(Path(cfg.results_3d), Path(cfg.ablations)),
+        "tta-3d": lambda: tta_table(seeds(Path(cfg.results_3d), Path(cfg.ablations))),
+        "together": lambda: together_table(Path(cfg.ensemble), Path(cfg.ablations) / "three_seeds"),
         "cross-validation": lambda: cross_validation_table(Path(cfg.results_3d), references),
         "peers": lambda: peers_table(benchmark()),
         "metrics-time": lambda: metrics_time(benchmark()["metrics"]),
         "flips": lambda: flips_table(Path(cfg.ablations)),
-        "comparison-3d": lambda: comparison_table(*three("metrics", "config"), references),
+        "comparison-3d": lambda: comparison_table(*three("cross_validation"), references, default_runs()),
         "slices-2d": lambda: slices_table(*two("metrics")),
         "steps-2d": lambda: steps_2d_table(),
         "epochs-2d": lambda: epochs_2d_table(*two("history", "metrics")),
         "labels-2d": lambda: labels_table(*two("metrics")),
         "2d-3d": lambda: both_table(
-            [("2D", cfg.results_2d, *two("metrics", "config")), ("3D", cfg.results_3d, *three("metrics", "config"))],
+            [
+                ("3D", cfg.results_3d, *three("metrics", "config")),
+                ("2D, minutes", cfg.partner, *read_run(cfg.partner, "the command above")("metrics", "config")),
+                ("2D, an hour", cfg.results_2d, *two("metrics", "config")),
+            ],
             benchmark()["runs"],
         ),
         "grid-2d": lambda: search_results(cfg.searches[0], "python grid_search.py"),
@@ -98,24 +108,29 @@ def mean_dice(values):
     return f"{np.mean(values):.4f}"
 
 
-def headline(metrics, config, folds, references):
-    anterior, posterior = metrics["mean"]["dice"]
-    spread = np.std([np.mean(case["dice"]) for case in metrics["cases"].values()])
-    peer, peer_folds = references["same_52_cases"], references["cross_validation"]
+def headline(config, folds, references, runs):
+    (_, alone), *more = folds["members"].items()
     text = (
-        f"**Mean Dice {np.mean([anterior, posterior]):.4f}** (anterior {anterior:.4f}, posterior {posterior:.4f}; standard deviation over cases "
-        f"{spread:.3f}) on the {len(metrics['cases'])} held-out volumes, after **{metrics['training_minutes']:.1f} minutes** of training on "
-        f"{config['environment']['threads']} CPU cores, with {config['parameters'] / 1e6:.2f} M parameters; "
-        f"nnU-Net's official out-of-fold predictions score {peer['mean_dice']:.4f} on the same volumes. In five-fold cross-validation on "
-        f"nnU-Net's folds, {len(folds['cases'])} cases: "
+        f"**Mean Dice {alone['interval']['mean']:.4f}** in five-fold cross-validation on nnU-Net's own folds, {len(folds['cases'])} cases, "
+        f"after **{np.mean(alone['training_minutes']):.1f} minutes** of training a fold on {config['environment']['threads']} CPU cores, with "
+        f"{config['parameters'] / 1e6:.2f} M parameters; nnU-Net's official release: {references['cross_validation']['mean_dice']:.4f} "
+        f"(difference case by case {interval(alone['difference'])})."
     )
-    (first, alone), *more = folds["members"].items()
-    text += f"**{alone['interval']['mean']:.4f}**"
     if more:
-        others = ", ".join(name[:2].upper() for name, _ in more)
-        minutes = np.mean(folds["training_minutes"])
-        text += f", and averaged with a {others} model, {minutes:.0f} minutes a fold in all, **{folds['interval']['mean']:.4f}**"
-    return f"{text}; nnU-Net's official release: {peer_folds['mean_dice']:.4f}."
+        text += (
+            f" Averaged with a 2D model, {np.mean(folds['training_minutes']):.0f} minutes a fold in all: "
+            f"**{folds['interval']['mean']:.4f}** ({interval(folds['difference'])})."
+        )
+    scores = [np.mean(metrics["mean"]["dice"]) for metrics, _ in runs]
+    return (
+        f"{text} On the {len(runs[0][0]['cases'])} held-out cases of the default split, {len(scores)} seeds score {min(scores):.4f} to "
+        f"{max(scores):.4f}, and nnU-Net {references['same_52_cases']['mean_dice']:.4f}."
+    )
+
+
+def interval(part):
+    """A difference with its 95 % interval."""
+    return "{:+.4f}, 95 % interval {:+.4f} to {:+.4f}".format(part["mean"], *part["interval"])
 
 
 def labels_table(metrics):
@@ -205,32 +220,62 @@ def seeds_table(default, ablations):
     return table(["seed", "mean Dice", "anterior", "posterior", "NSD at 1 mm", "minutes"], text)
 
 
-def steps_3d_table(default, ablations):
-    """From the original 3D recipe to the default: each step's runs are ablations/3d_NUMBER_what_changed[_seedN]."""
-    groups = {}
-    for folder in sorted(ablations.glob("3d_*")):
-        groups.setdefault(re.sub(r"_seed\d+$", "", folder.name), []).append(folder)
+def tta_table(folders):
+    """The final weights of runs without and with test-time augmentation."""
     rows = []
-    for name, folders in [*groups.items(), (None, seeds(default, ablations))]:
+    for folder in folders:
+        metrics, config = run_row(folder)
+        plain = np.mean(load_json(folder / "history.json", f"the command above for {folder}")["val_dice"][-1])
+        tta = np.mean(metrics["mean"]["dice"])
+        rows.append([config["constants"]["SEED"], f"{plain:.4f}", f"{tta:.4f}", f"{tta - plain:+.4f}"])
+    return table(["seed", "mean Dice, one view", "mean Dice, test-time augmentation", "difference"], rows)
+
+
+def groups(ablations, pattern):
+    """The runs of each experiment of a kind, as in ablations/3d_NUMBER_what_changed[_seedN]: {(number, what changed): [folder, ...]}."""
+    found = {}
+    for folder in sorted(ablations.glob(pattern)):
+        _, number, what = re.sub(r"_seed\d+$", "", folder.name).split("_", 2)
+        found.setdefault((number, what.replace("_", " ")), []).append(folder)
+    return found
+
+
+def steps_table(experiments):
+    """One row for each experiment: {(number, what changed): folders of its seeds}."""
+    rows = []
+    for (number, what), folders in experiments.items():
         runs = [run_row(folder) for folder in folders]
-        constants, scores = runs[0][1]["constants"], [np.mean(metrics["mean"]["dice"]) for metrics, _ in runs]
-        what = name.split("_", 2)[2].replace("_", " ") if name else "two poolings, a smaller patch: **the default**"
-        minutes = np.mean([metrics["training_minutes"] for metrics, _ in runs])
-        scored = f"{np.mean(scores):.4f}" + f" ({', '.join(f'{s:.4f}' for s in scores)})" * (len(scores) > 1)
-        rows.append([what, f"{runs[0][1]['parameters']:,}", constants["EPOCHS"], scored, f"{minutes:.1f}"])
-    return table(["step", "parameters", "epochs", "mean Dice (each seed)", "minutes"], rows)
+        scores = [np.mean(metrics["mean"]["dice"]) for metrics, _ in runs]
+        config, minutes = runs[0][1], np.mean([metrics["training_minutes"] for metrics, _ in runs])
+        cells = [f"{config['parameters']:,}", config["constants"]["EPOCHS"], f"{np.mean(scores):.4f}"]
+        rows.append([number, what, *cells, ", ".join(f"{s:.4f}" for s in scores), f"{minutes:.1f}"])
+    return table(["", "recipe", "parameters", "epochs", "mean Dice", "each seed", "minutes"], rows)
 
 
-def together_table(folder):
+def steps_3d_table(default, ablations):
+    """From the original 3D recipe to the default."""
+    last = {
+        ("8", "two poolings, a smaller patch: **the default**"): seeds(default, ablations),
+        ("", "for comparison: step 5 for 24 epochs"): [ablations / "adamw_24_epochs"],
+    }
+    return steps_table(groups(ablations, "3d_*") | last)
+
+
+def without_table(default, ablations):
+    """The default, and the default with one thing taken back."""
+    return steps_table({("0", "**the default**"): seeds(default, ablations)} | groups(ablations, "default_*"))
+
+
+def together_table(folder, control):
+    """Both runs and their average; and, for comparison, the average of several seeds of the first."""
     metrics = load_json(folder / "metrics.json", "python ensemble.py")
+    parts = [*metrics["members"].items(), ("**3D and 2D together**", metrics["mean"])]
+    several = load_json(control / "metrics.json", "the command above")
+    parts.append((f"for comparison: {len(several['members'])} seeds of the 3D run together", several["mean"]))
     rows = [
-        [name, mean_dice(part["dice"]), *(f"{d:.4f}" for d in part["dice"])]
-        for name, part in metrics["members"].items()
+        [name, mean_dice(part["dice"]), *(f"{d:.4f}" for d in part["dice"]), mean_dice(part["nsd_1mm"])]
+        for name, part in parts
     ]
-    for row in rows:
-        row.append(f"{np.mean(metrics['members'][row[0]]['nsd_1mm']):.4f}")
-    dice, nsd = metrics["mean"]["dice"], metrics["mean"]["nsd_1mm"]
-    rows.append(["**together**", f"**{mean_dice(dice)}**", *(f"{d:.4f}" for d in dice), f"{np.mean(nsd):.4f}"])
     return table(["run", "mean Dice", "anterior", "posterior", "NSD at 1 mm"], rows)
 
 
@@ -260,10 +305,17 @@ def cross_validation_table(folder, references):
     text = table([*header, "difference from nnU-Net, case by case", "minutes of training a fold"], rows)
     unseen = load_json(folder / "config.json", "python train_3d.py")["data"]["train_cases"]
     theirs = cross_validate.read_peer(cross_validate.PEER)
-    ours = [np.mean(result["cases"][case]["dice"]) for case in unseen]
+    lines = []
+    for name, scores in [*((n, p["dice"]) for n, p in result["members"].items()), ("together", result["cases"])]:
+        ours = [np.mean(scores[case]["dice"] if name == "together" else scores[case]) for case in unseen]
+        difference = cross_validate.bootstrap([dice - theirs[case] for dice, case in zip(ours, unseen)])
+        lines.append(
+            f"{name.split('-')[0].upper() if '-' in name else name} {np.mean(ours):.4f} ({interval(difference)})"
+        )
     return (
-        f"{text}\n\nThe recipe was chosen by its score on the other {len(result['cases']) - len(unseen)} of these cases. On the {len(unseen)} "
-        f"cases that no choice was scored on, the mean is **{np.mean(ours):.4f}**, and nnU-Net's {np.mean([theirs[c] for c in unseen]):.4f}."
+        f"{text}\n\nThe recipe was chosen by its score on the other {cases - len(unseen)} of these cases. On the {len(unseen)} cases that no "
+        f"choice was scored on, nnU-Net has {np.mean([theirs[c] for c in unseen]):.4f}, and ours, with the difference from it: {'; '.join(lines)}. "
+        f"On all cases, both together against 3D alone: {interval(result['gain'])}."
     )
 
 
@@ -276,23 +328,17 @@ def peers_table(benchmark):
             [
                 name,
                 f"{peer['parameters']:,}",
-                peer["precision"],
+                f"{peer['precision']}, {peer['batch']}",
                 f"{peer['seconds_per_training_volume']:.3f}",
                 f"{slowest / peer['seconds_per_training_volume']:.1f}",
                 f"{peer['seconds_per_predicted_volume']:.3f}",
-                peer["peak_memory_mib"],
-                f"{peer['training_gflops_per_second']} of {most}",
+                f"{peer['peak_memory_mib']:,}",
+                f"{peer['training_gflops_per_second']} of {most} ({100 * peer['training_gflops_per_second'] / most:.0f} %)",
             ]
         )
-    header = [
-        "network",
-        "parameters",
-        "precision",
-        "s a training volume",
-        "times nnU-Net's speed",
-        "s a predicted volume",
-    ]
-    return table([*header, "peak memory in MiB", "GFLOP/s in training, of the matrix product's"], rows)
+    header = ["network", "parameters", "precision, batch", "s a training volume", "times nnU-Net's training speed"]
+    last = ["s a predicted volume", "peak memory in MiB", "GFLOP/s in training, of a matrix product's"]
+    return table([*header, *last], rows)
 
 
 def metrics_time(metrics):
@@ -302,18 +348,27 @@ def metrics_time(metrics):
     )
 
 
-def comparison_table(metrics, config, references):
-    anterior, posterior = metrics["mean"]["dice"]
-    same = references["same_52_cases"]
+def comparison_table(folds, references, runs):
+    dice, same = np.array([metrics["mean"]["dice"] for metrics, _ in runs]), references["same_52_cases"]
     rows = [
         [
-            "**this repository**",
-            f"{len(metrics['cases'])} held-out cases, final weights",
-            f"**{np.mean([anterior, posterior]):.4f}** ({anterior:.4f} / {posterior:.4f})",
-            f"measured: {config['constants']['OUT_DIR']}/metrics.json",
+            "**this repository**, 3D",
+            f"{len(runs[0][0]['cases'])} held-out cases, final weights, mean of {len(runs)} seeds",
+            f"**{dice.mean():.4f}** ({' / '.join(f'{d:.4f}' for d in dice.mean(0))})",
+            "measured, the table of seeds above",
         ],
         [same["who"], same["protocol"], f"{same['mean_dice']:.4f}", same["source"]],
     ]
+    for name, part in (("3D", next(iter(folds["members"].values()))), ("3D and 2D (three planes) together", folds)):
+        dice = part["mean"]["dice"]
+        rows.append(
+            [
+                f"**this repository**, {name}",
+                f"5-fold cross-validation, {len(folds['cases'])} cases",
+                f"**{mean_dice(dice)}** ({dice[0]:.4f} / {dice[1]:.4f})",
+                "measured, see above",
+            ]
+        )
     rows += [[r["who"], r["protocol"], r["dice"], r["source"]] for r in references["others"]]
     return table(["who", "protocol", "mean Dice (anterior / posterior)", "source"], rows)
 
@@ -359,12 +414,10 @@ def steps_2d_table():
 def epochs_2d_table(history, metrics):
     n, best = len(history["seconds"]), metrics["best"]["epoch"]
     rows = []
-    for text, epoch in (
-        ("first", 1),
-        ("20 or the nearest", min(20, n)),
-        ("50 or the nearest", min(50, n)),
-        ("best", best),
-    ):
+    twenty = (
+        [("20 or the nearest", 20), ("50 or the nearest", min(50, n))] if n > 20 else [("20, 50 or the nearest", n)]
+    )
+    for text, epoch in (("first", 1), *twenty, ("best", best)):
         cells = [
             f"{np.mean(history[name][epoch - 1]):.4f}" for name in ("train_dice", "val_dice", "train_nsd", "val_nsd")
         ]
@@ -411,7 +464,10 @@ def both_table(runs, benchmark):
         lambda f, m, c: f"{benchmark[f'{f}/last.pth']['predict']['seconds_per_volume']:.2f}",
     )
     row("peak memory, prediction", lambda f, m, c: f"{benchmark[f'{f}/last.pth']['predict']['peak_memory_mib']:,} MiB")
-    row("peak memory, training step", lambda f, m, c: f"{benchmark[f'{f}/last.pth']['train']['peak_memory_mib']:,} MiB")
+    row(
+        "peak memory, forward and backward pass",
+        lambda f, m, c: f"{benchmark[f'{f}/last.pth']['train']['peak_memory_mib']:,} MiB",
+    )
     return table(rows[0], rows[1:])
 
 

@@ -144,10 +144,8 @@ def open_folder(folder, wanted, points, single):
         save_json(path, wanted)
         return
     if not path.is_file():
-        require(
-            not folder.is_dir() or not any(folder.iterdir()) or path.is_file(),
-            f"{folder} holds something else than a search; choose another --out_dir",
-        )
+        others = [p for p in folder.glob("*") if not p.name.startswith(".")]  # another process may be writing the file
+        require(not others or path.is_file(), f"{folder} holds something else than a search; choose another --out_dir")
         save_json(path, wanted)
     other = f"{folder} holds a search with other settings; choose another --out_dir for --only"
     require(load_json(path, "a new search in another --out_dir") == wanted, other)

@@ -17,6 +17,7 @@ from metrics import dice
 from unet_inr_3d import UNet3DWithINR
 
 SHIPPED = ROOT / predict.CHECKPOINT
+PARTNER = ROOT / "pretrained" / "hippocampus_2d.pth"
 
 
 @pytest.fixture
@@ -136,6 +137,7 @@ def test_bad_files_are_reported_and_the_others_done(run, nifti, phantoms, tmp_pa
         nifti("flat.nii.gz", np.ones((20, 20, 20))),
         nifti("brain.nii.gz", np.zeros((150, 20, 20), np.uint8)),
         nifti("other/phantom_001.nii.gz", np.zeros((20, 20, 20))),
+        nifti("capitals/PHANTOM_001.nii.gz", np.zeros((20, 20, 20))),
     ]
     (tmp_path / "nothing").mkdir()
     code, out, err = run(good, *bad, tmp_path / "nothing")
@@ -206,28 +208,29 @@ def test_a_model_of_phantoms_says_so(run, checkpoint, phantoms, tmp_path):
     assert b"SYNTHETIC" in nib.load(tmp_path / "out" / "phantom_001_seg.nii.gz").header["descrip"].item()
 
 
-def test_the_shipped_model(script, tmp_path):
+@pytest.mark.parametrize("path", [SHIPPED, PARTNER], ids=["3d", "2d"])
+def test_the_shipped_models(path):
     """Small, of half precision, trained on FOLD=-1's training cases only, and ready to use."""
-    content = common.load_checkpoint(SHIPPED)
-    assert SHIPPED.stat().st_size < 4e6 and {v.dtype for v in content["model_state_dict"].values()} == {torch.float16}
+    content = common.load_checkpoint(path)
+    assert path.stat().st_size < 4e6 and {v.dtype for v in content["model_state_dict"].values()} == {torch.float16}
     assert (
         content["fold"] == -1 and len(content["train_cases"]) == 208 and max(content["train_cases"]) < "hippocampus_322"
     )
     assert not content["synthetic"] and "training" not in content
-    predict.load_model(SHIPPED)
+    predict.load_model(path)
 
 
 @pytest.mark.data
-def test_the_shipped_model_gives_the_committed_results(script, tmp_path):
-    """The Dice of its NIfTI files for the 52 held-out volumes is that of metrics.json, at less than 2 s a volume."""
-    metrics = json.loads((ROOT / "results_hippocampus-3D" / "metrics.json").read_text())
+@pytest.mark.parametrize("folder, partner", [("results_hippocampus-3D", ""), ("results_ensemble", PARTNER)])
+def test_the_shipped_models_give_the_committed_results(script, tmp_path, folder, partner):
+    """The Dice of their NIfTI files for the 52 held-out volumes is that of metrics.json, at less than 2 s a volume."""
+    metrics = json.loads((ROOT / folder / "metrics.json").read_text())
     cases = [case for case in list_cases(ROOT / "Task04_Hippocampus")[0] if case.id in metrics["cases"]]
     assert not set(metrics["cases"]) & set(common.load_checkpoint(SHIPPED)["train_cases"])
     start = time.perf_counter()
     images = [case.image for case in cases]
-    code, _, err = script(
-        predict, f"--checkpoint={SHIPPED}", f"--out_dir={tmp_path / 'out'}", f"--tta={metrics['tta']}", *images
-    )
+    options = [f"--checkpoint={SHIPPED}", f"--partner={partner}", f"--tta={metrics['tta']}"]
+    code, _, err = script(predict, *options, f"--out_dir={tmp_path / 'out'}", *images)
     assert code == 0 and (time.perf_counter() - start) / len(cases) < 2, err
     scores = []
     for case in cases:
