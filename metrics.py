@@ -154,7 +154,9 @@ def case_metrics(prediction, truth, spacing_mm):
     """All metrics of one case: label maps (integers 0-2) of one shape on the case's own grid, spacing in mm.
 
     Returns {"dice": [anterior, posterior], "nsd_1mm": [..], "nsd_2mm": [..], "hd95_mm": [..], "volume_mm3": [..],
-    "true_volume_mm3": [..]}; an undefined HD95 is nan. Raises ValueError for shapes that differ.
+    "true_volume_mm3": [..]}; an undefined HD95 is nan. And, to tell the errors apart, "dice_whole": [Dice of both labels
+    as one], and "dice_true_border": [..], were each voxel that truth and prediction both call hippocampus of the right
+    label. Raises ValueError for shapes that differ.
     """
     if prediction.shape != truth.shape:
         raise ValueError(f"prediction {prediction.shape} and truth {truth.shape} differ in shape")
@@ -165,6 +167,9 @@ def case_metrics(prediction, truth, spacing_mm):
         values = dice(p, t), nsd_1mm, nsd_2mm, hd95, volume_mm3(p, spacing_mm), volume_mm3(t, spacing_mm)
         for name, value in zip(result, values):
             result[name].append(value)
+    corrected = np.where((prediction > 0) & (truth > 0), truth, prediction)
+    result["dice_whole"] = [dice(prediction > 0, truth > 0)]
+    result["dice_true_border"] = [dice(corrected == label, truth == label) for label in LABELS]
     return result
 
 
@@ -175,11 +180,11 @@ def volume_mm3(mask, spacing_mm):
 
 def summarise(cases):
     """Mean and standard deviation over cases, per label, undefined values left out: {"mean": {...}, "std": {...}}."""
-    names = next(iter(cases.values()), {})
+    names = [name for name in next(iter(cases.values()), {}) if not name.endswith("volume_mm3")]
     stacked = {
         name: np.array([case[name] for case in cases.values()], dtype=float)
         for name in names
-        if not name.endswith("volume_mm3")
+        if all(name in case for case in cases.values())
     }
     with np.errstate(invalid="ignore"):
         return {

@@ -71,6 +71,11 @@ def test_case_metrics_and_summary():
         and np.isnan(case["hd95_mm"][1])
     )
     assert case["volume_mm3"] == [128, 0] and case["true_volume_mm3"] == [128, 128]
+    assert case["dice_whole"] == [2 / 3] and case["dice_true_border"] == [1, 0]
+    swapped = np.where(truth > 0, 3 - truth, 0)
+    case_swapped = case_metrics(swapped, truth, (1, 1, 2))
+    assert case_swapped["dice"] == [0, 0]
+    assert case_swapped["dice_whole"] == [1] and case_swapped["dice_true_border"] == [1, 1]
     summary = summarise({"a": case, "b": case_metrics(truth, truth, (1, 1, 2))})
     assert (
         summary["mean"]["dice"] == [1, 0.5]
