@@ -139,8 +139,8 @@ def test_killed_at_random_moments(jobs, tmp_path, name):
     options = [*options, "--epochs=60"]
     assert start(module, *options, f"--out_dir={tmp_path / 'whole'}").wait(600) == 0
     seconds = sum(json.loads((tmp_path / "whole" / "history.json").read_text())["seconds"])
-    kills = kill_until_done(module, options, tmp_path / "killed", 25, 4 + seconds / 10)
-    assert kills >= 20, f"only {kills} kills before the run was done"
+    kills = kill_until_done(module, options, tmp_path / "killed", 25, 4 + seconds / 20)
+    assert kills >= 15, f"only {kills} kills before the run was done"
     assert_same_run(tmp_path / "whole", tmp_path / "killed")
     assert not list(tmp_path.glob("*.previous-*"))
 
