@@ -9,10 +9,12 @@ from functools import lru_cache
 import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy.ndimage import distance_transform_edt
 from scipy.spatial import cKDTree
 from skimage.measure import marching_cubes, mesh_surface_area
 
 LABELS = {1: "anterior", 2: "posterior"}
+_MANY_POINTS = 1000  # from here on a distance transform of the whole box is faster than a tree of its surface
 
 
 # ---- loss
@@ -116,6 +118,8 @@ def surface_distances(prediction, truth, spacing_mm):
         distances, apart = np.zeros(len(size)), ~other[where]  # an element that both have is at distance 0
         if not len(others):
             distances[:] = np.inf
+        elif np.count_nonzero(apart) > _MANY_POINTS:  # a poor prediction
+            distances[apart] = distance_transform_edt(~other, spacing_mm)[where][apart]
         elif apart.any():
             tree = cKDTree(others * spacing_mm, balanced_tree=False, compact_nodes=False)
             nearest = others[tree.query(points[apart] * spacing_mm)[1]]

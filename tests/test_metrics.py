@@ -59,6 +59,17 @@ def test_masks_at_the_edge_are_closed():
     assert nsd_and_hd95(full, full, (1, 1, 1)) == ([1, 1], 0)
 
 
+def test_near_and_far_surfaces_are_measured_alike(monkeypatch):
+    rng = np.random.default_rng(0)
+    prediction, truth = rng.random((2, 14, 15, 16)) < 0.1
+    truth[4:9, 4:9, 4:9] = True
+    results = []
+    for most in (0, 10**9):
+        monkeypatch.setattr(metrics, "_MANY_POINTS", most)
+        results.append(nsd_and_hd95(prediction, truth, (1, 0.8, 1.5)))
+    assert results[0] == results[1]
+
+
 def test_case_metrics_and_summary():
     truth = np.zeros((12, 12, 12), np.uint8)
     truth[2:6, 2:6, 2:6], truth[2:6, 6:10, 2:6] = 1, 2
