@@ -5,7 +5,7 @@ and the same steps of nnU-Net's and MONAI's networks.
 
 Each measurement runs in a process of its own, on the CPU, on the validation volumes of Task04_Hippocampus, with the
 precision that the scripts choose; the peers in float32, the default memory layout and batches of 9 volumes, as their
-own trainers do on a CPU. Needs Linux or macOS, the data, the finished runs in CHECKPOINTS, and nnU-Net's network:
+own plans have it. Needs Linux or macOS, the data, the finished runs in CHECKPOINTS, and nnU-Net's network:
 pip install --no-deps dynamic-network-architectures
 """
 
@@ -26,11 +26,8 @@ import torch  # noqa: E402
 from common import UserError, autocast, configure, load_checkpoint, pick_device, require, run_script, save_json  # noqa: E402
 
 DATA_ROOT = "Task04_Hippocampus"  # Decathlon folder
-CHECKPOINTS = [
-    "results_hippocampus-3D/last.pth",
-    "checkpoints-2d/last.pth",
-    "checkpoints-2d-64/last.pth",
-]  # trained models to measure
+_RUNS = ("results_hippocampus-3D", "checkpoints-2d", "checkpoints-2d-64")
+CHECKPOINTS = [f"{run}/last.pth" for run in _RUNS]  # trained models to measure
 OUT = "tests/benchmark.json"  # file to write
 ONLY = ""  # measure one thing in this process and print JSON: predict, train, models, slices, metrics, products, or a peer's name
 
