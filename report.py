@@ -306,13 +306,13 @@ def cross_validation_table(folder, references):
     text = table([*header, "difference from nnU-Net, case by case", "minutes of training a fold"], rows)
     unseen = load_json(folder / "config.json", "python train_3d.py")["data"]["train_cases"]
     theirs = cross_validate.read_peer(cross_validate.PEER)
+    scores = {name: part["dice"] for name, part in result["members"].items()}
+    scores["together"] = {case: values["dice"] for case, values in result["cases"].items()}
     lines = []
-    for name, scores in [*((n, p["dice"]) for n, p in result["members"].items()), ("together", result["cases"])]:
-        ours = [np.mean(scores[case]["dice"] if name == "together" else scores[case]) for case in unseen]
-        difference = cross_validate.bootstrap([dice - theirs[case] for dice, case in zip(ours, unseen)])
-        lines.append(
-            f"{name.split('-')[0].upper() if '-' in name else name} {np.mean(ours):.4f} ({interval(difference)})"
-        )
+    for name, dice in scores.items():
+        ours = [np.mean(dice[case]) for case in unseen]
+        difference = cross_validate.bootstrap([d - theirs[case] for d, case in zip(ours, unseen)])
+        lines.append(f"{name.replace('d-', 'D, seed ')}: {np.mean(ours):.4f} ({interval(difference)})")
     return (
         f"{text}\n\nThe recipe was chosen by its score on the other {cases - len(unseen)} of these cases. On the {len(unseen)} cases that no "
         f"choice was scored on, nnU-Net has {np.mean([theirs[c] for c in unseen]):.4f}, and ours, with the difference from it: {'; '.join(lines)}. "
