@@ -255,7 +255,7 @@ def verdict(found):
     """One sentence on whether the INR head helps, with the spread that backs it."""
     groups, parts, words = group(found), [], []
     means = [[np.mean(run["dice"]) for run in part["runs"]] for part in groups.values()]
-    spread = max(np.ptp(values) for values in means)
+    spread, seeds = max(np.ptp(values) for values in means), max(len(values) for values in means)
     cases = len(next(iter(groups.values()))["runs"][0]["case_dice"])
     for key, part in groups.items():
         plain = without_inr(groups, key)
@@ -263,8 +263,8 @@ def verdict(found):
             mean, error = difference(part["runs"], plain["runs"])
             parts.append(f"{part['label']} changes it by {mean:+.4f} ± {error:.4f}")
             if abs(mean) > max(2 * error, spread):
-                words.append(f"{part['label']} {'helps' if mean > 0 else 'harms'}")
-    seeds = max(len(values) for values in means)
+                effect = ("helps" if mean > 0 else "harms") if seeds > 1 else f"scores {'more' if mean > 0 else 'less'}"
+                words.append(f"{part['label']} {effect}")
     if not parts:
         return "There is no pair of points with and without INR to compare yet."
     noise = f"; seeds of one configuration differ by up to {spread:.4f}" if seeds > 1 else "; one seed only"

@@ -1,3 +1,4 @@
+import itertools
 import json
 from pathlib import Path
 
@@ -184,3 +185,22 @@ def test_differences_are_paired_by_case():
     better = [{"case_dice": {"a": [0.82, 0.62], "b": [0.94, 0.74]}}]
     mean, error = search.difference(better, runs)
     assert mean == pytest.approx(0.03) and error == pytest.approx(np.std([0.02, 0.04], ddof=1) / 2**0.5)
+
+
+@pytest.mark.parametrize(
+    "seeds, gain, words",
+    [
+        (1, 0.010, "INR-32 scores more"),  # seeds may differ by as much: no claim that it helps
+        (2, 0.010, "INR-32 helps"),
+        (2, -0.010, "INR-32 harms"),
+        (2, 0.001, "no INR head makes a measurable difference"),  # less than the seeds differ by
+    ],
+)
+def test_the_verdict_claims_no_more_than_the_spread_allows(seeds, gain, words):
+    found = {}
+    for use_inr, seed in itertools.product((False, True), range(seeds)):
+        point = {**dict.fromkeys(search.GRID, 0), "use_inr": use_inr, "inr_hidden_dim": 32 if use_inr else None}
+        point["deep_supervision"] = False
+        scores = {case: [dice + 0.002 * seed + gain * use_inr] * 2 for case, dice in zip("abc", (0.8, 0.85, 0.9))}
+        found[f"{use_inr}{seed}"] = {"config": point, "dice": np.mean(list(scores.values()), 0), "case_dice": scores}
+    assert f"**{words}**" in search.verdict(found)
