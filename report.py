@@ -90,6 +90,7 @@ def sections(cfg):
             benchmark()["runs"],
         ),
         "grid-2d": lambda: search_results(cfg.searches[0], "python grid_search.py"),
+        "grid-2d-rate": lambda: search_results(Path(cfg.ablations) / "grid_2d_rate", "the command above"),
         "grid-3d": lambda: search_results(cfg.searches[1], "python grid_search_3d.py"),
         "original": lambda: original_table(*three("metrics", "config"), Path(cfg.results_2d) / "metrics.json"),
     }
@@ -233,9 +234,9 @@ def tta_table(folders):
 
 
 def groups(ablations, pattern):
-    """The runs of each experiment of a kind, as in ablations/3d_NUMBER_what_changed[_seedN]: {(number, what changed): [folder, ...]}."""
+    """The finished runs of a kind, as in ablations/3d_NUMBER_what_changed[_seedN]: {(number, what changed): [folder, ...]}."""
     found = {}
-    for folder in sorted(ablations.glob(pattern)):
+    for folder in sorted(path.parent for path in ablations.glob(f"{pattern}/metrics.json")):
         _, number, what = re.sub(r"_seed\d+$", "", folder.name).split("_", 2)
         found.setdefault((number, what.replace("_", " ")), []).append(folder)
     return found
