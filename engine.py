@@ -222,20 +222,11 @@ def fit(model, loader, loss_function, validate, cfg, device, dtype, out_dir, inf
                 for group in (group for optimiser in optimisers for group in optimiser.param_groups):
                     group["lr"] = group["peak"] * share_of_peak
                 image, label = image.to(device, non_blocking=True), label.to(device, non_blocking=True)
+                share = sampler.share(step)  # of this process in the batch, 1 when it is alone
                 with autocast(device, dtype):
                     logits = parallel(image)
-                share = sampler.share(step)  # of this process in the batch, 1 when it is alone
                 loss = loss_function(logits, label) * share
-                model.zero_grad(set_to_none=True)
-                scaler.scale(loss).backward()
-                for optimiser in optimisers:
-                    scaler.unscale_(optimiser)
-                norm = torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.gradient_clip)
-                finite = bool(torch.isfinite(norm))
-                if finite:
-                    for optimiser in optimisers:
-                        scaler.step(optimiser)
-                scaler.update()
+                finite = descend(model, loss, optimisers, scaler, cfg.gradient_clip)
                 if cfg.ema and finite:
                     decay = min(cfg.ema, (1 + epoch * steps + step) / (10 + epoch * steps + step))
                     with torch.no_grad():
@@ -274,19 +265,40 @@ def fit(model, loader, loss_function, validate, cfg, device, dtype, out_dir, inf
             save_all()
             history["seconds"][-1] = round(before + time.perf_counter() - start, 3)
             on_first(save_json, out_dir / "history.json", history)
-            print(
-                f"epoch {epoch + 1:3d}/{cfg.epochs}  loss {entry['train_loss']:.4f} / {entry['val_loss']:.4f}  "
-                f"Dice {' '.join(f'{d:.4f}' for d in entry['train_dice'])} / {' '.join(f'{d:.4f}' for d in entry['val_dice'])}  "
-                f"NSD {np.mean(entry['val_nsd']):.4f}  {history['seconds'][-1]:.0f} s"
-                + f"  {skipped} steps skipped: gradient not finite"
-                * (skipped > 0),
-                flush=True,
-            )
+            print(summary(history, cfg.epochs), flush=True)
             if any_process(interrupt.asked):
                 raise KeyboardInterrupt(saved(out_dir))
     if cfg.ema:
         model.load_state_dict(average.state_dict())
     return history
+
+
+def descend(model, loss, optimisers, scaler, largest_norm):
+    """A step of the optimisers down the gradient of `loss`, clipped; none where it is not finite. Returns whether it was."""
+    model.zero_grad(set_to_none=True)
+    scaler.scale(loss).backward()
+    for optimiser in optimisers:
+        scaler.unscale_(optimiser)
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), largest_norm)
+    finite = bool(torch.isfinite(norm))
+    if finite:
+        for optimiser in optimisers:
+            scaler.step(optimiser)
+    scaler.update()
+    return finite
+
+
+def summary(history, epochs):
+    """One line on the last epoch of a history: training / validation."""
+    last = {name: values[-1] for name, values in history.items()}
+    train, val = (" ".join(f"{d:.4f}" for d in last[f"{part}_dice"]) for part in ("train", "val"))
+    skipped = last["skipped_steps"]
+    return (
+        f"epoch {len(history['seconds']):3d}/{epochs}  loss {last['train_loss']:.4f} / {last['val_loss']:.4f}  Dice {train} / {val}  "
+        f"NSD {np.mean(last['val_nsd']):.4f}  {last['seconds']:.0f} s"
+        + f"  {skipped} steps skipped: gradient not finite"
+        * (skipped > 0)
+    )
 
 
 def together(losses, dices):
