@@ -237,8 +237,9 @@ def groups(ablations, pattern):
     """The finished runs of a kind, as in ablations/3d_NUMBER_what_changed[_seedN]: {(number, what changed): [folder, ...]}."""
     found = {}
     for folder in sorted(path.parent for path in ablations.glob(f"{pattern}/metrics.json")):
-        _, number, what = re.sub(r"_seed\d+$", "", folder.name).split("_", 2)
-        found.setdefault((number, what.replace("_", " ")), []).append(folder)
+        if ".previous-" not in folder.name:  # a run that was made anew
+            _, number, what = re.sub(r"_seed\d+$", "", folder.name).split("_", 2)
+            found.setdefault((number, what.replace("_", " ")), []).append(folder)
     return found
 
 

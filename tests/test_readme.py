@@ -18,6 +18,15 @@ def test_the_numbers_are_those_of_the_result_files(monkeypatch, name):
     assert report.rewrite(PAGES[name], blocks) == PAGES[name], "run: python report.py"
 
 
+def test_a_row_for_each_finished_run(tmp_path):
+    for name in ("3d_2_b", "3d_1_a_c", "3d_1_a_c_seed1", "3d_1_a_c.previous-1", "3d_3_begun", "default_1_d"):
+        (tmp_path / name).mkdir()
+        if name != "3d_3_begun":
+            (tmp_path / name / "metrics.json").touch()
+    found = {key: [folder.name for folder in folders] for key, folders in report.groups(tmp_path, "3d_*").items()}
+    assert found == {("1", "a c"): ["3d_1_a_c", "3d_1_a_c_seed1"], ("2", "b"): ["3d_2_b"]}
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_every_file_that_the_page_names_is_there(page):
     links = re.findall(r"\]\((?!http)([^)#]+)\)", PAGES[page])
