@@ -78,7 +78,7 @@ def list_cases(root, max_cases=0):
         name = case_id(entry["image"])
         require(
             name in images,
-            f"{root / 'imagesTr' / name}.nii.gz is listed in dataset.json but missing; get the data again",
+            f"{root / 'imagesTr' / name}.nii.gz is listed in dataset.json but missing; get the data again with: {GET_DATA}",
         )
     for name in sorted(images):
         require(
@@ -98,7 +98,7 @@ def _dataset_json(root):
         return info
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f'{path}: expected JSON with a list "training" of image and label ({error!r}); get the data again'
+            f'{path}: expected JSON with a list "training" of image and label ({error!r}); get the data again with: {GET_DATA}'
         ) from None
 
 

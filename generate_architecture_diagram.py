@@ -81,7 +81,7 @@ def kernel(conv):
 def draw(model, shapes, shape, path, title):
     """The U: encoder down on the left, decoder up on the right, skips across, heads at the upper right."""
     unet, stages, across, down = model.unet, len(model.unet.down), 1.6, 2.1
-    figure, axes = plt.subplots(figsize=(15, 2 * stages + 2), layout="constrained")
+    figure, axes = plt.subplots(figsize=(2.4 * stages + 4.3, 1.8 * stages + 1.8), layout="constrained")
     axes.set_axis_off()
 
     def box(x, y, size, colour):

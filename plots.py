@@ -45,7 +45,7 @@ def _draw(axes, ylabel, values, label, colour, dash):
     axes.set(xlabel="epoch", ylabel=ylabel)
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.grid(alpha=0.3)
-    axes.legend()
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), frameon=False)  # below: curves may be anywhere
 
 
 CURVES = {
@@ -58,14 +58,14 @@ CURVES = {
 def curves(history, folder, title):
     """loss_train_vs_val.png, dice_train_vs_val.png and val_nsd.png of a history, into `folder`."""
     for name, draw in CURVES.items():
-        figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
+        figure, axes = plt.subplots(figsize=(5.4, 4.6), layout="constrained")
         draw(axes, history)
         save(figure, folder / name, title)
 
 
 def training_curves(history, path, title):
     """Loss, Dice and NSD of a history side by side in one figure."""
-    figure, row = plt.subplots(1, 3, figsize=(16, 4.5), layout="constrained")
+    figure, row = plt.subplots(1, 3, figsize=(12.5, 4.8), layout="constrained")
     for axes, draw in zip(row, CURVES.values()):
         draw(axes, history)
     save(figure, path, title)
@@ -129,7 +129,7 @@ def search_analysis(groups, path, title):
 
     groups: [{"label", "runs": [entry of small_models_results.json for each seed]}, ...].
     """
-    figure, ((dice, size), (time, curve)) = plt.subplots(2, 2, figsize=(13, 9.5), layout="constrained")
+    figure, ((dice, size), (time, curve)) = plt.subplots(2, 2, figsize=(11.5, 9), layout="constrained")
     x = np.arange(len(groups))
     for i, (label, name) in enumerate(LABELS.items()):
         means = [np.mean([run["dice"][i] for run in g["runs"]]) for g in groups]
@@ -157,7 +157,8 @@ def search_analysis(groups, path, title):
     size.set(xlabel="parameters (millions)", ylabel="mean Dice of volumes", title="Dice against parameters")
     time.set(xlabel="training time (minutes)", ylabel="mean Dice of volumes", title="Dice against training time")
     seeds = ", first seed solid, others dashed" if max(len(g["runs"]) for g in groups) > 1 else ""
-    curve.set(xlabel="epoch", ylabel="mean validation Dice while training", title=f"Learning curves{seeds}")
+    kind = "slices" if "slices" in groups[0]["runs"][0] else "volumes"
+    curve.set(xlabel="epoch", ylabel=f"mean validation Dice of {kind}, while training", title=f"Learning curves{seeds}")
     curve.xaxis.get_major_locator().set_params(integer=True)
     for axes in (dice, size, time, curve):
         axes.grid(alpha=0.3)
@@ -169,7 +170,7 @@ def search_analysis(groups, path, title):
 def against_peer(pairs, path, title):
     """Mean Dice of each case against that of another method, {case: (the other's, ours)}, and the differences."""
     other, ours = np.array(list(pairs.values())).T
-    figure, (scatter, histogram) = plt.subplots(1, 2, figsize=(12, 5.2), layout="constrained")
+    figure, (scatter, histogram) = plt.subplots(1, 2, figsize=(10, 4.6), layout="constrained")
     low, high = min(other.min(), ours.min()) - 0.01, max(other.max(), ours.max()) + 0.01
     scatter.plot([low, high], [low, high], color="#999999", linestyle="--", linewidth=1)
     scatter.scatter(other, ours, s=16, color=COLOURS[1], edgecolor="black", linewidth=0.4)
@@ -187,7 +188,7 @@ def against_peer(pairs, path, title):
 
 def bland_altman(volumes, path, title):
     """Volume agreement (Bland & Altman 1986): {label name: [(true, predicted) in mm3, ...]}."""
-    figure, row = plt.subplots(1, len(volumes), figsize=(12, 4.8), layout="constrained")
+    figure, row = plt.subplots(1, len(volumes), figsize=(10, 4.6), layout="constrained")
     for axes, (name, pairs), colour in zip(row, volumes.items(), COLOURS.values()):
         truth, prediction = np.array(pairs).T
         mean, difference = (truth + prediction) / 2, prediction - truth

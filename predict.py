@@ -116,7 +116,7 @@ def load_model(path):
 
     The file is not trusted: the network is built without memory first, and only if the file is large enough to hold it.
     """
-    info = load_checkpoint(path)
+    info = load_checkpoint(path, "python train_3d.py or python train2d.py; a shipped one: git checkout pretrained")
     try:
         weights, name, args = info.pop("model_state_dict"), info["model"]["name"], info["model"]["args"]
         limits = {"depth": 10, "unet_depth": 10, "convs": 4, "inr_chunk": 0}

@@ -14,6 +14,7 @@ import numpy as np
 import cross_validate
 import search
 from common import atomic, configure, load_json, require, run_script
+from search import markdown_table
 
 PAGES = ["README.md", "MODEL_IMPROVEMENTS.md"]  # files to rewrite
 RESULTS_3D = "results_hippocampus-3D"  # run that it reports
@@ -24,6 +25,8 @@ ABLATIONS = "ablations"  # folder of further runs, each with one thing changed
 ENSEMBLE = "results_ensemble"  # both runs scored together
 SEARCHES = ["finetuning_results-2d", "finetuning_results-3d"]  # grid searches
 REFERENCES = "references/published.json"  # published figures, each with its source
+
+_COMMANDS = "its command in README.md or MODEL_IMPROVEMENTS.md"
 
 
 def main():
@@ -84,13 +87,13 @@ def sections(cfg):
         "2d-3d": lambda: both_table(
             [
                 ("3D", cfg.results_3d, *three("metrics", "config")),
-                ("2D, minutes", cfg.partner, *read_run(cfg.partner, "the command above")("metrics", "config")),
+                ("2D, minutes", cfg.partner, *read_run(cfg.partner, _COMMANDS)("metrics", "config")),
                 ("2D, an hour", cfg.results_2d, *two("metrics", "config")),
             ],
             benchmark()["runs"],
         ),
         "grid-2d": lambda: search_results(cfg.searches[0], "python grid_search.py"),
-        "grid-2d-rate": lambda: search_results(Path(cfg.ablations) / "grid_2d_rate", "the command above"),
+        "grid-2d-rate": lambda: search_results(Path(cfg.ablations) / "grid_2d_rate", _COMMANDS),
         "grid-3d": lambda: search_results(cfg.searches[1], "python grid_search_3d.py"),
         "original": lambda: original_table(*three("metrics", "config"), Path(cfg.results_2d) / "metrics.json"),
     }
@@ -99,11 +102,6 @@ def sections(cfg):
 def read_run(folder, made_by):
     """A function that returns the content of the named JSON files of a run."""
     return lambda *names: [load_json(Path(folder) / f"{name}.json", made_by) for name in names]
-
-
-def table(header, rows):
-    """A Markdown table."""
-    return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in [header, ["---"] * len(header), *rows])
 
 
 def mean_dice(values):
@@ -143,7 +141,7 @@ def labels_table(metrics):
             for name, digits in (("dice", 4), ("nsd_1mm", 4), ("nsd_2mm", 4), ("hd95_mm", 2))
         ]
         rows.append([label, *cells])
-    return table(["label", "Dice", "NSD at 1 mm", "NSD at 2 mm", "HD95 in mm"], rows)
+    return markdown_table(["label", "Dice", "NSD at 1 mm", "NSD at 2 mm", "HD95 in mm"], rows)
 
 
 def epochs_table(history, metrics):
@@ -171,7 +169,7 @@ def epochs_table(history, metrics):
         (f"best epoch ({metrics['best']['epoch']}) by validation Dice, the same TTA", metrics["best"]["mean"]),
     ):
         rows.append([text, *blank, *(f"{v:.4f}" for name in ("dice", "nsd_1mm") for v in mean[name]), "–", "–"])
-    return table(
+    return markdown_table(
         [
             "epoch",
             "train Dice ant.",
@@ -191,17 +189,15 @@ def flips_table(folder):
     rows = []
     for axes, meaning in (("none", "none"), ("x", "left-right"), ("y", "front-back"), ("z", "up-down")):
         run = folder / f"flips_{axes}"
-        metrics, history = (load_json(run / f"{name}.json", "the command above") for name in ("metrics", "history"))
+        metrics, history = read_run(run, _COMMANDS)("metrics", "history")
         plain, tta = history["val_dice"][-1], metrics["mean"]["dice"]
         rows.append([meaning, mean_dice(plain), mean_dice(tta), len(history["seconds"])])
-    return table(["flips", "mean Dice, one view", "mean Dice, test-time augmentation", "epochs"], rows)
+    return markdown_table(["flips", "mean Dice, one view", "mean Dice, test-time augmentation", "epochs"], rows)
 
 
 def run_row(folder):
     """metrics.json and config.json of a run."""
-    return [
-        load_json(Path(folder) / f"{name}.json", f"the command above for {folder}") for name in ("metrics", "config")
-    ]
+    return read_run(folder, _COMMANDS)("metrics", "config")
 
 
 def seeds(default, ablations):
@@ -219,7 +215,7 @@ def seeds_table(default, ablations):
     mean = np.mean(rows, axis=0)
     text = [[f"{row[0]:.0f}", *(f"{v:.4f}" for v in row[1:5]), f"{row[5]:.1f}"] for row in rows]
     text.append(["**mean**", f"**{mean[1]:.4f}**", *(f"{v:.4f}" for v in mean[2:5]), f"{mean[5]:.1f}"])
-    return table(["seed", "mean Dice", "anterior", "posterior", "NSD at 1 mm", "minutes"], text)
+    return markdown_table(["seed", "mean Dice", "anterior", "posterior", "NSD at 1 mm", "minutes"], text)
 
 
 def tta_table(folders):
@@ -227,10 +223,10 @@ def tta_table(folders):
     rows = []
     for folder in folders:
         metrics, config = run_row(folder)
-        plain = np.mean(load_json(folder / "history.json", f"the command above for {folder}")["val_dice"][-1])
+        plain = np.mean(read_run(folder, _COMMANDS)("history")[0]["val_dice"][-1])
         tta = np.mean(metrics["mean"]["dice"])
         rows.append([config["constants"]["SEED"], f"{plain:.4f}", f"{tta:.4f}", f"{tta - plain:+.4f}"])
-    return table(["seed", "mean Dice, one view", "mean Dice, test-time augmentation", "difference"], rows)
+    return markdown_table(["seed", "mean Dice, one view", "mean Dice, test-time augmentation", "difference"], rows)
 
 
 def groups(ablations, pattern):
@@ -252,7 +248,7 @@ def steps_table(experiments):
         config, minutes = runs[0][1], np.mean([metrics["training_minutes"] for metrics, _ in runs])
         cells = [f"{config['parameters']:,}", config["constants"]["EPOCHS"], f"{np.mean(scores):.4f}"]
         rows.append([number, what, *cells, ", ".join(f"{s:.4f}" for s in scores), f"{minutes:.1f}"])
-    return table(["", "recipe", "parameters", "epochs", "mean Dice", "each seed", "minutes"], rows)
+    return markdown_table(["", "recipe", "parameters", "epochs", "mean Dice", "each seed", "minutes"], rows)
 
 
 def steps_3d_table(default, ablations):
@@ -273,13 +269,13 @@ def together_table(folder, control):
     """Both runs and their average; and, for comparison, the average of several seeds of the first."""
     metrics = load_json(folder / "metrics.json", "python ensemble.py")
     parts = [*metrics["members"].items(), ("**3D and 2D together**", metrics["mean"])]
-    several = load_json(control / "metrics.json", "the command above")
+    several = load_json(control / "metrics.json", _COMMANDS)
     parts.append((f"for comparison: {len(several['members'])} seeds of the 3D run together", several["mean"]))
     rows = [
         [name, mean_dice(part["dice"]), *(f"{d:.4f}" for d in part["dice"]), mean_dice(part["nsd_1mm"])]
         for name, part in parts
     ]
-    return table(["run", "mean Dice", "anterior", "posterior", "NSD at 1 mm"], rows)
+    return markdown_table(["run", "mean Dice", "anterior", "posterior", "NSD at 1 mm"], rows)
 
 
 def cross_validation_table(folder, references):
@@ -305,7 +301,7 @@ def cross_validation_table(folder, references):
     rows.append([peer["who"], f"{peer['mean_dice']:.4f}", peer["labels"], peer["folds"], "–", peer["cost"]])
     cases = len(result["cases"])
     header = ["who", f"mean Dice, {cases} cases (95 % interval)", "anterior / posterior", "folds 0 to 4"]
-    text = table([*header, "difference from nnU-Net, case by case", "minutes of training a fold"], rows)
+    text = markdown_table([*header, "difference from nnU-Net, case by case", "minutes of training a fold"], rows)
     unseen = load_json(folder / "config.json", "python train_3d.py")["data"]["train_cases"]
     theirs = cross_validate.read_peer(cross_validate.PEER)
     scores = {name: part["dice"] for name, part in result["members"].items()}
@@ -351,7 +347,7 @@ def peers_table(benchmark):
         )
     header = ["network", "parameters", "precision, batch", "s a training volume", "times nnU-Net's training speed"]
     last = ["s a predicted volume", "peak memory in MiB", "GFLOP/s in training, of a matrix product's"]
-    return table([*header, *last], rows)
+    return markdown_table([*header, *last], rows)
 
 
 def metrics_time(metrics):
@@ -383,7 +379,7 @@ def comparison_table(folds, references, runs):
             ]
         )
     rows += [[r["who"], r["protocol"], r["dice"], r["source"]] for r in references["others"]]
-    return table(["who", "protocol", "mean Dice (anterior / posterior)", "source"], rows)
+    return markdown_table(["who", "protocol", "mean Dice (anterior / posterior)", "source"], rows)
 
 
 def slices_table(metrics):
@@ -405,23 +401,30 @@ def slices_table(metrics):
         "NSD post.",
         "mean NSD",
     ]
-    return table(header, rows)
+    return markdown_table(header, rows)
 
 
 def steps_2d_table():
     """Slices (by the original's definition and by ours) and fused volumes after each change of the 2D recipe."""
+    original = Path("ablations/2d_original")
+    epochs = run_row(original)[1]["constants"]["EPOCHS"]
     rows = []
     for text, folder, key in (
-        ("stored slices only, Dice without smoothing", "ablations/2d_stored_augmentation", "slices"),
+        (f"the original recipe, but {epochs} epochs instead of 100", original, "slices_by_pixel"),
+        (
+            "a smaller network, larger rate, average of the weights, cross-entropy",
+            "ablations/2d_stored_augmentation",
+            "slices",
+        ),
         ("+ augmentation anew in each epoch, smoothing of 32 pixels", "checkpoints-2d", "slices_by_pixel"),
         ("+ decided for the volume's own voxels", "checkpoints-2d", "slices"),
     ):
-        metrics = load_json(Path(folder) / "metrics.json", "python train2d.py")
+        metrics = load_json(Path(folder) / "metrics.json", _COMMANDS)
         slices = metrics[key]
         cells = [mean_dice(slices["dice"]), mean_dice(slices["dice_original"]), mean_dice(metrics["mean"]["dice"])]
         rows.append([text, *cells, f"{metrics['training_minutes']:.1f}"])
     header = ["recipe", "slices, Dice", "slices, the original's definition", "fused volumes, Dice", "minutes"]
-    return table(header, rows)
+    return markdown_table(header, rows)
 
 
 def epochs_2d_table(history, metrics):
@@ -435,7 +438,7 @@ def epochs_2d_table(history, metrics):
             f"{np.mean(history[name][epoch - 1]):.4f}" for name in ("train_dice", "val_dice", "train_nsd", "val_nsd")
         ]
         rows.append([f"{text} ({epoch})", *cells, f"{sum(history['seconds'][:epoch]) / 60:.1f}"])
-    return table(["epoch", "train Dice", "val Dice", "train NSD", "val NSD", "minutes"], rows)
+    return markdown_table(["epoch", "train Dice", "val Dice", "train NSD", "val NSD", "minutes"], rows)
 
 
 def models_table(models):
@@ -443,7 +446,7 @@ def models_table(models):
     for shape, key in (("128 x 128", "2d"), ("40 x 56 x 40", "3d")):
         for name, parameters, multiply_adds, milliseconds in models[key]:
             rows.append([name, f"{parameters:,}", shape, f"{multiply_adds / 1e9:.2f} G", milliseconds])
-    return table(["model", "parameters", "input", "multiply-adds", "ms on two CPU cores"], rows)
+    return markdown_table(["model", "parameters", "input", "multiply-adds", "ms on two CPU cores"], rows)
 
 
 def slices_time(slices):
@@ -481,7 +484,7 @@ def both_table(runs, benchmark):
         "peak memory, forward and backward pass",
         lambda f, m, c: f"{benchmark[f'{f}/last.pth']['train']['peak_memory_mib']:,} MiB",
     )
-    return table(rows[0], rows[1:])
+    return markdown_table(rows[0], rows[1:])
 
 
 def search_results(folder, made_by):
@@ -499,7 +502,7 @@ def original_table(metrics, config, path_2d):
             f"{100 * np.mean(metrics_2d['mean']['dice']):.1f} % for whole volumes"
         )
     dice, nsd_2mm = np.mean(metrics["mean"]["dice"]), np.mean(metrics["mean"]["nsd_2mm"])
-    return table(
+    return markdown_table(
         ["the original documents", "measured or counted here", "likely cause of the difference"],
         [
             [

@@ -9,6 +9,7 @@ import itertools
 from pathlib import Path
 
 import numpy as np
+from scipy.stats import t as student_t
 
 import plots
 from common import (
@@ -228,12 +229,16 @@ def difference(runs, others):
     return delta.mean(), delta.std(ddof=1) / len(delta) ** 0.5 if len(delta) > 1 else float("nan")
 
 
+def markdown_table(header, rows):
+    return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in [header, ["---"] * len(header), *rows])
+
+
 def table(found):
     """A Markdown table of a search: volumes, final weights, mean ± standard deviation over cases."""
     groups = group(found)
     header = ["configuration", "parameters", "Dice anterior", "Dice posterior", "mean Dice, each seed", "NSD at 1 mm"]
     header += ["minutes a run", "difference from No INR ± standard error over cases"]
-    rows = [header, ["---"] * len(header)]
+    rows = []
     for key, part in groups.items():
         runs, plain = part["runs"], without_inr(groups, key)
         dice, spread = (np.mean([run[name] for run in runs], axis=0) for name in ("dice", "dice_std"))
@@ -248,23 +253,27 @@ def table(found):
                 "{:+.4f} ± {:.4f}".format(*difference(runs, plain["runs"])) if plain else "–",
             ]
         )
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+    return markdown_table(header, rows)
 
 
 def verdict(found):
-    """One sentence on whether the INR head helps, with the spread that backs it."""
+    """One sentence on whether the INR head helps, with the spread that backs it.
+
+    A difference counts if it is larger than what seeds differ by, and than half the width of the cases' 95 % intervals
+    (Student's t, with Bonferroni's correction for the number of INR heads).
+    """
     groups, parts, words = group(found), [], []
     means = [[np.mean(run["dice"]) for run in part["runs"]] for part in groups.values()]
     spread, seeds = max(np.ptp(values) for values in means), max(len(values) for values in means)
     cases = len(next(iter(groups.values()))["runs"][0]["case_dice"])
-    for key, part in groups.items():
-        plain = without_inr(groups, key)
-        if plain and part["runs"][0]["config"]["use_inr"]:
-            mean, error = difference(part["runs"], plain["runs"])
-            parts.append(f"{part['label']} changes it by {mean:+.4f} ± {error:.4f}")
-            if abs(mean) > max(2 * error, spread):
-                effect = ("helps" if mean > 0 else "harms") if seeds > 1 else f"scores {'more' if mean > 0 else 'less'}"
-                words.append(f"{part['label']} {effect}")
+    heads = {key: plain for key in groups if (plain := without_inr(groups, key)) and key[GRID.index("use_inr")]}
+    for key, plain in heads.items():
+        part = groups[key]
+        mean, error = difference(part["runs"], plain["runs"])
+        parts.append(f"{part['label']} changes it by {mean:+.4f} ± {error:.4f}")
+        if abs(mean) > max(student_t.ppf(1 - 0.025 / len(heads), cases - 1) * error, spread):
+            effect = ("helps" if mean > 0 else "harms") if seeds > 1 else f"scores {'more' if mean > 0 else 'less'}"
+            words.append(f"{part['label']} {effect}")
     if not parts:
         return "There is no pair of points with and without INR to compare yet."
     noise = f"; seeds of one configuration differ by up to {spread:.4f}" if seeds > 1 else "; one seed only"

@@ -131,7 +131,8 @@ def run(cfg):
     extra = {"slices": slices, "slices_by_pixel": pixels}
     metrics = finish(model, volumes, history, cfg.out_dir, device, dtype, data["synthetic"], extra=extra)
     path = Path(cfg.out_dir) / "plots" / "training_curves.png"
-    on_first(plots.training_curves, history, path, plots.source(data["synthetic"]))
+    title = f"Scored slice by slice: {plots.source(data['synthetic'])}"
+    on_first(plots.training_curves, history, path, title)
     print(
         f"slices: Dice {np.mean(slices['dice']):.4f}, by the original's definition {np.mean(slices['dice_original']):.4f}"
     )

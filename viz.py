@@ -107,8 +107,17 @@ def look(plotter, text, legend):
     height = plotter.renderer.GetSize()[1]
     for line, (name, colour) in enumerate(reversed(legend)):  # VTK's own legend cuts long names off
         plotter.add_text(name, position=(0.7, (10 + 24 * line) / height), viewport=True, font_size=9, color=colour)
-    plotter.add_axes(xlabel="right", ylabel="front", zlabel="up", color="black", line_width=3)
+    plotter.add_axes(
+        xlabel="right", ylabel="front", zlabel="up", color="black", line_width=3, viewport=(0, 0, 0.25, 0.25)
+    )
     plotter.view_vector((1, 0.45, 0.35), viewup=(0, 0, 1))
+
+
+def add_bar(plotter):
+    """A bar of 10 mm below what the panel holds, and its line in the legend."""
+    _, x, y, _, z, _ = plotter.bounds
+    plotter.add_mesh(pv.Line((x, y + 8, z - 2), (x, y + 18, z - 2)), color="black", line_width=4)
+    return ["bar: 10 mm", "black"]
 
 
 def draw_anatomy(plotter, volume, by_label, data):
@@ -123,7 +132,9 @@ def draw_anatomy(plotter, volume, by_label, data):
     else:
         legend = [["hippocampus", "crimson"]]
         add_mask(plotter, volume.label > 0, volume.spacing_mm, "crimson")
-    look(plotter, f"{volume.id}: {data}", [*legend, ["brighter tissue in the crop", "grey"]])
+    legend += [["brighter tissue in the crop", "grey"], add_bar(plotter)]
+    look(plotter, f"{volume.id}: {data}", legend)
+    plotter.camera.zoom(1.2)
 
 
 def draw_prediction(plotter, volume, prediction, seen, data):
@@ -136,7 +147,7 @@ def draw_prediction(plotter, volume, prediction, seen, data):
         plotter.subplot(0, column)
         for label in LABELS:
             add_mask(plotter, labels == label, volume.spacing_mm, COLOURS[label])
-        look(plotter, caption, parts)
+        look(plotter, caption, parts if column else [*parts, add_bar(plotter)])
     for column, (label, name) in enumerate(LABELS.items()):
         plotter.subplot(1, column)
         p, t = prediction == label, volume.label == label

@@ -126,23 +126,23 @@ def detailed_sample(sample, path, source):
 
 
 def augmentations(sample, settings, path, title):
-    """The slice as it is, and under each augmentation at its largest."""
+    """The slice as it is, and under each augmentation at its largest; the shares are of data_aug.py's training slices."""
     _, image, mask = sample
     degrees, scale, shift = settings["ROTATION_DEGREES"], settings["SCALE"], settings["SHIFT_PIXELS"]
     kinds = [
         ("none", "none", {}),
-        (f"rotation {degrees:+g}°", "rotation", {"degrees": degrees}),
-        (f"rotation {-degrees:+g}°", "rotation", {"degrees": -degrees}),
-        (f"affine x{1 + scale:g}, {shift:+g} px", "affine", {"scale": 1 + scale, "dx": shift, "dy": shift}),
-        (f"affine x{1 - scale:g}, {-shift:+g} px", "affine", {"scale": 1 - scale, "dx": -shift, "dy": -shift}),
         ("flip", "flip", {}),
+        (f"rotation, {degrees:+g}°", "rotation", {"degrees": degrees}),
+        (f"rotation, {-degrees:+g}°", "rotation", {"degrees": -degrees}),
+        (f"affine, x{1 + scale:g}, {shift:+g} px", "affine", {"scale": 1 + scale, "dx": shift, "dy": shift}),
+        (f"affine, x{1 - scale:g}, {-shift:+g} px", "affine", {"scale": 1 - scale, "dx": -shift, "dy": -shift}),
     ]
-    figure, axes = plt.subplots(2, 3, figsize=(10, 7.6), layout="constrained")
-    for panel, (text, kind, parameters) in zip(axes.flat, kinds):
-        share = settings[f"SHARE_{kind.upper()}"]
-        show(panel, *augment_slice(image, mask, kind, parameters), f"{text} ({share:.0%} of slices)")
+    shares = [f"{kind} {settings[f'SHARE_{kind.upper()}']:.0%}" for kind in ("none", "flip", "rotation", "affine")]
+    figure, axes = plt.subplots(2, 3, figsize=(10, 8), layout="constrained")
+    for panel, (text, kind, parameters) in zip(axes.T.flat, kinds):
+        show(panel, *augment_slice(image, mask, kind, parameters), text)
     legend(figure)
-    plots.save(figure, path, title)
+    plots.save(figure, path, f"{title}\nof the training slices: {', '.join(shares)}, of any size up to these")
 
 
 if __name__ == "__main__":

@@ -35,6 +35,12 @@ def test_every_file_that_the_page_names_is_there(page):
         assert (ROOT / name).is_file() or (ROOT / "tests" / name).is_file(), name
 
 
+@pytest.mark.parametrize("name", ["predictions", "training_curves"])
+def test_the_improved_2d_model_is_the_default_run(name):
+    copy = (ROOT / "improved_model_results-2D" / f"{name}.png").read_bytes()
+    assert copy == (ROOT / "checkpoints-2d/plots" / f"{name}.png").read_bytes(), "MODEL_IMPROVEMENTS.md has the command"
+
+
 def test_every_test_that_the_page_names_is_there():
     tests = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").glob("test_*.py"))
     names = set(re.findall(r"`(test_\w+)`", README))
