@@ -414,13 +414,13 @@ def steps_2d_table():
         (
             "a smaller network, larger rate, average of the weights, cross-entropy",
             "ablations/2d_stored_augmentation",
-            "slices",
+            "slices_by_pixel",
         ),
         ("+ augmentation anew in each epoch, smoothing of 32 pixels", "checkpoints-2d", "slices_by_pixel"),
         ("+ decided for the volume's own voxels", "checkpoints-2d", "slices"),
     ):
         metrics = load_json(Path(folder) / "metrics.json", _COMMANDS)
-        slices = metrics[key]
+        slices = metrics.get(key, metrics["slices"])  # older runs have those by pixel only, under the shorter name
         cells = [mean_dice(slices["dice"]), mean_dice(slices["dice_original"]), mean_dice(metrics["mean"]["dice"])]
         rows.append([text, *cells, f"{metrics['training_minutes']:.1f}"])
     header = ["recipe", "slices, Dice", "slices, the original's definition", "fused volumes, Dice", "minutes"]

@@ -230,6 +230,7 @@ def difference(runs, others):
 
 
 def markdown_table(header, rows):
+    """A Markdown table; cells are written with str."""
     return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in [header, ["---"] * len(header), *rows])
 
 
