@@ -147,42 +147,19 @@ def labels_table(metrics):
 def epochs_table(history, metrics):
     n = len(history["seconds"])
     rows = []
-    for text, epoch in (
-        ("first", 1),
-        ("quarter", round(n / 4)),
-        ("half", round(n / 2)),
-        ("three quarters", round(3 * n / 4)),
-        ("last", n),
-    ):
+    for text, share in (("first", 0), ("quarter", 1 / 4), ("half", 1 / 2), ("three quarters", 3 / 4), ("last", 1)):
+        epoch = max(1, round(share * n))
         cells = [f"{v:.4f}" for name in ("train_dice", "val_dice", "val_nsd") for v in history[name][epoch - 1]]
-        rows.append(
-            [
-                f"{text} ({epoch})",
-                *cells,
-                f"{history['val_loss'][epoch - 1]:.4f}",
-                f"{sum(history['seconds'][:epoch]) / 60:.1f}",
-            ]
-        )
+        loss, minutes = f"{history['val_loss'][epoch - 1]:.4f}", f"{sum(history['seconds'][:epoch]) / 60:.1f}"
+        rows.append([f"{text} ({epoch})", *cells, loss, minutes])
     blank = ["–"] * 2
     for text, mean in (
         (f"final weights, TTA {'on' if metrics['tta'] else 'off'}", metrics["mean"]),
         (f"best epoch ({metrics['best']['epoch']}) by validation Dice, the same TTA", metrics["best"]["mean"]),
     ):
         rows.append([text, *blank, *(f"{v:.4f}" for name in ("dice", "nsd_1mm") for v in mean[name]), "–", "–"])
-    return markdown_table(
-        [
-            "epoch",
-            "train Dice ant.",
-            "train Dice post.",
-            "val Dice ant.",
-            "val Dice post.",
-            "val NSD ant.",
-            "val NSD post.",
-            "val loss",
-            "minutes",
-        ],
-        rows,
-    )
+    parts = [f"{name} {part}." for name in ("train Dice", "val Dice", "val NSD") for part in ("ant", "post")]
+    return markdown_table(["epoch", *parts, "val loss", "minutes"], rows)
 
 
 def flips_table(folder):
@@ -385,39 +362,24 @@ def comparison_table(folds, references, runs):
 def slices_table(metrics):
     rows = []
     for key, decided in (("slices", "the volume's own voxels"), ("slices_by_pixel", "the slice's pixels")):
-        for text, end in (
-            ("truth or prediction has it", ""),
-            ("always; 1 if both lack it (the original's)", "_original"),
-        ):
+        ours, theirs = "truth or prediction has it", "always; 1 if both lack it (the original's)"
+        for text, end in ((ours, ""), (theirs, "_original")):
             dice, nsd = (metrics[key][f"{name}{end}"] for name in ("dice", "nsd_1mm"))
             rows.append([decided, text, *(f"{v:.4f}" for v in (*dice, np.mean(dice), *nsd, np.mean(nsd)))])
-    header = [
-        "predicted for",
-        "a slice counts for a label if",
-        "Dice ant.",
-        "Dice post.",
-        "mean Dice",
-        "NSD ant.",
-        "NSD post.",
-        "mean NSD",
-    ]
-    return markdown_table(header, rows)
+    scores = ["Dice ant.", "Dice post.", "mean Dice", "NSD ant.", "NSD post.", "mean NSD"]
+    return markdown_table(["predicted for", "a slice counts for a label if", *scores], rows)
 
 
 def steps_2d_table():
     """Slices (by the original's definition and by ours) and fused volumes after each change of the 2D recipe."""
-    original = Path("ablations/2d_original")
+    original, stored, default = Path("ablations/2d_original"), "ablations/2d_stored_augmentation", "checkpoints-2d"
     epochs = run_row(original)[1]["constants"]["EPOCHS"]
     rows = []
     for text, folder, key in (
         (f"the original recipe, but {epochs} epochs instead of 100", original, "slices_by_pixel"),
-        (
-            "a smaller network, larger rate, average of the weights, cross-entropy",
-            "ablations/2d_stored_augmentation",
-            "slices_by_pixel",
-        ),
-        ("+ augmentation anew in each epoch, smoothing of 32 pixels", "checkpoints-2d", "slices_by_pixel"),
-        ("+ decided for the volume's own voxels", "checkpoints-2d", "slices"),
+        ("a smaller network, larger rate, average of the weights, cross-entropy", stored, "slices_by_pixel"),
+        ("+ augmentation anew in each epoch, smoothing of 32 pixels", default, "slices_by_pixel"),
+        ("+ decided for the volume's own voxels", default, "slices"),
     ):
         metrics = load_json(Path(folder) / "metrics.json", _COMMANDS)
         slices = metrics.get(key, metrics["slices"])  # older runs have those by pixel only, under the shorter name
@@ -430,13 +392,11 @@ def steps_2d_table():
 def epochs_2d_table(history, metrics):
     n, best = len(history["seconds"]), metrics["best"]["epoch"]
     rows = []
-    twenty = (
-        [("20 or the nearest", 20), ("50 or the nearest", min(50, n))] if n > 20 else [("20, 50 or the nearest", n)]
-    )
-    for text, epoch in (("first", 1), *twenty, ("best", best)):
-        cells = [
-            f"{np.mean(history[name][epoch - 1]):.4f}" for name in ("train_dice", "val_dice", "train_nsd", "val_nsd")
-        ]
+    twenty, fifty = ("20 or the nearest", 20), ("50 or the nearest", min(50, n))
+    middle = [twenty, fifty] if n > 20 else [("20, 50 or the nearest", n)]
+    names = ("train_dice", "val_dice", "train_nsd", "val_nsd")
+    for text, epoch in (("first", 1), *middle, ("best", best)):
+        cells = [f"{np.mean(history[name][epoch - 1]):.4f}" for name in names]
         rows.append([f"{text} ({epoch})", *cells, f"{sum(history['seconds'][:epoch]) / 60:.1f}"])
     return markdown_table(["epoch", "train Dice", "val Dice", "train NSD", "val NSD", "minutes"], rows)
 
@@ -510,11 +470,7 @@ def original_table(metrics, config, path_2d):
                 f"{100 * dice:.1f} % Dice; {100 * nsd_2mm:.1f} % NSD at 2 mm",
                 "the original's recorded history holds 87.1 % Dice and 98.9 % mean NSD at 2 voxels: the NSD, read as Dice",
             ],
-            [
-                "82.9 % Dice in 2D",
-                slices,
-                "each slice scored alone: not comparable with a volume's Dice",
-            ],
+            ["82.9 % Dice in 2D", slices, "each slice scored alone: not comparable with a volume's Dice"],
             ["+16 % from 2D to 3D", "not one measure", "98.9 % minus 82.9 %: an NSD of volumes minus a Dice of slices"],
             [
                 "about 12,000 training slices",
