@@ -52,7 +52,7 @@ def check_training(cfg):
     """Raises UserError for constants of the training loop that cannot work."""
     for name in ("epochs", "min_steps", "batch_size", "base_channels", "inr_hidden_dim"):
         require(getattr(cfg, name) >= 1, f"--{name}={getattr(cfg, name)}: expected 1 or more")
-    for name in ("learning_rate", "gradient_clip"):
+    for name in ("learning_rate", "inr_rate", "gradient_clip"):
         require(getattr(cfg, name) > 0, f"--{name}={getattr(cfg, name)}: expected more than 0")
     not_negative = ("max_cases", "num_workers", "seed", "weight_decay", "muon_rate", "focal_gamma", "dice_smooth")
     for name in (*not_negative, "rotation_degrees", "shift_voxels", "intensity", "gamma", "noise", "blur_mm"):

@@ -1,5 +1,5 @@
-"""How the weights move: Muon for the kernels of the U-Net's convolutions, AdamW for everything else, and the schedule of
-their learning rates.
+"""How the weights move: Muon for the kernels of the U-Net's convolutions, AdamW for everything else (at a rate of its own
+for the INR head), and the schedule of their learning rates.
 """
 
 import math
@@ -20,11 +20,14 @@ def schedule(progress, warmup, cooldown):
 
 def make_optimisers(model, cfg):
     """The optimisers of a model: [AdamW], or with cfg.muon_rate [AdamW, Muon], Muon for all kernels of model.unet with more
-    than one input channel. cfg: learning_rate, weight_decay, muon_rate."""
+    than one input channel. The INR head, whose sines magnify each step omega_0 times, moves at cfg.inr_rate.
+    cfg: learning_rate, inr_rate, weight_decay, muon_rate."""
     kernels = [p for p in model.unet.parameters() if p.ndim >= 4 and p.shape[1] > 1] if cfg.muon_rate else []
-    taken = set(map(id, kernels))
-    others = [p for p in model.parameters() if id(p) not in taken]
-    optimisers = [torch.optim.AdamW(others, lr=cfg.learning_rate, weight_decay=cfg.weight_decay)]
+    head = list(model.inr.parameters()) if model.inr is not None else []
+    taken = set(map(id, kernels + head))
+    groups = [{"params": [p for p in model.parameters() if id(p) not in taken]}]
+    groups += [{"params": head, "lr": cfg.inr_rate}] if head else []
+    optimisers = [torch.optim.AdamW(groups, lr=cfg.learning_rate, weight_decay=cfg.weight_decay)]
     if kernels:
         optimisers.append(Muon(kernels, lr=cfg.muon_rate, weight_decay=cfg.weight_decay))
     for optimiser in optimisers:

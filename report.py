@@ -84,7 +84,7 @@ def sections(cfg):
         "flips": lambda: flips_table(Path(cfg.ablations)),
         "comparison-3d": lambda: comparison_table(*three("cross_validation"), references, default_runs()),
         "slices-2d": lambda: slices_table(*two("metrics")),
-        "steps-2d": lambda: steps_2d_table(),
+        "steps-2d": lambda: steps_2d_table(Path(cfg.results_2d), Path(cfg.ablations)),
         "epochs-2d": lambda: epochs_2d_table(*two("history", "metrics")),
         "labels-2d": lambda: labels_table(*two("metrics")),
         "2d-3d": lambda: both_table(
@@ -98,6 +98,7 @@ def sections(cfg):
         "grid-2d": lambda: search_results(cfg.searches[0], "python grid_search.py"),
         "grid-2d-rate": lambda: search_results(Path(cfg.ablations) / "grid_2d_rate", _COMMANDS),
         "grid-3d": lambda: search_results(cfg.searches[1], "python grid_search_3d.py"),
+        "grid-3d-inr-rate": lambda: search_results(Path(cfg.ablations) / "grid_3d_inr_rate", _COMMANDS),
         "original": lambda: original_table(*three("metrics", "config"), Path(cfg.results_2d) / "metrics.json"),
     }
 
@@ -388,9 +389,9 @@ def slices_table(metrics):
     return markdown_table(["predicted for", "a slice counts for a label if", *scores], rows)
 
 
-def steps_2d_table():
+def steps_2d_table(default, ablations):
     """Slices (by the original's definition and by ours) and fused volumes after each change of the 2D recipe."""
-    original, stored, default = Path("ablations/2d_original"), "ablations/2d_stored_augmentation", "checkpoints-2d"
+    original, stored = ablations / "2d_original", ablations / "2d_stored_augmentation"
     epochs = run_row(original)[1]["constants"]["EPOCHS"]
     rows = []
     for text, folder, key in (
@@ -399,7 +400,7 @@ def steps_2d_table():
         ("+ augmentation anew in each epoch, smoothing of 32 pixels", default, "slices_by_pixel"),
         ("+ decided for the volume's own voxels", default, "slices"),
     ):
-        metrics = load_json(Path(folder) / "metrics.json", _COMMANDS)
+        metrics = load_json(folder / "metrics.json", _COMMANDS)
         slices = metrics.get(key, metrics["slices"])  # older runs have those by pixel only, under the shorter name
         cells = [mean_dice(slices["dice"]), mean_dice(slices["dice_original"]), mean_dice(metrics["mean"]["dice"])]
         rows.append([text, *cells, f"{metrics['training_minutes']:.1f}"])

@@ -60,6 +60,7 @@ EPOCHS = 12  # epochs; one is a pass over the training slices
 MIN_STEPS = 80  # with few of them, an epoch is as many passes as make this number of steps
 BATCH_SIZE = 16  # slices per step
 LEARNING_RATE = 2e-3  # AdamW's, at the peak of the schedule
+INR_RATE = 1e-4  # AdamW's for the INR head, at the peak: SIREN's own
 WEIGHT_DECAY = 1e-2  # of both optimisers, decoupled
 MUON_RATE = 0.0  # Muon's learning rate for the kernels of the U-Net, at the peak; 0: AdamW trains them too
 WARMUP = 0.05  # share of the schedule with a rising learning rate

@@ -48,6 +48,7 @@ EPOCHS = 8  # epochs; one is a pass over the training cases
 MIN_STEPS = 80  # with few of them, an epoch is as many passes as make this number of steps
 BATCH_SIZE = 2  # patches per step
 LEARNING_RATE = 3e-3  # AdamW's, at the peak of the schedule
+INR_RATE = 1e-4  # AdamW's for the INR head, at the peak: SIREN's own
 WEIGHT_DECAY = 1e-2  # of both optimisers, decoupled
 MUON_RATE = 0.04  # Muon's learning rate for the kernels of the U-Net, at the peak; 0: AdamW trains them too
 WARMUP = 0.05  # share of the schedule with a rising learning rate

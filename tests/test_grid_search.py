@@ -23,7 +23,7 @@ def entries(out_dir):
 
 @pytest.mark.parametrize(
     "script, start, end",
-    [(grid_search, "nnUNet_BC32_D4_", "_LR1e-04_WD1e-05"), (grid_search_3d, "nnUNet_BC16_D3_", "_LR3e-03_WD1e-02")],
+    [(grid_search, "nnUNet_BC32_D4_", "_LR1e-04_WD1e-05"), (grid_search_3d, "nnUNet_BC16_D2_", "_LR3e-03_WD1e-02")],
 )
 def test_the_default_grid_has_no_redundant_points(script, start, end):
     points = list(search.grid_points(common.configure(vars(script), [], seeds=[0])))

@@ -12,7 +12,7 @@ from unet_inr_3d import UNet3DWithINR
 
 
 def settings(**values):
-    return SimpleNamespace(**{"learning_rate": 3e-3, "weight_decay": 0.0, "muon_rate": 0.02} | values)
+    return SimpleNamespace(**{"learning_rate": 3e-3, "inr_rate": 1e-4, "weight_decay": 0.0, "muon_rate": 0.02} | values)
 
 
 @pytest.mark.parametrize("shape", [(16, 432), (432, 16), (64, 256), (3, 1000)])
@@ -66,7 +66,22 @@ def test_every_parameter_has_one_optimiser(make):
     kernels = {n for n, p in model.named_parameters() if n.startswith("unet.") and p.ndim >= 4}
     assert set(parts[1]) == kernels - {"unet.down.0.0.weight"} and len(kernels) > 5
     (alone,) = make_optimisers(model, settings(muon_rate=0))
-    assert len(alone.param_groups[0]["params"]) == len(names)
+    assert sum(len(group["params"]) for group in alone.param_groups) == len(names)
+
+
+def test_the_inr_head_moves_at_its_own_rate():
+    rates = {}
+    for use_inr in (True, False):
+        model = UNet3DWithINR(use_inr=use_inr)
+        rate_of = {
+            id(p): group["peak"]
+            for o in make_optimisers(model, settings())
+            for group in o.param_groups
+            for p in group["params"]
+        }
+        rates[use_inr] = {name: rate_of[id(p)] for name, p in model.named_parameters()}
+    assert {rate for name, rate in rates[True].items() if name.startswith("inr.")} == {1e-4}
+    assert {name: rate for name, rate in rates[True].items() if not name.startswith("inr.")} == rates[False]
 
 
 def test_schedule():
