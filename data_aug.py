@@ -1,6 +1,6 @@
 """Cuts the labelled volumes into augmented 2D slices: the data set of train2d.py.
 
-    python data_aug.py        260 volumes to about 11,700 slices in dataset_2d/, in about 20 seconds on two cores
+    python data_aug.py        260 volumes to about 11,700 slices in dataset_2d/, in 10 to 20 seconds on two cores
 
 Each volume is resampled to SIZE^3 (image linearly, label to the nearest voxel), its intensity clipped and brought to
 [0, 1]; from each of the axial, coronal and sagittal planes at most SLICES_PER_PLANE slices are drawn among those that
@@ -27,7 +27,8 @@ from scipy.ndimage import affine_transform
 from tqdm import tqdm
 
 from common import UserError, atomic, configure, fresh_folder, require, run_script, save_json
-from dataset import PLANES, describe_data, list_cases, load_case, resample, split_cases, to_unit_range
+from dataset import PLANES, describe_data, list_cases, load_case, split_cases
+from nifti import resample, to_unit_range
 
 # data
 DATA_ROOT = "Task04_Hippocampus"  # Decathlon folder: dataset.json, imagesTr, labelsTr

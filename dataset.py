@@ -1,4 +1,4 @@
-"""The data: Decathlon folders, NIfTI reading and checks, normalisation, splits by case, the 3D data set, augmentation.
+"""The data: Decathlon folders and their checks, splits by case, the data sets of volumes and slices, augmentation.
 
 A Decathlon folder holds dataset.json, imagesTr/<case>.nii.gz and labelsTr/<case>.nii.gz (0 background, 1 anterior,
 2 posterior). Volumes are (D, H, W) arrays in RAS orientation (x to the right, y to the front, z up), 1 mm isotropic.
@@ -7,33 +7,22 @@ A Decathlon folder holds dataset.json, imagesTr/<case>.nii.gz and labelsTr/<case
 import csv
 import hashlib
 import json
-import logging
 import math
-import zlib
 from itertools import combinations
 from pathlib import Path
 from typing import NamedTuple
 
-import nibabel as nib
 import numpy as np
 import torch
 import torch.nn.functional as F
-from nibabel.filebasedimages import ImageFileError
-from nibabel.orientations import OrientationError
-from nibabel.spatialimages import HeaderDataError
 from scipy.ndimage import gaussian_filter
 
 from common import UserError, require
+from nifti import READ_ERRORS, normalise, read_nifti, spacing_mm
 
 GET_DATA = "python get_data.py (the real data) or python phantom.py (synthetic volumes, then --data_root=phantom)"
 PLANES = ("sagittal", "coronal", "axial")  # slices perpendicular to x, y and z
 _SLICES_AGAIN = "make the slices again with: python data_aug.py"
-CLIP_PERCENTILES = (0.5, 99.5)
-MAX_VOXELS = 256**3  # a header that promises more is refused before any voxel is read
-nib.imageglobals.logger.setLevel(logging.CRITICAL)  # small faults that it mends are no news for stderr
-_MAX_INTENSITY = 1e15  # beyond it, float32 statistics overflow
-READ_ERRORS = (OSError, EOFError, ValueError, ArithmeticError, MemoryError, zlib.error)
-READ_ERRORS += (HeaderDataError, ImageFileError, OrientationError)
 
 
 class Case(NamedTuple):
@@ -131,121 +120,6 @@ def split_cases(cases, fold):
         f"{n} cases cannot be split into training and validation (fold {fold}); expected at least 5",
     )
     return train, [cases[i] for i in sorted(validation)]
-
-
-# ---- NIfTI
-
-
-def read_nifti(path):
-    """(array in RAS as (D, H, W), nibabel image as stored) of a 3D NIfTI file of any orientation and data type.
-
-    Raises UserError for a file that is missing, truncated, not NIfTI, not 3D, too large, of a non-numeric type, with
-    a broken affine or spacing, or with voxels that are not finite. Integer files without scaling stay integer, others
-    become float32.
-    """
-    path = Path(path)
-    require(path.is_file(), f"{path}: no such file")
-    require(path.name.endswith((".nii", ".nii.gz")), f"{path}: expected a NIfTI file, .nii or .nii.gz; convert it")
-    try:
-        _check_header(path)
-        image = nib.load(path)
-        header, shape = image.header, image.shape
-        kind = type(image).__name__
-        require(isinstance(image, nib.Nifti1Pair), f"{path}: expected a NIfTI file (.nii or .nii.gz), got {kind}")
-        require(
-            len(shape) == 3, f"{path}: expected a 3D volume, got {len(shape)}D {tuple(shape)}; split it into volumes"
-        )
-        require(
-            all(s > 0 for s in shape) and math.prod(map(int, shape)) <= MAX_VOXELS,
-            f"{path}: the header gives a size of {' x '.join(map(str, shape))}; expected 1 to {MAX_VOXELS:,} voxels: crop it",
-        )
-        require(
-            header.get_data_dtype().kind in "iuf",
-            f"{path}: expected integer or real voxels, got {header.get_data_dtype()}; convert it",
-        )
-        affine = image.affine
-        require(
-            np.isfinite(affine).all() and 1e-9 < abs(np.linalg.det(affine[:3, :3])) < 1e9,
-            f"{path}: the affine in the header is not invertible; correct the header",
-        )
-        ras = nib.as_closest_canonical(image)
-        with np.errstate(all="ignore"):  # what overflows is not finite, and reported below
-            array = np.asanyarray(ras.dataobj)
-    except READ_ERRORS as error:
-        raise UserError(
-            f"{path}: not a readable NIfTI file ({type(error).__name__}: {error}); copy or export it again"
-        ) from None
-    if not (-_MAX_INTENSITY < array.min() <= array.max() < _MAX_INTENSITY):  # false for NaN too
-        bad = np.count_nonzero(~(np.abs(array.astype(np.float64)) < _MAX_INTENSITY))
-        raise UserError(
-            f"{path}: {bad} voxels are NaN or infinite, or beyond {_MAX_INTENSITY:g}; expected finite intensities: clean or "
-            "export it again"
-        )
-    if array.dtype.kind == "f":
-        array = array.astype(np.float32)
-    return np.ascontiguousarray(array), image
-
-
-def _check_header(path):
-    """Raises UserError for what nibabel would mend without a word, or follow far into the file."""
-    with nib.openers.ImageOpener(path) as file:
-        start = file.read(nib.Nifti2Header.sizeof_hdr + 4)
-        kind = nib.Nifti2Header if start[4:7] == b"n+2" else nib.Nifti1Header
-        size = kind.sizeof_hdr
-        require(len(start) >= size, f"{path}: too short for a NIfTI file; copy or export it again")
-        header = kind(start[:size], check=False)
-        magic = bytes(header["magic"].item())[:3]
-        known = magic in (b"n+1", b"n+2") and header["sizeof_hdr"] == size
-        require(known, f"{path}: not a NIfTI file (it does not begin like one); convert it")
-        offset, spacing = float(header["vox_offset"]), header["pixdim"][1:4].tolist()
-        require(0 <= offset <= 2**20, f"{path}: the header puts the voxels at byte {offset:g}; export it again")
-        extensions = start + file.read(max(0, int(offset) - len(start)))
-    positive = all(0 < s < math.inf for s in spacing)
-    require(positive, f"{path}: expected a positive spacing in mm, got {spacing}; correct the header")
-    scaled = not any(math.isinf(header[name]) for name in ("scl_slope", "scl_inter"))
-    require(scaled, f"{path}: the header scales intensities by infinity; correct the header")
-    at = size + 4
-    while start[size : size + 1] not in (b"", b"\0") and at + 8 <= int(offset) <= len(extensions):
-        length = int.from_bytes(extensions[at : at + 4], "little" if header.endianness == "<" else "big", signed=True)
-        fits = 16 <= length <= int(offset) - at
-        require(fits, f"{path}: the header has an extension of {length} bytes; export it again")
-        at += length
-
-
-def spacing_mm(image):
-    """Spacing of a nibabel image along its RAS axes, in mm."""
-    return tuple(round(float(s), 4) for s in nib.affines.voxel_sizes(nib.as_closest_canonical(image).affine))
-
-
-def normalise(array):
-    """float32 image with outliers clipped (0.5 and 99.5 percentile), zero mean and unit variance; zeros if constant."""
-    array = array.astype(np.float32)
-    array = np.clip(array, *np.percentile(array, CLIP_PERCENTILES).astype(np.float32))
-    if array.min() == array.max():
-        return np.zeros_like(array)
-    array -= array.mean()
-    return array / array.std()
-
-
-def to_unit_range(image):
-    """An image scaled to [0, 1]; zeros if constant."""
-    low, high = image.min(), image.max()
-    return (image - low) / max(float(high - low), 1e-8)
-
-
-def resample(array, shape, order=1):
-    """An array (D, H, W) resampled to another shape over the same extent, voxel edges aligned, edges replicated.
-
-    order 1: linear, smoothed first along axes that shrink, as scikit-image's resize(anti_aliasing=True), to float32;
-    order 0: the nearest voxel's value, for labels, in the array's own type.
-    """
-    if tuple(shape) == array.shape:
-        return array
-    sigma = [max(0, (n / size - 1) / 2) for n, size in zip(array.shape, shape)]
-    smooth = gaussian_filter(array, sigma, mode="nearest") if order and any(sigma) else array
-    x = torch.from_numpy(np.ascontiguousarray(smooth, np.float32))[None, None]
-    mode = {"mode": "trilinear", "align_corners": False} if order else {"mode": "nearest-exact"}
-    return F.interpolate(x, tuple(shape), **mode)[0, 0].numpy().astype(np.float32 if order else array.dtype)
 
 
 def describe_data(info, cases, train, val):

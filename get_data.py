@@ -20,7 +20,8 @@ from pathlib import Path, PurePosixPath
 from tqdm import tqdm
 
 from common import UserError, configure, require, run_script
-from dataset import list_cases, list_volumes, read_nifti
+from dataset import list_cases, list_volumes
+from nifti import read_nifti
 
 DATA_ROOT = "Task04_Hippocampus"  # folder to unpack into
 URL = "https://msd-for-monai.s3-us-west-2.amazonaws.com/Task04_Hippocampus.tar"  # the official archive

@@ -5,7 +5,7 @@
     python grid_search_3d.py --only=nnUNet_BC16_D2_INR64_LR3e-03_WD1e-02     one point, into a file of its own
     python grid_search_3d.py --collect=True     gathers the points that are there
 
-With --only, any scheduler spreads a search over machines that share OUT_DIR. The defaults take 40 minutes on two CPU
+With --only, any scheduler spreads a search over machines that share OUT_DIR. The defaults take 35 minutes on two CPU
 cores with bf16. Writes into OUT_DIR: small_models_results.json after each point, small_grid_search_analysis.png, and
 runs/<KEY>/, each as train_3d.py writes it; prints the table of the README.
 """

@@ -26,9 +26,10 @@ import model2d
 import unet_inr_3d
 from blocks import count_parameters
 from common import UserError, atomic, configure, fail, fresh_folder, load_checkpoint, pick_device, require, run_script
-from dataset import case_id, list_volumes, normalise, read_nifti, resample, spacing_mm
+from dataset import case_id, list_volumes
 from evaluation import predict_volume
 from metrics import LABELS, volume_mm3
+from nifti import normalise, read_nifti, resample, spacing_mm
 
 CHECKPOINT = "pretrained/hippocampus_3d.pth"  # trained weights; last.pth and best_model.pth of any run fit as well
 PARTNER = ""  # a second checkpoint, whose probabilities are averaged with the first one's; empty: none
@@ -148,7 +149,7 @@ def load_model(path):
 
 def segment(model, path, device, dtype, tta=True, mirror=False):
     """(label map uint8 on the file's own grid, nibabel image) of one NIfTI file, by a model or a list of them. Raises
-    UserError, see dataset.read_nifti.
+    UserError, see nifti.read_nifti.
     """
     array, image = read_nifti(path)
     spacing = np.array(spacing_mm(image))

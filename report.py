@@ -401,8 +401,7 @@ def steps_2d_table(default, ablations):
         ("+ decided for the volume's own voxels", default, "slices"),
     ):
         metrics = load_json(folder / "metrics.json", _COMMANDS)
-        slices = metrics.get(key, metrics["slices"])  # older runs have those by pixel only, under the shorter name
-        cells = [mean_dice(slices["dice"]), mean_dice(slices["dice_original"]), mean_dice(metrics["mean"]["dice"])]
+        cells = [mean_dice(part) for part in (metrics[key]["dice"], metrics[key]["dice_original"], metrics["mean"]["dice"])]
         rows.append([text, *cells, f"{metrics['training_minutes']:.1f}"])
     header = ["recipe", "slices, Dice", "slices, the original's definition", "fused volumes, Dice", "minutes"]
     return markdown_table(header, rows)
@@ -468,6 +467,7 @@ def both_table(runs, benchmark):
 
 def search_results(folder, made_by):
     found = load_json(Path(folder) / search.RESULTS, made_by)
+    require(search.group(found), f"{folder}: no point of this search is done yet; go on with: {made_by}")
     return f"{search.table(found)}\n\n{search.verdict(found)}"
 
 

@@ -96,7 +96,8 @@ def slices(checkpoint, data_root):
     from skimage.transform import AffineTransform, resize, warp
 
     import data_aug
-    from dataset import list_cases, load_case, to_unit_range
+    from dataset import list_cases, load_case
+    from nifti import to_unit_range
 
     cases, _ = list_cases(data_root)
     with tempfile.TemporaryDirectory() as folder:

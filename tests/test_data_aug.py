@@ -12,7 +12,8 @@ import common
 import data_aug
 from common import UserError
 from data_aug import augment_slice
-from dataset import PLANES, list_cases, load_case, load_slices, resample, to_unit_range
+from dataset import PLANES, list_cases, load_case, load_slices
+from nifti import resample, to_unit_range
 
 SMALL = ("--size=32", "--slices_per_plane=4")
 

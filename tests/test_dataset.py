@@ -18,10 +18,9 @@ from dataset import (
     augment,
     list_cases,
     load_case,
-    normalise,
-    read_nifti,
     split_cases,
 )
+from nifti import normalise, read_nifti
 
 
 @pytest.fixture

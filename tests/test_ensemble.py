@@ -14,8 +14,9 @@ import evaluation
 import predict
 import train2d
 import train_3d
-from dataset import list_cases, load_case, read_nifti
+from dataset import list_cases, load_case
 from metrics import case_metrics
+from nifti import read_nifti
 
 SMALL = ("--base_channels=4", "--epochs=1", "--min_steps=1")
 

@@ -17,7 +17,7 @@ from conftest import one_error_line
 import common
 import predict
 from common import UserError
-from dataset import read_nifti
+from nifti import read_nifti
 from unet_inr_3d import UNet3DWithINR
 
 CPU = torch.device("cpu")

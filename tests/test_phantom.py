@@ -8,7 +8,8 @@ from scipy.ndimage import label as components
 import common
 import metrics
 import phantom
-from dataset import list_cases, read_nifti
+from dataset import list_cases
+from nifti import read_nifti
 
 
 def test_layout_and_style(phantoms):
