@@ -401,7 +401,9 @@ def steps_2d_table(default, ablations):
         ("+ decided for the volume's own voxels", default, "slices"),
     ):
         metrics = load_json(folder / "metrics.json", _COMMANDS)
-        cells = [mean_dice(part) for part in (metrics[key]["dice"], metrics[key]["dice_original"], metrics["mean"]["dice"])]
+        cells = [
+            mean_dice(part) for part in (metrics[key]["dice"], metrics[key]["dice_original"], metrics["mean"]["dice"])
+        ]
         rows.append([text, *cells, f"{metrics['training_minutes']:.1f}"])
     header = ["recipe", "slices, Dice", "slices, the original's definition", "fused volumes, Dice", "minutes"]
     return markdown_table(header, rows)
