@@ -6,7 +6,7 @@ case by case with nnU-Net's predictions.
     python cross_validate.py --folds="[0]"   one fold only, for a cluster; the same without it then gathers all five
 
 The recipe is the same for all folds, and the final weights count: no epoch is chosen on a scored fold. Writes into
-RUNS/fold_N: 3d-SEED, 2d-SEED (runs of the training scripts) and together_... (of ensemble.py); and into OUT_DIR: cross_validation.json
+RUNS/fold_N: 3d-SEED, 2d-SEED (runs of the training scripts) and together_... ; and into OUT_DIR: cross_validation.json
 (per case, per label, per fold; means with bootstrap 95 % intervals; "members": the single models; "gain": of all
 together over the first of them) and
 plots/cross_validation_*.png.
@@ -20,22 +20,18 @@ from pathlib import Path
 import numpy as np
 
 import data_aug
-import ensemble
-import plots
 import train2d
 import train_3d
-from common import (
-    UserError,
-    configure,
-    keep_earlier,
-    load_json,
-    refuse_several_processes,
-    require,
-    run_script,
-    save_json,
-)
-from engine import same_constants
-from metrics import LABELS, summarise
+from hippo.data.cases import LABELS
+from hippo.device import pick_device
+from hippo.errors import UserError, require
+from hippo.files import keep_earlier, load_json, save_json
+from hippo.options import configure, run_script
+from hippo.pictures import plots
+from hippo.processes import refuse_several_processes
+from hippo.scoring.ensemble import score_together
+from hippo.scoring.statistics import bootstrap, summarise
+from hippo.training.run_folder import same_constants
 
 # data
 DATA_ROOT = "Task04_Hippocampus"  # Decathlon folder: dataset.json, imagesTr, labelsTr
@@ -55,7 +51,6 @@ DEVICE = "auto"  # auto (CUDA where there is one, CPU otherwise), cpu, cuda, cud
 AMP = True  # mixed precision: fp16 on CUDA, bf16 on a CPU that has it
 NUM_WORKERS = 0  # processes that augment; 0: the main one
 
-_RESAMPLES = 10_000
 # a 2D recipe of minutes: small slices that are stored as they are and augmented anew in each epoch, and Muon
 _SLICES = {"share_none": 1.0, "share_rotation": 0.0, "share_affine": 0.0, "share_flip": 0.0}
 _SLICES_ARE = ("fold", "size", "slices_per_plane")  # what slices that are there must agree in
@@ -164,12 +159,12 @@ def run_fold(cfg, fold):
             train.run(job)
     shutil.rmtree(slices, ignore_errors=True)  # a quarter of a GB, and made again in seconds
     if len(names) > 1:
-        options = {name: getattr(cfg, name) for name in ("data_root", "device", "amp")}
         runs, out_dir = [f"{folder}/{name}" for name in names], folder / result_name(names)
         means = {run: load_json(f"{run}/metrics.json", "python cross_validate.py")["mean"] for run in runs}
         path = out_dir / "metrics.json"
         if not path.is_file() or load_json(path, "python cross_validate.py").get("members") != means:
-            ensemble.run(configure(vars(ensemble), [], **options, runs=runs, out_dir=str(out_dir)))
+            device, dtype = pick_device(cfg.device, cfg.amp)
+            score_together(runs, cfg.data_root, out_dir, True, device, dtype)
 
 
 def cut(cfg):
@@ -217,14 +212,6 @@ def collect(folders, peer):
         result["difference"] = bootstrap([scores[case] - peer[case] for case in shared])
         result["difference"]["cases"] = len(shared)
     return result
-
-
-def bootstrap(values, seed=0):
-    """Mean of one value a case and its 95 % interval, from resampling the cases (Efron & Tibshirani 1993)."""
-    values = np.array(values)
-    chosen = np.random.default_rng(seed).integers(0, len(values), (_RESAMPLES, len(values)))
-    low, high = np.percentile(values[chosen].mean(1), [2.5, 97.5])
-    return {"mean": float(values.mean()), "interval": [float(low), float(high)]}
 
 
 def draw(result, peer, folder):

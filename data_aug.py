@@ -23,12 +23,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from scipy.ndimage import affine_transform
 from tqdm import tqdm
 
-from common import UserError, atomic, configure, fresh_folder, require, run_script, save_json
-from dataset import PLANES, describe_data, list_cases, load_case, split_cases
-from nifti import resample, to_unit_range
+from hippo.data.augment import augment_slice
+from hippo.data.cases import describe_data, list_cases, load_case, split_cases
+from hippo.data.intensity import to_unit_range
+from hippo.data.slices import PLANES
+from hippo.data.spatial import resample
+from hippo.errors import UserError, require
+from hippo.files import atomic, fresh_folder, save_json
+from hippo.options import configure, run_script
 
 # data
 DATA_ROOT = "Task04_Hippocampus"  # Decathlon folder: dataset.json, imagesTr, labelsTr
@@ -174,23 +178,6 @@ def draw_augmentation(rng, cfg):
     if kind == "affine":
         return kind, {"scale": 1 + grow * cfg.scale, "dx": dx * cfg.shift_pixels, "dy": dy * cfg.shift_pixels}
     return kind, {}
-
-
-def augment_slice(image, label, kind, parameters):
-    """(image float32, label uint8) of a slice (H, W) under an augmentation, about its centre; edges are replicated."""
-    if kind == "flip":
-        image, label = image[::-1], label[::-1]
-    elif kind != "none":
-        angle = np.radians(parameters.get("degrees", 0.0))
-        turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]) / parameters.get(
-            "scale", 1.0
-        )
-        centre = (np.array(image.shape) - 1) / 2
-        shift = np.array([parameters.get("dx", 0.0), parameters.get("dy", 0.0)])
-        offset = centre - turn @ (centre + shift)
-        image = affine_transform(image, turn, offset, order=1, mode="nearest")
-        label = affine_transform(label, turn, offset, order=0, mode="nearest")
-    return np.ascontiguousarray(image, np.float32), np.ascontiguousarray(label, np.uint8)
 
 
 if __name__ == "__main__":

@@ -15,10 +15,11 @@ import torch
 from matplotlib.patches import FancyArrowPatch, Rectangle
 
 import model2d
-import plots
 import unet_inr_3d
-from blocks import count_parameters
-from common import configure, require, run_script
+from hippo.errors import require
+from hippo.models.blocks import count_parameters
+from hippo.options import configure, run_script
+from hippo.pictures import plots
 
 MODEL = "UNet3DWithINR"  # a model of unet_inr_3d.py or model2d.py
 DEPTH = 2  # number of poolings (UNet3DWithINR only; train_3d.py's default)

@@ -19,9 +19,10 @@ from pathlib import Path, PurePosixPath
 
 from tqdm import tqdm
 
-from common import UserError, configure, require, run_script
-from dataset import list_cases, list_volumes
-from nifti import read_nifti
+from hippo.data.cases import list_cases, list_volumes
+from hippo.data.nifti import read_nifti
+from hippo.errors import UserError, require
+from hippo.options import configure, run_script
 
 DATA_ROOT = "Task04_Hippocampus"  # folder to unpack into
 URL = "https://msd-for-monai.s3-us-west-2.amazonaws.com/Task04_Hippocampus.tar"  # the official archive

@@ -14,9 +14,9 @@ train2d.py writes it; prints the table of the README.
 import sys
 
 import train2d
-from common import configure, run_script
-from dataset import load_slices
-from search import search
+from hippo.data.slices import load_slices
+from hippo.options import configure, run_script
+from hippo.training.search import search
 
 # data
 DATA_DIR = "dataset_2d"  # slices, as data_aug.py writes them

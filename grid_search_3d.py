@@ -13,9 +13,9 @@ runs/<KEY>/, each as train_3d.py writes it; prints the table of the README.
 import sys
 
 import train_3d
-from common import configure, run_script
-from dataset import list_cases
-from search import search
+from hippo.data.cases import list_cases
+from hippo.options import configure, run_script
+from hippo.training.search import search
 
 # data
 DATA_ROOT = "Task04_Hippocampus"  # Decathlon folder: dataset.json, imagesTr, labelsTr

@@ -7,7 +7,7 @@
 Run `python model2d.py` for a table of the variants with their parameters, multiply-adds and CPU latency.
 """
 
-from blocks import UNetWithINR, count_parameters  # noqa: F401 (count_parameters is offered here too)
+from hippo.models.blocks import UNetWithINR, count_parameters  # noqa: F401 (count_parameters is offered here too)
 
 
 class UNetnnUNetWithINR(UNetWithINR):
@@ -85,7 +85,7 @@ INPUT = (1, 1, 128, 128)  # shape that the table is made for
 
 
 def main():
-    from engine import print_models  # only this table needs the training engine
+    from hippo.models.describe import print_models  # only this table needs it
 
     print_models(MODELS, INPUT)
 

@@ -16,7 +16,9 @@ import numpy as np
 from scipy.ndimage import gaussian_filter
 from tqdm import tqdm
 
-from common import configure, fresh_folder, require, run_script, save_json
+from hippo.errors import require
+from hippo.files import fresh_folder, save_json
+from hippo.options import configure, run_script
 
 OUT_DIR = "phantom"  # folder to write; one that holds something is kept as <name>.previous-N
 CASES = 24  # number of volumes

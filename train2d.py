@@ -13,28 +13,19 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 
-import plots
-from common import (
-    autocast,
-    configure,
-    constants,
-    gather,
-    join_processes,
-    on_first,
-    pick_device,
-    rank,
-    require,
-    run_script,
-    seed_everything,
-    world_size,
-)
-from dataset import PLANES, AugmentedDataset, load_slices, load_volumes
-from engine import check_training, fit, make_loader, start_run
-from evaluation import finish
-from metrics import LABELS, case_metrics, dice_focal_loss
+from hippo.data.cases import load_volumes
+from hippo.data.loading import AugmentedDataset, make_loader
+from hippo.data.slices import first_cases, load_slices, slice_grids, take
+from hippo.device import pick_device, seed_everything
+from hippo.errors import require
+from hippo.options import configure, constants, run_script
+from hippo.pictures import plots
+from hippo.processes import join_processes, on_first
+from hippo.scoring.evaluation import evaluate_slices, finish
+from hippo.training.engine import fit
+from hippo.training.losses import dice_focal_loss
+from hippo.training.run_folder import check_training, start_run
 from model2d import MODELS
 
 # data
@@ -157,65 +148,6 @@ def build_model(cfg):
             "deep_supervision": cfg.deep_supervision,
         }
     return MODELS[cfg.model](**args), {"name": cfg.model, "args": args}
-
-
-def take(slices, chosen):
-    """The chosen ones of a dataset.Slices."""
-    chosen = list(chosen)
-    lists = ([values[i] for i in chosen] for values in (slices.cases, slices.planes))
-    return type(slices)(slices.images[chosen], slices.masks[chosen], *lists)
-
-
-def first_cases(slices, n):
-    """The slices of the first n sorted cases."""
-    kept = set(sorted(set(slices.cases))[:n])
-    return take(slices, (i for i, case in enumerate(slices.cases) if case in kept))
-
-
-def slice_grids(root, volumes, names, size):
-    """{case: {plane: (size of its slices' pixels in mm, its slices' own shape)}} for the volumes and for cases by name."""
-    known = {volume.id for volume in volumes}
-    grids = {}
-    for volume in [*volumes, *load_volumes(root, sorted(names - known))]:
-        shape = np.array(volume.image.shape)
-        mm = shape * volume.spacing_mm / size
-        grids[volume.id] = {p: (tuple(np.delete(mm, a)), tuple(np.delete(shape, a))) for a, p in enumerate(PLANES)}
-    return grids
-
-
-@torch.inference_mode()
-def evaluate_slices(model, slices, grids, batch_size, device, dtype, loss_function, own_grid=False):
-    """(means over slices {"dice", "nsd_1mm", "dice_original", "nsd_1mm_original"}, each [anterior, posterior]; mean loss).
-
-    A slice counts for a label only if truth or prediction has it; by the original's definition, it counts 1 otherwise.
-    own_grid: probabilities are averaged over the volume's own voxels, and the label map enlarged as that of the truth
-    was; else each of the slice's pixels is decided by itself.
-    """
-    values, losses = {"dice": [], "nsd_1mm": []}, []
-    for start in range(rank() * batch_size, len(slices.cases), world_size() * batch_size):
-        image = torch.from_numpy(slices.images[start : start + batch_size])[:, None].to(device)
-        mask = torch.from_numpy(slices.masks[start : start + batch_size])
-        with autocast(device, dtype):
-            logits = model(image)
-        losses += [loss_function(logits, mask.to(device)).item()] * len(mask)
-        for i, (scores, truth) in enumerate(zip(logits.float().softmax(1), mask.numpy())):
-            spacing, shape = grids[slices.cases[start + i]][slices.planes[start + i]]
-            if own_grid:
-                small = F.interpolate(scores[None], shape, mode="bilinear", antialias=True).argmax(1)[None]
-                prediction = F.interpolate(small.float(), truth.shape, mode="nearest-exact")[0, 0]
-            else:
-                prediction = scores.argmax(0)
-            prediction = prediction.byte().cpu().numpy()
-            result = case_metrics(prediction, truth, spacing)
-            there = [bool(((prediction == label) | (truth == label)).any()) for label in LABELS]
-            for name in values:
-                values[name].append([v if t else np.nan for v, t in zip(result[name], there)])
-    parts = gather((values, losses))
-    values = {name: np.concatenate([part[0][name] for part in parts if part[1]]) for name in values}
-    losses = np.concatenate([part[1] for part in parts])
-    means = {name: np.nanmean(v, axis=0).tolist() for name, v in values.items()}
-    means |= {f"{name}_original": np.nan_to_num(v, nan=1).mean(0).tolist() for name, v in values.items()}
-    return means, float(np.mean(losses))
 
 
 if __name__ == "__main__":

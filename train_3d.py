@@ -13,12 +13,18 @@ from pathlib import Path
 
 import numpy as np
 
-import plots
-from common import configure, constants, join_processes, on_first, pick_device, require, run_script, seed_everything
-from dataset import AugmentedDataset, describe_data, list_cases, load_case, split_cases
-from engine import check_training, fit, make_loader, start_run
-from evaluation import evaluate, finish
-from metrics import dice_focal_loss, summarise
+from hippo.data.cases import describe_data, list_cases, load_case, split_cases
+from hippo.data.loading import AugmentedDataset, make_loader
+from hippo.device import pick_device, seed_everything
+from hippo.errors import require
+from hippo.options import configure, constants, run_script
+from hippo.pictures import plots
+from hippo.processes import join_processes, on_first
+from hippo.scoring.evaluation import evaluate, finish
+from hippo.scoring.statistics import summarise
+from hippo.training.engine import fit
+from hippo.training.losses import dice_focal_loss
+from hippo.training.run_folder import check_training, start_run
 from unet_inr_3d import MODELS
 
 # data

@@ -9,7 +9,7 @@ Run `python unet_inr_3d.py` for a table of the presets with their parameters and
 
 from functools import partial
 
-from blocks import UNetWithINR, count_parameters  # noqa: F401 (count_parameters is offered here too)
+from hippo.models.blocks import UNetWithINR, count_parameters  # noqa: F401 (count_parameters is offered here too)
 
 
 class UNet3DWithINR(UNetWithINR):
@@ -74,7 +74,7 @@ TABLE.pop("UNet3DWithINR")  # as it is the same as the lightweight one
 
 
 def main():
-    from engine import print_models  # only this table needs the training engine
+    from hippo.models.describe import print_models  # only this table needs it
 
     print_models(TABLE, INPUT)
 

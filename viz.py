@@ -19,12 +19,15 @@ from scipy.ndimage import gaussian_filter
 from skimage.filters import threshold_otsu
 from vtkmodules.vtkCommonCore import vtkLogger
 
-from common import atomic, configure, pick_device, require, run_script
-from dataset import is_synthetic, list_cases, load_case
-from evaluation import predict_volume
-from metrics import LABELS, dice
-from plots import COLOURS, source
-from predict import load_model
+from hippo.data.cases import LABELS, is_synthetic, list_cases, load_case
+from hippo.device import pick_device
+from hippo.errors import require
+from hippo.files import atomic
+from hippo.models.checkpoint import load_model
+from hippo.models.inference import predict_volume
+from hippo.options import configure, run_script
+from hippo.pictures.plots import COLOURS, source
+from hippo.scoring.metrics import dice
 
 DATA_ROOT = "Task04_Hippocampus"  # Decathlon folder: dataset.json, imagesTr, labelsTr
 CASE = "hippocampus_338"  # case to draw; the default is a validation case

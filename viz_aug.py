@@ -12,11 +12,13 @@ import numpy as np
 from matplotlib.colors import ListedColormap
 from matplotlib.patches import Patch
 
-import plots
-from common import configure, fresh_folder, require, run_script
-from data_aug import augment_slice
-from dataset import PLANES, load_slice, read_index
-from metrics import LABELS
+from hippo.data.augment import augment_slice
+from hippo.data.cases import LABELS
+from hippo.data.slices import PLANES, load_slice, read_index
+from hippo.errors import require
+from hippo.files import fresh_folder
+from hippo.options import configure, run_script
+from hippo.pictures import plots
 
 DATA_DIR = "dataset_2d"  # slices, as data_aug.py writes them
 OUT_DIR = "dataset2d_vis"  # folder for the figures; one that holds results is kept as <name>.previous-N

@@ -7,8 +7,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-import common
 import phantom
+from hippo.options import configure, run_script
 
 ROOT = Path(__file__).parent.parent
 DATA = ROOT / "Task04_Hippocampus"
@@ -29,7 +29,7 @@ def pytest_collection_modifyitems(config, items):
 def phantoms(tmp_path_factory):
     """A folder of eight phantoms; not to be changed by a test."""
     root = tmp_path_factory.mktemp("data") / "phantom set"  # with a space, on purpose
-    phantom.run(common.configure(vars(phantom), [], out_dir=str(root), cases=8))
+    phantom.run(configure(vars(phantom), [], out_dir=str(root), cases=8))
     return root
 
 
@@ -42,7 +42,7 @@ def script(monkeypatch):
         out, err, code = io.StringIO(), io.StringIO(), 0
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             try:
-                common.run_script(module.main)
+                run_script(module.main)
             except SystemExit as stop:
                 code = stop.code or 0
         return code, out.getvalue(), err.getvalue()

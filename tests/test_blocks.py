@@ -2,8 +2,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-import blocks
-from blocks import INRHead, NormAct, SineLayer, UNetWithINR
+from hippo.models import blocks
+from hippo.models.blocks import UNetWithINR
+from hippo.models.inr import INRHead, SineLayer
+from hippo.models.norm import NormAct
 from unet_inr_3d import MODELS, UNet3DWithINR, UNet3DWithINRBalanced, UNet3DWithINRLightweight, count_parameters
 
 

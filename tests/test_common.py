@@ -6,13 +6,17 @@ import pytest
 import torch
 from conftest import ROOT, one_error_line
 
-import common
 import train_3d
-from common import UserError
+from hippo import options
+from hippo.device import autocast, pick_device
+from hippo.errors import UserError
+from hippo.files import atomic, fresh_folder, save_json
+from hippo.models.checkpoint import load_checkpoint
+from hippo.options import constants
 
 
 def configure(*argv, **overrides):
-    return common.configure(vars(train_3d), list(argv), **overrides)
+    return options.configure(vars(train_3d), list(argv), **overrides)
 
 
 def test_constants_become_options():
@@ -67,15 +71,15 @@ def test_wrong_options_are_one_line(script, phantoms, tmp_path, argument, words)
 def test_help_lists_every_constant(script):
     code, out, _ = script(train_3d, "--help")
     assert code == 0
-    for name, (value, comment) in common.constants(vars(train_3d)).items():
+    for name, (value, comment) in constants(vars(train_3d)).items():
         assert f"--{name.lower()} " in out and str(value) in out and comment, name
 
 
 def test_atomic_leaves_the_old_file_or_the_new_one(tmp_path):
     path = tmp_path / "result.json"
-    common.save_json(path, {"a": float("nan"), "b": np.float32(1.5), "c": [np.int64(2), np.inf]})
+    save_json(path, {"a": float("nan"), "b": np.float32(1.5), "c": [np.int64(2), np.inf]})
     assert json.loads(path.read_text()) == {"a": None, "b": 1.5, "c": [2, None]}
-    with pytest.raises(RuntimeError), common.atomic(path) as temporary:
+    with pytest.raises(RuntimeError), atomic(path) as temporary:
         temporary.write_text("half")
         raise RuntimeError
     assert json.loads(path.read_text())["b"] == 1.5 and list(tmp_path.iterdir()) == [path]
@@ -84,7 +88,7 @@ def test_atomic_leaves_the_old_file_or_the_new_one(tmp_path):
 def test_fresh_folder_keeps_earlier_results(tmp_path, monkeypatch, capsys):
     folder = tmp_path / "results"
     for n in range(3):
-        common.fresh_folder(folder)
+        fresh_folder(folder)
         assert not list(folder.iterdir())
         (folder / "run.txt").write_text(str(n))
     assert [(tmp_path / f"results.previous-{n + 1}" / "run.txt").read_text() for n in range(2)] == ["0", "1"]
@@ -92,7 +96,7 @@ def test_fresh_folder_keeps_earlier_results(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(folder)
     for own in (".", ".."):
         with pytest.raises(UserError, match="a folder of their own"):
-            common.fresh_folder(own)
+            fresh_folder(own)
 
 
 class Evil:
@@ -106,7 +110,7 @@ def test_checkpoints_run_no_code(tmp_path, monkeypatch):
         with open("evil.pth", "wb") as file:
             write(file)
         with pytest.raises(UserError, match="evil.pth"):
-            common.load_checkpoint("evil.pth")
+            load_checkpoint("evil.pth")
         assert not (tmp_path / "pwned").exists()
 
 
@@ -118,14 +122,14 @@ def test_bad_checkpoints_are_one_line(tmp_path, content):
     else:
         path.write_bytes(content)
     with pytest.raises(UserError, match="model.pth"):
-        common.load_checkpoint(path)
+        load_checkpoint(path)
 
 
 def test_devices():
-    device, dtype = common.pick_device("cpu", amp=True)
+    device, dtype = pick_device("cpu", amp=True)
     assert device.type == "cpu" and dtype in (None, torch.bfloat16)
-    assert common.pick_device("cpu", amp=False)[1] is None
-    with common.autocast(device, None):
+    assert pick_device("cpu", amp=False)[1] is None
+    with autocast(device, None):
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
 
 
@@ -133,5 +137,5 @@ def test_every_option_of_every_script_says_what_it_means():
     for path in sorted(ROOT.glob("*.py")):
         module = __import__(path.stem)
         if hasattr(module, "main") and hasattr(module, "configure"):
-            for name, (_, comment) in common.constants(vars(module)).items():
+            for name, (_, comment) in constants(vars(module)).items():
                 assert comment, (path.name, name)

@@ -6,13 +6,12 @@ import numpy as np
 import pytest
 from conftest import ROOT, one_error_line
 
-import common
 import cross_validate
 import data_aug
-import ensemble
 import train2d
 import train_3d
-from dataset import list_cases, split_cases
+from hippo.data.cases import list_cases, split_cases
+from hippo.files import save_json
 
 
 @pytest.fixture
@@ -35,7 +34,7 @@ def jobs(monkeypatch):
             "training_minutes": 1.5,
             "mean": {"dice": [dice, 0.8]},
         }
-        common.save_json(Path(out_dir) / "metrics.json", content)
+        save_json(Path(out_dir) / "metrics.json", content)
 
     def train(name, dice):
         def run(cfg):
@@ -44,7 +43,7 @@ def jobs(monkeypatch):
             config = {"constants": {key.upper(): value for key, value in vars(cfg).items()}, "data": {}}
             if name == "2d":
                 config["data"]["slices"] = json.loads((Path(cfg.data_dir) / "settings.json").read_text())
-            common.save_json(Path(cfg.out_dir) / "config.json", config)
+            save_json(Path(cfg.out_dir) / "config.json", config)
             results(cfg.out_dir, fold, cfg.data_root, dice)
 
         return run
@@ -52,24 +51,24 @@ def jobs(monkeypatch):
     def slices(cfg):
         Path(cfg.out_dir).mkdir(parents=True)
         (Path(cfg.out_dir) / "index.csv").write_text("")
-        common.save_json(Path(cfg.out_dir) / "settings.json", {key.upper(): value for key, value in vars(cfg).items()})
+        save_json(Path(cfg.out_dir) / "settings.json", {key.upper(): value for key, value in vars(cfg).items()})
         asked.append(f"slices {cfg.fold}")
 
-    def together(cfg):
-        fold = int(Path(cfg.out_dir).parent.name.removeprefix("fold_"))
-        names = [Path(folder).name for folder in cfg.runs]
-        assert names == ["3d-0", "2d-0", "3d-1", "2d-1"][: len(names)] and len(names) > 1
-        results(cfg.out_dir, fold, cfg.data_root, 0.9)
-        path = Path(cfg.out_dir) / "metrics.json"
-        parts = {run: json.loads((Path(run) / "metrics.json").read_text()) for run in cfg.runs}
+    def together(runs, data_root, out_dir, tta, device, dtype):
+        fold = int(Path(out_dir).parent.name.removeprefix("fold_"))
+        names = [Path(folder).name for folder in runs]
+        assert names == ["3d-0", "2d-0", "3d-1", "2d-1"][: len(names)] and len(names) > 1 and tta
+        results(out_dir, fold, data_root, 0.9)
+        path = Path(out_dir) / "metrics.json"
+        parts = {run: json.loads((Path(run) / "metrics.json").read_text()) for run in runs}
         members = {run: part["mean"] for run, part in parts.items()}
-        common.save_json(path, {**json.loads(path.read_text()), "members": members})
+        save_json(path, {**json.loads(path.read_text()), "members": members})
         asked.append(f"together {fold}")
 
     monkeypatch.setattr(train_3d, "run", train("3d", 0.88))
     monkeypatch.setattr(train2d, "run", train("2d", 0.86))
     monkeypatch.setattr(data_aug, "run", slices)
-    monkeypatch.setattr(ensemble, "run", together)
+    monkeypatch.setattr(cross_validate, "score_together", together)
     return asked
 
 
@@ -111,7 +110,7 @@ def test_all_cases_are_scored_once(script, phantoms, tmp_path, jobs):
     shutil.rmtree(folder / "3d-0")
     results = cross_validate.load_json(folder / "together_3d-0_2d-0" / "metrics.json", "")
     results["members"] = {}
-    common.save_json(folder / "together_3d-0_2d-0" / "metrics.json", results)
+    save_json(folder / "together_3d-0_2d-0" / "metrics.json", results)
     script(cross_validate, *where)
     assert jobs[20:] == ["3d-0 2", "together 2"]
     del jobs[20:]

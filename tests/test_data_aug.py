@@ -8,12 +8,14 @@ from conftest import DATA, one_error_line
 from scipy.ndimage import rotate
 from skimage.transform import resize
 
-import common
 import data_aug
-from common import UserError
 from data_aug import augment_slice
-from dataset import PLANES, list_cases, load_case, load_slices
-from nifti import resample, to_unit_range
+from hippo.data.cases import list_cases, load_case
+from hippo.data.intensity import to_unit_range
+from hippo.data.slices import PLANES, load_slices
+from hippo.data.spatial import resample
+from hippo.errors import UserError
+from hippo.options import configure
 
 SMALL = ("--size=32", "--slices_per_plane=4")
 
@@ -36,7 +38,7 @@ def slices(phantoms, tmp_path_factory):
     """Small slices of the phantoms, made in one process; not to be changed by a test."""
     out_dir = tmp_path_factory.mktemp("slices") / "dataset 2d"
     data_aug.run(
-        common.configure(vars(data_aug), [*SMALL, f"--data_root={phantoms}", f"--out_dir={out_dir}", "--num_workers=1"])
+        configure(vars(data_aug), [*SMALL, f"--data_root={phantoms}", f"--out_dir={out_dir}", "--num_workers=1"])
     )
     return out_dir
 

@@ -10,17 +10,12 @@ import pytest
 import torch
 from conftest import DATA
 
-import dataset
-from common import UserError
-from dataset import (
-    AugmentedDataset,
-    EpochSampler,
-    augment,
-    list_cases,
-    load_case,
-    split_cases,
-)
-from nifti import normalise, read_nifti
+from hippo.data.augment import augment
+from hippo.data.cases import Case, is_synthetic, list_cases, load_case, split_cases
+from hippo.data.intensity import normalise
+from hippo.data.loading import AugmentedDataset, EpochSampler
+from hippo.data.nifti import read_nifti
+from hippo.errors import UserError
 
 
 @pytest.fixture
@@ -38,7 +33,7 @@ def ids(cases):
 
 def test_lists_sorted_cases(phantoms):
     cases, info = list_cases(phantoms)
-    assert ids(cases) == [f"phantom_{i:03d}" for i in range(1, 9)] and dataset.is_synthetic(info)
+    assert ids(cases) == [f"phantom_{i:03d}" for i in range(1, 9)] and is_synthetic(info)
     assert ids(list_cases(phantoms, max_cases=3)[0]) == ids(cases)[:3]
 
 
@@ -176,19 +171,19 @@ def test_bad_files(nifti, tmp_path):
 )
 def test_bad_labels(nifti, label, words):
     with pytest.raises(UserError, match=f"label.nii.gz.*{words}"):
-        load_case(dataset.Case("x", nifti("image.nii.gz", VOLUME), nifti("label.nii.gz", label)))
+        load_case(Case("x", nifti("image.nii.gz", VOLUME), nifti("label.nii.gz", label)))
 
 
 def test_bad_images(nifti):
     label = nifti("label.nii.gz", np.zeros((6, 7, 8), np.uint8))
     with pytest.raises(UserError, match="flat.nii.gz.*same value"):
-        load_case(dataset.Case("x", nifti("flat.nii.gz", VOLUME * 0 + 3), label))
+        load_case(Case("x", nifti("flat.nii.gz", VOLUME * 0 + 3), label))
     with pytest.raises(UserError, match="affine is not that of"):
-        load_case(dataset.Case("x", nifti("image.nii.gz", VOLUME, np.diag([1, 1, -1, 1])), label))
+        load_case(Case("x", nifti("image.nii.gz", VOLUME, np.diag([1, 1, -1, 1])), label))
     coarse = np.diag([1, 1, 3, 1])
     with pytest.raises(UserError, match="1 mm isotropic"):
         load_case(
-            dataset.Case(
+            Case(
                 "x", nifti("image.nii.gz", VOLUME, coarse), nifti("label.nii.gz", np.zeros((6, 7, 8), np.uint8), coarse)
             )
         )
@@ -197,7 +192,7 @@ def test_bad_images(nifti):
 def test_float_labels_with_whole_values_are_fine(nifti):
     label = np.zeros((6, 7, 8), np.float32)
     label[2:4, 3, 3] = 1, 2
-    volume = load_case(dataset.Case("x", nifti("image.nii.gz", VOLUME), nifti("label.nii.gz", label)))
+    volume = load_case(Case("x", nifti("image.nii.gz", VOLUME), nifti("label.nii.gz", label)))
     assert volume.label.dtype == np.uint8 and np.array_equal(volume.label, label)
 
 
@@ -226,7 +221,7 @@ def test_normalise():
 @pytest.mark.data
 def test_the_real_data():
     cases, info = list_cases(DATA)
-    assert len(cases) == 260 and not dataset.is_synthetic(info)
+    assert len(cases) == 260 and not is_synthetic(info)
     train, validation = split_cases(cases, -1)
     assert validation[0].id == "hippocampus_322" and "hippocampus_338" in ids(validation)
     for case in cases[::20]:

@@ -7,16 +7,18 @@ import pytest
 import torch
 from conftest import one_error_line
 
-import common
 import data_aug
-import ensemble
-import evaluation
 import predict
 import train2d
 import train_3d
-from dataset import list_cases, load_case
-from metrics import case_metrics
-from nifti import read_nifti
+from hippo.data.cases import list_cases, load_case
+from hippo.data.nifti import read_nifti
+from hippo.device import pick_device
+from hippo.models.checkpoint import load_model
+from hippo.models.inference import predict_volume
+from hippo.options import configure
+from hippo.scoring.metrics import case_metrics
+from tools import ensemble
 
 SMALL = ("--base_channels=4", "--epochs=1", "--min_steps=1")
 
@@ -26,11 +28,11 @@ def runs(phantoms, tmp_path_factory):
     """A 3D and a 2D run on the same split; not to be changed by a test."""
     folder, data = tmp_path_factory.mktemp("runs"), f"--data_root={phantoms}"
     options = [*SMALL, data, "--depth=2", "--patch=[24,32,24]", f"--out_dir={folder / '3d'}"]
-    train_3d.run(common.configure(vars(train_3d), options))
+    train_3d.run(configure(vars(train_3d), options))
     options = ["--size=32", "--slices_per_plane=2", "--num_workers=1", data, f"--out_dir={folder / 'slices'}"]
-    data_aug.run(common.configure(vars(data_aug), options))
+    data_aug.run(configure(vars(data_aug), options))
     options = [*SMALL, data, "--model=UNetnnUNetWithINR", "--unet_depth=2", f"--out_dir={folder / '2d'}"]
-    train2d.run(common.configure(vars(train2d), [*options, f"--data_dir={folder / 'slices'}"]))
+    train2d.run(configure(vars(train2d), [*options, f"--data_dir={folder / 'slices'}"]))
     return folder
 
 
@@ -46,12 +48,10 @@ def test_probabilities_are_averaged(runs, phantoms, script, tmp_path):
     assert result["training_minutes"] == pytest.approx(sum(part["training_minutes"] for part in parts))
     assert len(list((tmp_path / "out" / "plots").glob("*.png"))) == 2
 
-    models, (device, dtype) = [predict.load_model(path)[0] for path in paths], common.pick_device("cpu")
+    models, (device, dtype) = [load_model(path)[0] for path in paths], pick_device("cpu")
     case = next(case for case in list_cases(phantoms)[0] if case.id in result["cases"])
     volume = load_case(case)
-    one, two, both = (
-        evaluation.predict_volume(m, volume.image, device, dtype, True) for m in (models[0], models[1], models)
-    )
+    one, two, both = (predict_volume(m, volume.image, device, dtype, True) for m in (models[0], models[1], models))
     assert torch.allclose(both, (one + two) / 2, atol=1e-6) and not torch.equal(one, two)
 
     code, _, err = script(
@@ -77,7 +77,7 @@ def test_mistakes(runs, phantoms, script, tmp_path):
     (broken / "last.pth").write_bytes((runs / "3d" / "last.pth").read_bytes())
     one_error_line(script(ensemble, f"--runs={[str(broken)]}", out), "broken holds no finished run")
     options = [*SMALL, f"--data_root={phantoms}", "--depth=2", "--patch=[24,32,24]", "--fold=0"]
-    train_3d.run(common.configure(vars(train_3d), [*options, f"--out_dir={tmp_path / 'other'}"]))
+    train_3d.run(configure(vars(train_3d), [*options, f"--out_dir={tmp_path / 'other'}"]))
     one_error_line(
         script(ensemble, f"--runs={[str(runs / '3d'), str(tmp_path / 'other')]}", f"--data_root={phantoms}", out),
         "other cases",

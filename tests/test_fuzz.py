@@ -14,10 +14,11 @@ import pytest
 import torch
 from conftest import one_error_line
 
-import common
 import predict
-from common import UserError
-from nifti import read_nifti
+from hippo.data.nifti import read_nifti
+from hippo.errors import UserError
+from hippo.heads.segment import segment
+from hippo.models.checkpoint import load_model, save_checkpoint
 from unet_inr_3d import UNet3DWithINR
 
 CPU = torch.device("cpu")
@@ -33,13 +34,13 @@ def checkpoint(path, **changes):
         "flip_axes": "",
         "synthetic": False,
     }
-    common.save_checkpoint(path, {**content, **changes})
+    save_checkpoint(path, {**content, **changes})
     return path
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    return predict.load_model(checkpoint(tmp_path_factory.mktemp("model") / "model.pth"))[0]
+    return load_model(checkpoint(tmp_path_factory.mktemp("model") / "model.pth"))[0]
 
 
 def volume(path, **fields):
@@ -106,7 +107,7 @@ def outcome(function, *args):
 )
 def test_hostile_headers(tmp_path, model, fields, ending):
     path = volume(tmp_path / f"scan{ending}", **fields)
-    assert outcome(predict.segment, model, path, CPU, None) == "refused"
+    assert outcome(segment, model, path, CPU, None) == "refused"
 
 
 def test_gz_bombs(tmp_path, model):
@@ -117,7 +118,7 @@ def test_gz_bombs(tmp_path, model):
     (tmp_path / "tail.nii.gz").write_bytes(
         bomb.compress(whole) + b"".join(bomb.compress(zeros) for _ in range(256)) + bomb.flush()
     )
-    assert outcome(predict.segment, model, tmp_path / "tail.nii.gz", CPU, None) == "ok"
+    assert outcome(segment, model, tmp_path / "tail.nii.gz", CPU, None) == "ok"
     # extensions of the header that reach far into the zeros
     header = nib.Nifti1Header(whole[:348], check=False)
     header["vox_offset"] = 2**29
@@ -125,14 +126,14 @@ def test_gz_bombs(tmp_path, model):
     content = bomb.compress(header.binaryblock + b"\1\0\0\0" + struct.pack("<ii", 2**29 - 352, 4))
     content += b"".join(bomb.compress(zeros) for _ in range(256)) + bomb.flush()
     (tmp_path / "extension.nii.gz").write_bytes(content)
-    assert outcome(predict.segment, model, tmp_path / "extension.nii.gz", CPU, None) == "refused"
+    assert outcome(segment, model, tmp_path / "extension.nii.gz", CPU, None) == "refused"
     # the same within the first bytes, where an honest extension may be
     header["vox_offset"] = 400
     bomb = zlib.compressobj(9, zlib.DEFLATED, 31)
     content = bomb.compress(header.binaryblock + b"\1\0\0\0" + struct.pack("<ii", 2**31 - 16, 4))
     content += b"".join(bomb.compress(zeros) for _ in range(256)) + bomb.flush()
     (tmp_path / "near.nii.gz").write_bytes(content)
-    assert outcome(predict.segment, model, tmp_path / "near.nii.gz", CPU, None) == "refused"
+    assert outcome(segment, model, tmp_path / "near.nii.gz", CPU, None) == "refused"
 
 
 def test_honest_extensions_are_read(tmp_path, model):
@@ -140,7 +141,7 @@ def test_honest_extensions_are_read(tmp_path, model):
     image = nib.load(path)
     image.header.extensions.append(nib.nifti1.Nifti1Extension("comment", b"a remark of some length"))
     nib.save(image, tmp_path / "remark.nii.gz")
-    assert outcome(predict.segment, model, tmp_path / "remark.nii.gz", CPU, None) == "ok"
+    assert outcome(segment, model, tmp_path / "remark.nii.gz", CPU, None) == "ok"
 
 
 @pytest.mark.parametrize("name", ["scan.mgz", "scan.hdr", "scan", "scan.nii.bz2"])
@@ -192,7 +193,7 @@ class Virtual(dict):
     ],
 )
 def test_hostile_checkpoints(tmp_path, changes):
-    assert outcome(predict.load_model, checkpoint(tmp_path / "model.pth", **changes)) == "refused"
+    assert outcome(load_model, checkpoint(tmp_path / "model.pth", **changes)) == "refused"
 
 
 def test_a_compressed_checkpoint_is_refused(tmp_path):
@@ -202,7 +203,7 @@ def test_a_compressed_checkpoint_is_refused(tmp_path):
     with zipfile.ZipFile(path) as source, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as target:
         for entry in source.infolist():
             target.writestr(entry.filename, source.read(entry) + bytes(2**20))
-    assert outcome(predict.load_model, packed) == "refused"
+    assert outcome(load_model, packed) == "refused"
 
 
 def test_a_malicious_pickle_runs_nothing(script, tmp_path, phantoms, monkeypatch):
@@ -250,12 +251,12 @@ def fuzz(tmp_path, model, count, seed):
         path = tmp_path / f"case_{number}{'.pth' if kind == 'checkpoint' else '.nii' if kind == 'plain' else '.nii.gz'}"
         if kind == "checkpoint":
             path.write_bytes(mutate(weights, rng))
-            result = outcome(predict.load_model, path)
+            result = outcome(load_model, path)
         else:
             content = {"plain": plain, "packed": packed, "repacked": plain}[kind]
             content = mutate(content, rng)
             path.write_bytes(gzip.compress(content, 1) if kind == "repacked" else content)
-            result = outcome(predict.segment, model, path, CPU, None, False)
+            result = outcome(segment, model, path, CPU, None, False)
         counts[result] += 1
         path.unlink()
     return counts

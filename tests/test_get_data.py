@@ -8,7 +8,7 @@ import pytest
 from conftest import one_error_line
 
 import get_data
-from dataset import list_cases
+from hippo.data.cases import list_cases
 
 
 class Server(http.server.BaseHTTPRequestHandler):

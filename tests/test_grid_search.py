@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 from conftest import one_error_line
 
-import common
 import data_aug
 import grid_search
 import grid_search_3d
-import search
 import train_3d
+from hippo.files import save_json
+from hippo.options import configure
+from hippo.training import search
 
 SMALL = ("--base_channels=4", "--unet_depth=2", "--inr_hidden_dim=[8]", "--epochs=1", "--min_steps=1")
 SMALL_3D = (*SMALL, "--patch=[24,32,24]", "--batch_size=4")
@@ -26,14 +27,14 @@ def entries(out_dir):
     [(grid_search, "nnUNet_BC32_D4_", "_LR1e-04_WD1e-05"), (grid_search_3d, "nnUNet_BC16_D2_", "_LR3e-03_WD1e-02")],
 )
 def test_the_default_grid_has_no_redundant_points(script, start, end):
-    points = list(search.grid_points(common.configure(vars(script), [], seeds=[0])))
+    points = list(search.grid_points(configure(vars(script), [], seeds=[0])))
     assert points == [start + v + end for v in ("NoINR", "INR32", "INR48", "INR64")] + [f"{start}NoINR{end}_DS"]
-    both = list(search.grid_points(common.configure(vars(script), [], seeds=[0, 1])))
+    both = list(search.grid_points(configure(vars(script), [], seeds=[0, 1])))
     assert both == points + [f"{key}_S1" for key in points]
 
 
 def test_each_point_has_a_key_of_its_own():
-    cfg = common.configure(vars(grid_search), [], learning_rate=[1e-4, 1.2e-4, 1.4e-4], base_channels=[16, 32])
+    cfg = configure(vars(grid_search), [], learning_rate=[1e-4, 1.2e-4, 1.4e-4], base_channels=[16, 32])
     assert len(search.grid_points(cfg)) == 2 * 3 * 5
 
 
@@ -92,8 +93,8 @@ def trained(monkeypatch):
             raise run.broken
         dice = [0.8 + 0.01 * cfg.seed, 0.7]
         history = {"train_dice": [dice], "val_dice": [dice], "seconds": [2.5]}
-        common.save_json(out_dir / "history.json", history)
-        common.save_json(out_dir / "config.json", {"parameters": 1000})
+        save_json(out_dir / "history.json", history)
+        save_json(out_dir / "config.json", {"parameters": 1000})
         scores = {"dice": dice, "nsd_1mm": dice}
         cases = {f"case_{i}": {"dice": [d + 0.01 * i for d in dice]} for i in range(3)}
         return {"synthetic": True, "mean": scores, "std": scores, "cases": cases}

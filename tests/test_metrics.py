@@ -8,8 +8,10 @@ import torch
 import torch.nn.functional as F
 from conftest import DATA
 
-import metrics
-from metrics import case_metrics, dice, dice_focal_loss, nsd_and_hd95, summarise
+from hippo.scoring import metrics
+from hippo.scoring.metrics import case_metrics, dice, nsd_and_hd95
+from hippo.scoring.statistics import summarise
+from hippo.training.losses import dice_focal_loss
 
 
 def cube(shape, start, stop):

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from hippo.training.optimiser import Muon, make_optimisers, orthogonalise, schedule
 from model2d import MODELS as MODELS_2D
-from optimiser import Muon, make_optimisers, orthogonalise, schedule
 from unet_inr_3d import UNet3DWithINR
 
 

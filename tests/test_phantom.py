@@ -5,11 +5,11 @@ import numpy as np
 from conftest import one_error_line
 from scipy.ndimage import label as components
 
-import common
-import metrics
 import phantom
-from dataset import list_cases
-from nifti import read_nifti
+from hippo.data.cases import list_cases
+from hippo.data.nifti import read_nifti
+from hippo.options import configure
+from hippo.scoring import metrics
 
 
 def test_layout_and_style(phantoms):
@@ -56,7 +56,7 @@ def test_a_threshold_does_not_solve_it(phantoms):
 
 def test_the_same_seed_gives_the_same_files(tmp_path, phantoms):
     for name, seed in (("a", 0), ("b", 1)):
-        phantom.run(common.configure(vars(phantom), [], out_dir=str(tmp_path / name), cases=2, seed=seed))
+        phantom.run(configure(vars(phantom), [], out_dir=str(tmp_path / name), cases=2, seed=seed))
     first = "imagesTr/phantom_001.nii.gz"
     assert np.array_equal(nib.load(tmp_path / "a" / first).dataobj, nib.load(phantoms / first).dataobj)
     assert not np.array_equal(np.shape(nib.load(tmp_path / "b" / first).dataobj), nib.load(phantoms / first).shape)

@@ -10,10 +10,11 @@ import pytest
 import torch
 from conftest import ROOT, one_error_line
 
-import common
 import predict
-from dataset import list_cases
-from metrics import dice
+from hippo.data.cases import case_id, list_cases
+from hippo.heads.segment import segment
+from hippo.models.checkpoint import load_checkpoint, load_model, save_checkpoint
+from hippo.scoring.metrics import dice
 from unet_inr_3d import UNet3DWithINR
 
 SHIPPED = ROOT / predict.CHECKPOINT
@@ -33,7 +34,7 @@ def checkpoint(tmp_path):
         model.head.weight[1:, :, 0, 0, 0] = torch.eye(2)
         model.head.bias[:] = torch.tensor([1.0, 0.0, 0.0])
     path = tmp_path / "model.pth"
-    common.save_checkpoint(
+    save_checkpoint(
         path,
         {
             "model": {"name": "UNet3DWithINR", "args": {"base_channels": 2, "depth": 1, "convs": 1}},
@@ -65,7 +66,7 @@ def test_segments_files_and_folders(run, phantoms, tmp_path):
     rows = volumes(tmp_path / "out")
     assert len(rows) == 9 and list(rows[0]) == ["file", "anterior_mm3", "posterior_mm3", "total_mm3"]
     for row in rows:
-        path = tmp_path / "out" / f"{predict.case_id(row['file'])}_seg.nii.gz"
+        path = tmp_path / "out" / f"{case_id(row['file'])}_seg.nii.gz"
         result, source = nib.load(path), nib.load(row["file"])
         array = np.asarray(result.dataobj)
         assert (
@@ -84,10 +85,10 @@ def test_segments_files_and_folders(run, phantoms, tmp_path):
 
 
 def test_every_orientation_gives_the_same_segmentation(checkpoint, tmp_path, phantoms):
-    model, _ = predict.load_model(checkpoint)
+    model, _ = load_model(checkpoint)
     source = nib.load(phantoms / "imagesTr" / "phantom_003.nii.gz")
     cpu = torch.device("cpu")
-    expected, _ = predict.segment(model, phantoms / "imagesTr" / "phantom_003.nii.gz", cpu, None)
+    expected, _ = segment(model, phantoms / "imagesTr" / "phantom_003.nii.gz", cpu, None)
     assert 0.01 < (expected > 0).mean() < 0.99
     ras = nib.orientations.axcodes2ornt("RAS")
     for axes in itertools.permutations(("RL", "AP", "SI")):
@@ -95,7 +96,7 @@ def test_every_orientation_gives_the_same_segmentation(checkpoint, tmp_path, pha
             turned = source.as_reoriented(nib.orientations.ornt_transform(ras, nib.orientations.axcodes2ornt(code)))
             path = tmp_path / "turned.nii"
             nib.save(turned, path)
-            result, image = predict.segment(model, path, cpu, None)
+            result, image = segment(model, path, cpu, None)
             assert nib.aff2axcodes(image.affine) == code and result.shape == turned.shape
             back = nib.as_closest_canonical(nib.Nifti1Image(result, image.affine))
             assert np.array_equal(np.asarray(back.dataobj), expected)
@@ -115,12 +116,12 @@ def test_other_spacings_come_back_on_their_own_grid(run, nifti, phantoms, tmp_pa
 
 
 def test_mirror(checkpoint, nifti, phantoms):
-    model, _ = predict.load_model(checkpoint)
+    model, _ = load_model(checkpoint)
     path = phantoms / "imagesTr" / "phantom_003.nii.gz"
     source = nib.load(path)
     mirrored = nifti("mirrored.nii", np.ascontiguousarray(np.asarray(source.dataobj)[::-1]), source.affine)
-    a, _ = predict.segment(model, path, torch.device("cpu"), None)
-    b, _ = predict.segment(model, mirrored, torch.device("cpu"), None, mirror=True)
+    a, _ = segment(model, path, torch.device("cpu"), None)
+    b, _ = segment(model, mirrored, torch.device("cpu"), None, mirror=True)
     assert np.array_equal(a, b[::-1])
 
 
@@ -188,9 +189,9 @@ def test_earlier_predictions_are_kept(run, phantoms, tmp_path):
     ],
 )
 def test_checkpoints_of_other_models(run, checkpoint, phantoms, tmp_path, change):
-    content = common.load_checkpoint(checkpoint)
+    content = load_checkpoint(checkpoint)
     change(content)
-    common.save_checkpoint(checkpoint, content)
+    save_checkpoint(checkpoint, content)
     one_error_line(run(phantoms / "imagesTr"), "model.pth")
     assert not (tmp_path / "out").exists()
 
@@ -201,8 +202,8 @@ def test_a_segmentation_of_a_phantom_says_so(run, phantoms, tmp_path):
 
 
 def test_a_model_of_phantoms_says_so(run, checkpoint, phantoms, tmp_path):
-    content = common.load_checkpoint(checkpoint)
-    common.save_checkpoint(checkpoint, {**content, "synthetic": True})
+    content = load_checkpoint(checkpoint)
+    save_checkpoint(checkpoint, {**content, "synthetic": True})
     _, out, _ = run(phantoms / "imagesTr" / "phantom_001.nii.gz")
     assert "SYNTHETIC" in out
     assert b"SYNTHETIC" in nib.load(tmp_path / "out" / "phantom_001_seg.nii.gz").header["descrip"].item()
@@ -211,13 +212,13 @@ def test_a_model_of_phantoms_says_so(run, checkpoint, phantoms, tmp_path):
 @pytest.mark.parametrize("path", [SHIPPED, PARTNER], ids=["3d", "2d"])
 def test_the_shipped_models(path):
     """Small, of half precision, trained on FOLD=-1's training cases only, and ready to use."""
-    content = common.load_checkpoint(path)
+    content = load_checkpoint(path)
     assert path.stat().st_size < 4e6 and {v.dtype for v in content["model_state_dict"].values()} == {torch.float16}
     assert (
         content["fold"] == -1 and len(content["train_cases"]) == 208 and max(content["train_cases"]) < "hippocampus_322"
     )
     assert not content["synthetic"] and "training" not in content
-    predict.load_model(path)
+    load_model(path)
 
 
 @pytest.mark.data
@@ -226,7 +227,7 @@ def test_the_shipped_models_give_the_committed_results(script, tmp_path, folder,
     """The Dice of their NIfTI files for the 52 held-out volumes is that of metrics.json, at less than 2 s a volume."""
     metrics = json.loads((ROOT / folder / "metrics.json").read_text())
     cases = [case for case in list_cases(ROOT / "Task04_Hippocampus")[0] if case.id in metrics["cases"]]
-    assert not set(metrics["cases"]) & set(common.load_checkpoint(SHIPPED)["train_cases"])
+    assert not set(metrics["cases"]) & set(load_checkpoint(SHIPPED)["train_cases"])
     start = time.perf_counter()
     images = [case.image for case in cases]
     options = [f"--checkpoint={SHIPPED}", f"--partner={partner}", f"--tta={metrics['tta']}"]

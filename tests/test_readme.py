@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-import common
-import report
+from hippo.options import configure, constants
+from tools import report
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = {name: (ROOT / name).read_text(encoding="utf-8") for name in report.PAGES}
@@ -14,7 +14,7 @@ PAGES = {name: (ROOT / name).read_text(encoding="utf-8") for name in report.PAGE
 @pytest.mark.parametrize("name", PAGES)
 def test_the_numbers_are_those_of_the_result_files(monkeypatch, name):
     monkeypatch.chdir(ROOT)
-    blocks = report.sections(common.configure(vars(report), []))
+    blocks = report.sections(configure(vars(report), []))
     assert report.rewrite(PAGES[name], blocks) == PAGES[name], "run: python report.py"
 
 
@@ -51,7 +51,7 @@ def test_every_test_that_the_page_names_is_there():
 def test_every_option_that_the_page_names_is_one(page):
     for line in re.findall(r"^python (\w+\.py)(.*)$", PAGES[page], re.M):
         module = __import__(line[0].removesuffix(".py"))
-        known = {name.lower() for name in common.constants(vars(module))}
+        known = {name.lower() for name in constants(vars(module))}
         for option in re.findall(r"--(\w+)=", line[1]):
             assert option in known, (line[0], option)
 

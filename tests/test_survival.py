@@ -14,14 +14,16 @@ import pytest
 import torch
 from conftest import ROOT, one_error_line
 
-import common
 import data_aug
-import engine
 import grid_search_3d
-import metrics
-import search
 import train2d
 import train_3d
+from hippo.models.checkpoint import load_checkpoint
+from hippo.options import configure
+from hippo.processes import Interrupt
+from hippo.scoring import metrics
+from hippo.training import engine, search
+from hippo.training.losses import dice_focal_loss
 
 resource = pytest.importorskip("resource")  # signals and limits of Linux and macOS
 
@@ -34,7 +36,7 @@ def jobs(phantoms, tmp_path_factory):
     """{name: (training script, its options)} of a small 3D and a small 2D run."""
     slices = tmp_path_factory.mktemp("slices") / "dataset_2d"
     options = ["--size=32", "--slices_per_plane=2", f"--data_root={phantoms}", f"--out_dir={slices}"]
-    data_aug.run(common.configure(vars(data_aug), [*options, "--num_workers=1"]))
+    data_aug.run(configure(vars(data_aug), [*options, "--num_workers=1"]))
     return {
         "3d": (train_3d, (*SMALL_3D, f"--data_root={phantoms}")),
         "2d": (train2d, (*SMALL_2D, f"--data_root={phantoms}", f"--data_dir={slices}")),
@@ -47,7 +49,7 @@ def whole(jobs, tmp_path_factory):
     folders = {}
     for name, (module, options) in jobs.items():
         folders[name] = tmp_path_factory.mktemp("whole") / name
-        module.run(common.configure(vars(module), [*options, f"--out_dir={folders[name]}"]))
+        module.run(configure(vars(module), [*options, f"--out_dir={folders[name]}"]))
     return folders
 
 
@@ -61,7 +63,7 @@ def assert_same_run(a, b):
     """The same history, and the same weights bit for bit."""
     assert numbers(a) == numbers(b)
     for name in ("last.pth", "best_model.pth"):
-        one, other = (common.load_checkpoint(folder / name)["model_state_dict"] for folder in (a, b))
+        one, other = (load_checkpoint(folder / name)["model_state_dict"] for folder in (a, b))
         assert one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
     results = [json.loads((folder / "metrics.json").read_text()) for folder in (a, b)]
     for result in results:
@@ -100,13 +102,13 @@ def test_killed_while_writing_any_file(jobs, whole, tmp_path, monkeypatch, name)
     for kill_at in range(1, 12):  # noqa: B007 (replace reads it)
         count = 0
         try:
-            module.run(common.configure(vars(module), [*options, f"--out_dir={out_dir}", "--resume=True"]))
+            module.run(configure(vars(module), [*options, f"--out_dir={out_dir}", "--resume=True"]))
             break
         except Killed:
             continue
     assert kill_at > 4
     kill_at = 0
-    module.run(common.configure(vars(module), [*options, f"--out_dir={out_dir}", "--resume=True"]))
+    module.run(configure(vars(module), [*options, f"--out_dir={out_dir}", "--resume=True"]))
     assert_same_run(whole[name], out_dir)
     assert not leftovers(out_dir) and not list(tmp_path.glob("*.previous-*"))
 
@@ -175,7 +177,7 @@ def test_resume_without_a_checkpoint_starts_from_the_beginning(script, jobs, tmp
 @pytest.mark.parametrize("name", ["3d", "2d"])
 def test_ctrl_c_saves_and_says_how_to_go_on(script, jobs, whole, tmp_path, monkeypatch, name):
     module, options = jobs[name]
-    real, calls = engine.hard_dice, []
+    real, calls = metrics.hard_dice, []
 
     def press(logits, label):
         calls.append(1)
@@ -194,7 +196,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(script, jobs, whole, tmp_path, monke
 
 
 def test_a_second_ctrl_c_interrupts_at_once():
-    with pytest.raises(KeyboardInterrupt), common.Interrupt() as interrupt:
+    with pytest.raises(KeyboardInterrupt), Interrupt() as interrupt:
         signal.raise_signal(signal.SIGINT)
         assert interrupt.asked
         signal.raise_signal(signal.SIGINT)
@@ -273,7 +275,7 @@ def losses(monkeypatch):
     """Makes the loss not finite at the steps that losses(condition) says: condition(number of the step, from 0)."""
 
     def break_at(condition):
-        calls, real = [], metrics.dice_focal_loss
+        calls, real = [], dice_focal_loss
 
         def broken(logits, label, **options):
             loss = real(logits, label, **options)
@@ -294,7 +296,7 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted(script, jobs, tmp_path
     assert code == 0 and "1 steps skipped" in out and "2 steps skipped" in out, err
     history = numbers(tmp_path / "run")
     assert history["skipped_steps"] == [1, 2, 0] and np.isfinite(history["train_loss"]).all()
-    state = common.load_checkpoint(tmp_path / "run" / "last.pth")
+    state = load_checkpoint(tmp_path / "run" / "last.pth")
     for weights in (state["model_state_dict"], state["training"]["weights"]):
         assert all(torch.isfinite(v).all() for v in weights.values())
 
@@ -370,7 +372,7 @@ def test_the_path_of_the_gradient_scaler(script, jobs, tmp_path, monkeypatch):
     bad = [name for name in good if name != "step"]
     assert FakeScaler.log == [name for i in range(1, steps + 1) for name in (bad if i % 3 == 0 else good)]
     assert sum(numbers(tmp_path / "run")["skipped_steps"]) == steps // 3 > 0
-    state = common.load_checkpoint(tmp_path / "run" / "last.pth")
+    state = load_checkpoint(tmp_path / "run" / "last.pth")
     assert state["training"]["scaler"] == {"scale": 8 * 0.5 ** (steps // 3)}
     assert all(torch.isfinite(v).all() for v in state["model_state_dict"].values())
     script(module, *options, f"--out_dir={tmp_path / 'run'}", "--resume=True")
@@ -410,7 +412,7 @@ def test_two_processes_give_what_one_gives(jobs, whole, tmp_path, name):
     # bf16 rounds differently in other batches; 6 cases in 3D: batches of 4 and 2, of which each process takes half
     options = (*options, "--amp=False", "--batch_size=4" if name == "3d" else "--batch_size=5")
     single = tmp_path / "one"
-    module.run(common.configure(vars(module), [*options, f"--out_dir={single}"]))
+    module.run(configure(vars(module), [*options, f"--out_dir={single}"]))
     process = torchrun(module, *options, f"--out_dir={tmp_path / 'two'}")
     output = finish(process)
     assert process.returncode == 0, output
@@ -424,7 +426,7 @@ def test_two_processes_give_what_one_gives(jobs, whole, tmp_path, name):
 
 
 def test_a_batch_is_shared_without_repeats():
-    from dataset import EpochSampler
+    from hippo.data.loading import EpochSampler
 
     whole = list(EpochSampler(7, 4, 3, min_steps=3))
     parts = [EpochSampler(7, 4, 3, min_steps=3, rank=r, world=3) for r in range(3)]
@@ -444,14 +446,17 @@ def test_weights_are_equal_on_all_ranks(jobs, tmp_path):
     program = tmp_path / "program.py"
     program.write_text(
         f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
-        "import torch, common, engine, train_3d\n"
+        "import torch, train_3d\n"
+        "from hippo.options import configure\n"
+        "from hippo.processes import rank\n"
+        "from hippo.training import engine\n"
         "real = engine.fit\n"
         "def fit(model, *rest):\n"
         "    history = real(model, *rest)\n"
-        "    torch.save(model.state_dict(), f'{sys.argv[1]}/{common.rank()}.pt')\n"
+        "    torch.save(model.state_dict(), f'{sys.argv[1]}/{rank()}.pt')\n"
         "    return history\n"
         "train_3d.fit = fit\n"
-        "train_3d.run(common.configure(vars(train_3d), sys.argv[2:]))\n"
+        "train_3d.run(configure(vars(train_3d), sys.argv[2:]))\n"
     )
     process = torchrun(
         type("Script", (), {"__file__": str(program)}), tmp_path, *options, f"--out_dir={tmp_path / 'run'}"
@@ -478,7 +483,7 @@ def test_a_rank_that_dies_ends_the_job_and_leaves_a_resumable_run(jobs, tmp_path
     assert process.returncode != 0
     done = len(json.loads(history.read_text())["seconds"])
     assert done < 400
-    state = common.load_checkpoint(tmp_path / "run" / "last.pth")
+    state = load_checkpoint(tmp_path / "run" / "last.pth")
     assert state["epoch"] >= done and all(torch.isfinite(v).all() for v in state["model_state_dict"].values())
 
 

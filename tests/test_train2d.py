@@ -6,14 +6,16 @@ import pytest
 import torch
 from conftest import one_error_line
 
-import common
 import data_aug
-import evaluation
 import model2d
 import predict
 import train2d
-from blocks import count_parameters
-from dataset import PLANES, list_cases, load_case, load_slices, load_volumes
+from hippo.data.cases import list_cases, load_case, load_volumes
+from hippo.data.slices import PLANES, load_slices
+from hippo.models.blocks import count_parameters
+from hippo.models.checkpoint import load_checkpoint, load_model
+from hippo.models.inference import predict_volume
+from hippo.options import configure
 
 SMALL = ("--model=UNetnnUNetWithINR", "--base_channels=4", "--unet_depth=2", "--epochs=2", "--min_steps=1")
 
@@ -43,7 +45,7 @@ def test_the_inr_head_adds_little():
 def slices(phantoms, tmp_path_factory):
     out_dir = tmp_path_factory.mktemp("slices") / "dataset_2d"
     data_aug.run(
-        common.configure(
+        configure(
             vars(data_aug),
             ["--size=32", "--slices_per_plane=4", f"--data_root={phantoms}", f"--out_dir={out_dir}", "--num_workers=1"],
         )
@@ -56,9 +58,7 @@ def run_folder(phantoms, slices, tmp_path_factory):
     """A finished run; not to be changed by a test."""
     out_dir = tmp_path_factory.mktemp("runs") / "checkpoints-2d"
     train2d.run(
-        common.configure(
-            vars(train2d), [*SMALL, f"--data_dir={slices}", f"--data_root={phantoms}", f"--out_dir={out_dir}"]
-        )
+        configure(vars(train2d), [*SMALL, f"--data_dir={slices}", f"--data_root={phantoms}", f"--out_dir={out_dir}"])
     )
     return out_dir
 
@@ -120,7 +120,7 @@ def test_on_its_own_grid_a_slice_is_what_the_volume_is(slices, phantoms):
 
 def test_a_slice_of_a_validation_case_is_never_trained_on(slices, run_folder):
     train, val, _ = load_slices(slices)
-    checkpoint = common.load_checkpoint(run_folder / "last.pth")
+    checkpoint = load_checkpoint(run_folder / "last.pth")
     assert set(train.cases) == set(checkpoint["train_cases"]) and set(val.cases) == set(checkpoint["val_cases"])
     assert not set(train.cases) & set(val.cases)
 
@@ -132,7 +132,7 @@ def test_volumes_are_fused_from_slices_in_place(phantoms):
     with torch.no_grad():
         model.weight[:, 0, 0, 0], model.bias[:] = torch.tensor([0.0, 3.0, -3.0]), torch.tensor([0.0, -1.5, 1.0])
     volume = load_case(list_cases(phantoms)[0][0])
-    result = evaluation.predict_volume(model, volume.image, torch.device("cpu"), None)
+    result = predict_volume(model, volume.image, torch.device("cpu"), None)
     unit = torch.from_numpy((volume.image - volume.image.min()) / np.ptp(volume.image))[None, None]
     expected = torch.einsum("kc,bcdhw->bkdhw", model.weight[:, :, 0, 0], unit)[0] + model.bias[:, None, None, None]
     assert result.shape == expected.shape and torch.allclose(result.sum(0), torch.ones(unit.shape[2:]), atol=1e-4)
@@ -147,10 +147,10 @@ def test_volumes_are_predicted_at_the_size_of_the_training_slices(run_folder, ph
     def watch(module, inputs):
         sizes.add(tuple(inputs[0].shape[2:]))
 
-    model, _ = predict.load_model(run_folder / "last.pth")
+    model, _ = load_model(run_folder / "last.pth")
     model.register_forward_pre_hook(watch)
     volume = load_case(list_cases(phantoms)[0][0])
-    assert evaluation.predict_volume(model, volume.image, torch.device("cpu"), None).shape == (3, *volume.image.shape)
+    assert predict_volume(model, volume.image, torch.device("cpu"), None).shape == (3, *volume.image.shape)
     assert sizes == {(32, 32)}
 
 

@@ -8,11 +8,15 @@ import pytest
 import torch
 from conftest import one_error_line
 
-import common
-import evaluation
 import train_3d
-from dataset import AugmentedDataset, list_cases, load_case
-from metrics import dice_focal_loss
+from hippo.data.cases import list_cases, load_case
+from hippo.data.loading import AugmentedDataset
+from hippo.device import autocast, pick_device
+from hippo.errors import UserError
+from hippo.models.checkpoint import load_checkpoint
+from hippo.models.inference import predict_volume
+from hippo.options import configure, constants
+from hippo.training.losses import dice_focal_loss
 
 SMALL = ("--base_channels=4", "--depth=2", "--patch=[24,32,24]", "--epochs=2", "--min_steps=1")
 RUN = (*SMALL, "--use_inr=True", "--inr_hidden_dim=8", "--deep_supervision=True", "--ema=0.9", "--flip_axes=x")
@@ -25,7 +29,7 @@ def numbers(path):
 
 
 def weights(path, key="model_state_dict"):
-    return common.load_checkpoint(path)[key]
+    return load_checkpoint(path)[key]
 
 
 def same(a, b):
@@ -36,7 +40,7 @@ def same(a, b):
 def run_folder(phantoms, tmp_path_factory):
     """A finished run on the phantoms, with everything switched on; not to be changed by a test."""
     out_dir = tmp_path_factory.mktemp("runs") / "results"
-    train_3d.run(common.configure(vars(train_3d), [*RUN, f"--data_root={phantoms}", f"--out_dir={out_dir}"]))
+    train_3d.run(configure(vars(train_3d), [*RUN, f"--data_root={phantoms}", f"--out_dir={out_dir}"]))
     return out_dir
 
 
@@ -90,19 +94,19 @@ def test_metrics_are_per_case_means_of_the_final_weights(run_folder):
     history = json.loads((run_folder / "history.json").read_text())
     means = np.mean(history["val_dice"], axis=1)
     assert metrics["best"]["epoch"] == np.argmax(means) + 1 and len(metrics["best"]["mean"]["dice"]) == 2
-    assert common.load_checkpoint(run_folder / "last.pth")["epoch"] == 2
+    assert load_checkpoint(run_folder / "last.pth")["epoch"] == 2
 
 
 def test_config_holds_what_a_repeat_needs(run_folder):
     config = json.loads((run_folder / "config.json").read_text())
-    assert set(config["constants"]) == set(common.constants(vars(train_3d))) and config["constants"]["EMA"] == 0.9
+    assert set(config["constants"]) == set(constants(vars(train_3d))) and config["constants"]["EMA"] == 0.9
     assert (
         config["data"]["synthetic"]
         and config["data"]["listing_sha256"]
         and config["environment"]["torch"] == torch.__version__
     )
     assert not set(config["data"]["train_cases"]) & set(config["data"]["val_cases"])
-    checkpoint = common.load_checkpoint(run_folder / "last.pth")
+    checkpoint = load_checkpoint(run_folder / "last.pth")
     assert (
         checkpoint["train_cases"] == config["data"]["train_cases"]
         and checkpoint["synthetic"]
@@ -182,12 +186,12 @@ def test_bad_data_is_one_line_and_leaves_nothing(script, phantoms, tmp_path):
 
 def test_deep_supervision_names_a_patch_that_fits():
     def check(*argv):
-        train_3d.check(common.configure(vars(train_3d), ["--patch=[30,52,36]", *argv]))
+        train_3d.check(configure(vars(train_3d), ["--patch=[30,52,36]", *argv]))
 
     check("--depth=3")
-    with pytest.raises(common.UserError, match=r"multiples of 8, as \[32, 56, 40\]"):
+    with pytest.raises(UserError, match=r"multiples of 8, as \[32, 56, 40\]"):
         check("--depth=3", "--deep_supervision=True")
-    with pytest.raises(common.UserError, match=r"multiples of 4, as \[32, 52, 36\]"):
+    with pytest.raises(UserError, match=r"multiples of 4, as \[32, 52, 36\]"):
         check("--deep_supervision=True")
 
 
@@ -196,9 +200,7 @@ def test_predictions_with_augmentation_come_back_in_place():
     model = torch.nn.Conv3d(1, 3, 1)
     model.dim, model.flip_axes, model.unet = 3, "xyz", SimpleNamespace(stride=8)
     image = np.random.default_rng(0).standard_normal((9, 10, 11)).astype(np.float32)
-    plain, augmented = (
-        evaluation.predict_volume(model, image, torch.device("cpu"), None, tta) for tta in (False, True)
-    )
+    plain, augmented = (predict_volume(model, image, torch.device("cpu"), None, tta) for tta in (False, True))
     assert (
         plain.shape == (3, 9, 10, 11)
         and torch.allclose(plain, augmented, atol=1e-6)
@@ -208,10 +210,10 @@ def test_predictions_with_augmentation_come_back_in_place():
 
 def test_augmentation_is_under_a_quarter_of_a_training_step(phantoms):
     volume = load_case(list_cases(phantoms)[0][0])
-    cfg = common.configure(vars(train_3d), [])
+    cfg = configure(vars(train_3d), [])
     data = AugmentedDataset([volume.image], [volume.label], cfg.patch, 0, {})
     model, _ = train_3d.build_model(cfg)
-    device, dtype = common.pick_device("cpu")
+    device, dtype = pick_device("cpu")
 
     def seconds(function):
         times = []
@@ -222,7 +224,7 @@ def test_augmentation_is_under_a_quarter_of_a_training_step(phantoms):
         return min(times)
 
     def step(_):
-        with common.autocast(device, dtype):
+        with autocast(device, dtype):
             logits = model(image[None])
         dice_focal_loss(logits, label[None]).backward()
 

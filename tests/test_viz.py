@@ -3,14 +3,14 @@ import pytest
 import torch
 from conftest import ROOT, one_error_line
 
-import common
 import data_aug
 import generate_architecture_diagram as diagram
 import model2d
 import unet_inr_3d
 import viz
 import viz_aug
-from dataset import list_cases, load_case
+from hippo.data.cases import list_cases, load_case
+from hippo.options import configure
 
 PRETRAINED = f"--checkpoint={ROOT / 'pretrained' / 'hippocampus_3d.pth'}"
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -82,9 +82,7 @@ def test_a_picture_is_the_same_twice(phantoms, tmp_path):
     assert volume.label.any()
     pictures = []
     for name in ("a.png", "b.png"):
-        cfg = common.configure(
-            vars(viz), [], data_root=str(phantoms), case=volume.id, checkpoint="", out=str(tmp_path / name)
-        )
+        cfg = configure(vars(viz), [], data_root=str(phantoms), case=volume.id, checkpoint="", out=str(tmp_path / name))
         viz.run(cfg)
         pictures.append((tmp_path / name).read_bytes())
     assert pictures[0] == pictures[1]
@@ -97,7 +95,7 @@ def test_a_picture_is_the_same_twice(phantoms, tmp_path):
 def slices(phantoms, tmp_path_factory):
     out_dir = tmp_path_factory.mktemp("slices") / "dataset_2d"
     options = ["--size=32", "--slices_per_plane=4", f"--data_root={phantoms}", f"--out_dir={out_dir}"]
-    data_aug.run(common.configure(vars(data_aug), [*options, "--num_workers=1"]))
+    data_aug.run(configure(vars(data_aug), [*options, "--num_workers=1"]))
     return out_dir
 
 

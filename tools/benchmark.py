@@ -1,7 +1,7 @@
 """Measures what things cost on this machine: predictions, training steps, every model, the making of slices, the metrics,
 and the same steps of nnU-Net's and MONAI's networks.
 
-    python tests/benchmark.py        about twelve minutes on two CPU cores; writes tests/benchmark.json
+    python -m tools.benchmark       about twelve minutes on two CPU cores; writes tools/benchmark.json
 
 Each measurement runs in a process of its own, on the CPU, on the validation volumes of Task04_Hippocampus, with the
 precision that the scripts choose; the peers in float32, the default memory layout and batches of 9 volumes, as their
@@ -17,18 +17,19 @@ import time
 from functools import partial
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))
+import numpy as np
+import torch
 
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-
-from common import UserError, autocast, configure, load_checkpoint, pick_device, require, run_script, save_json  # noqa: E402
+from hippo.device import autocast, pick_device
+from hippo.errors import UserError, require
+from hippo.files import save_json
+from hippo.models.checkpoint import load_checkpoint
+from hippo.options import configure, run_script
 
 DATA_ROOT = "Task04_Hippocampus"  # Decathlon folder
 _RUNS = ("results_hippocampus-3D", "checkpoints-2d", "checkpoints-2d-64")
 CHECKPOINTS = [f"{run}/last.pth" for run in _RUNS]  # trained models to measure
-OUT = "tests/benchmark.json"  # file to write
+OUT = "tools/benchmark.json"  # file to write
 ONLY = ""  # measure one thing in this process and print JSON: predict, train, models, slices, metrics, products, or a peer's name
 
 _REPEATS = 20
@@ -43,7 +44,7 @@ def main():
         require(cfg.only in jobs, f"--only={cfg.only}: expected one of {', '.join(jobs)}")
         print(json.dumps(jobs[cfg.only](cfg.checkpoints[0], cfg.data_root)))
         return
-    require(sys.platform != "win32", "tests/benchmark.py measures peak memory by what Windows lacks; run it elsewhere")
+    require(sys.platform != "win32", "tools/benchmark.py measures peak memory by what Windows lacks; run it elsewhere")
     for checkpoint in cfg.checkpoints:
         load_checkpoint(checkpoint)
     results = {"threads": torch.get_num_threads(), "torch": torch.__version__}
@@ -83,7 +84,7 @@ def models(checkpoint, data_root):
     """Parameters, multiply-adds and latency of every named model."""
     import model2d
     import unet_inr_3d
-    from engine import describe_models
+    from hippo.models.describe import describe_models
 
     return {
         "2d": describe_models(model2d.MODELS, model2d.INPUT),
@@ -96,8 +97,8 @@ def slices(checkpoint, data_root):
     from skimage.transform import AffineTransform, resize, warp
 
     import data_aug
-    from dataset import list_cases, load_case
-    from nifti import to_unit_range
+    from hippo.data.cases import list_cases, load_case
+    from hippo.data.intensity import to_unit_range
 
     cases, _ = list_cases(data_root)
     with tempfile.TemporaryDirectory() as folder:
@@ -134,9 +135,9 @@ def peak_memory_mib():
 
 def predict(checkpoint, data_root):
     """Seconds a volume from the normalised volume to probabilities, with the shipped test-time augmentation."""
-    from dataset import list_cases, load_case
-    from evaluation import predict_volume
-    from predict import load_model
+    from hippo.data.cases import list_cases, load_case
+    from hippo.models.checkpoint import load_model
+    from hippo.models.inference import predict_volume
 
     model, info = load_model(checkpoint)
     device, dtype = pick_device("cpu")
@@ -153,8 +154,8 @@ def predict(checkpoint, data_root):
 
 def train(checkpoint, data_root):
     """Seconds a training step of the run's own batch, forward and backward."""
-    from metrics import dice_focal_loss
-    from predict import load_model
+    from hippo.models.checkpoint import load_model
+    from hippo.training.losses import dice_focal_loss
 
     model, info = load_model(checkpoint)
     constants = json.loads((Path(checkpoint).parent / "config.json").read_text())["constants"]
@@ -245,8 +246,8 @@ def peer(name, checkpoint, data_root):
     prediction (one view)."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    from blocks import count_parameters
-    from metrics import dice_focal_loss
+    from hippo.models.blocks import count_parameters
+    from hippo.training.losses import dice_focal_loss
 
     build, ours, patch, batch = PEERS[name]
     # pick_device also tunes the memory allocator, which the peers' own trainers do not
@@ -305,10 +306,10 @@ def metrics(checkpoint, data_root):
     """Milliseconds a case of NSD and HD95 of both labels, ours and the surface-distance package's, on predictions."""
     import surface_distance
 
-    from dataset import list_cases, load_case
-    from evaluation import predict_volume
-    from metrics import nsd_and_hd95
-    from predict import load_model
+    from hippo.data.cases import list_cases, load_case
+    from hippo.models.checkpoint import load_model
+    from hippo.models.inference import predict_volume
+    from hippo.scoring.metrics import nsd_and_hd95
 
     model, info = load_model(checkpoint)
     device, dtype = pick_device("cpu")

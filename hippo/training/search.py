@@ -11,21 +11,19 @@ from pathlib import Path
 import numpy as np
 from scipy.stats import t as student_t
 
-import plots
-from common import (
-    UserError,
-    configure,
-    constants,
-    fail,
-    fresh_folder,
-    load_json,
-    refuse_several_processes,
-    require,
-    save_json,
-)
+from hippo.errors import UserError, fail, require
+from hippo.files import fresh_folder, load_json, save_json
+from hippo.options import configure, constants
+from hippo.pictures import plots
+from hippo.processes import refuse_several_processes
+from hippo.scoring.tables import markdown_table
 
 RESULTS, FIGURE = "small_models_results.json", "small_grid_search_analysis.png"
+
+
 GRID = ("base_channels", "unet_depth", "learning_rate", "weight_decay", "use_inr", "inr_hidden_dim", "deep_supervision")
+
+
 _NOT_PART_OF_A_SEARCH = ("out_dir", "only", "collect", "device", "num_workers")
 
 
@@ -199,9 +197,6 @@ def report_errors(found):
     return not bad
 
 
-# ---- table and figure
-
-
 def group(found):
     """Configurations, each with all its seeds: {values of GRID: {"label", "runs": [entry, ...]}}, without failed points."""
     good = [entry for entry in found.values() if "error" not in entry]
@@ -227,11 +222,6 @@ def difference(runs, others):
     one, other = (np.mean([list(run["case_dice"].values()) for run in part], axis=(0, 2)) for part in (runs, others))
     delta = one - other
     return delta.mean(), delta.std(ddof=1) / len(delta) ** 0.5 if len(delta) > 1 else float("nan")
-
-
-def markdown_table(header, rows):
-    """A Markdown table; cells are written with str."""
-    return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in [header, ["---"] * len(header), *rows])
 
 
 def table(found):

@@ -1,9 +1,9 @@
 """Writes the numbers of README.md and MODEL_IMPROVEMENTS.md from the result files, so that they cannot disagree.
 
-    python report.py        rewrites what stands between <!-- name --> and <!-- /name --> in both
+    python -m tools.report        rewrites what stands between <!-- name --> and <!-- /name --> in both
 
 Reads history.json, metrics.json and config.json of the 3D and the 2D run, the runs in ablations/, the grid searches,
-tests/benchmark.json, and references/published.json for what others published.
+tools/benchmark.json, and references/published.json for what others published.
 """
 
 import re
@@ -12,15 +12,17 @@ from pathlib import Path
 import numpy as np
 
 import cross_validate
-import search
-from common import atomic, configure, load_json, require, run_script
-from search import markdown_table
+from hippo.errors import require
+from hippo.files import atomic, load_json
+from hippo.options import configure, run_script
+from hippo.scoring.tables import markdown_table
+from hippo.training import search
 
 PAGES = ["README.md", "MODEL_IMPROVEMENTS.md"]  # files to rewrite
 RESULTS_3D = "results_hippocampus-3D"  # run that it reports
 RESULTS_2D = "checkpoints-2d"  # 2D run that it reports
 PARTNER = "checkpoints-2d-64"  # the short 2D run
-BENCHMARK = "tests/benchmark.json"  # what tests/benchmark.py measured
+BENCHMARK = "tools/benchmark.json"  # what tools/benchmark.py measured
 ABLATIONS = "ablations"  # folder of further runs, each with one thing changed
 ENSEMBLE = "results_ensemble"  # both runs scored together
 SEARCHES = ["finetuning_results-2d", "finetuning_results-3d"]  # grid searches
@@ -58,7 +60,7 @@ def sections(cfg):
     references = load_json(cfg.references, "git checkout references/published.json")
 
     def benchmark():
-        return load_json(cfg.benchmark, "python tests/benchmark.py")
+        return load_json(cfg.benchmark, "python -m tools.benchmark")
 
     def default_runs():
         return [run_row(folder) for folder in seeds(Path(cfg.results_3d), Path(cfg.ablations))]
@@ -263,7 +265,7 @@ def without_table(default, ablations):
 
 def together_table(folder, control):
     """Both runs and their average; and, for comparison, the average of several seeds of the first."""
-    metrics = load_json(folder / "metrics.json", "python ensemble.py")
+    metrics = load_json(folder / "metrics.json", "python -m tools.ensemble")
     parts = [*metrics["members"].items(), ("**3D and 2D together**", metrics["mean"])]
     several = load_json(control / "metrics.json", _COMMANDS)
     parts.append((f"for comparison: {len(several['members'])} seeds of the 3D run together", several["mean"]))

@@ -1,13 +1,15 @@
 """Makes a small checkpoint to share from a finished run: the weights in half precision and what predict.py needs, no
 optimiser state.
 
-    python export.py        results_hippocampus-3D/last.pth to pretrained/hippocampus_3d.pth (0.7 MB), at once
-    python export.py --checkpoint=checkpoints-2d-64/last.pth --out=pretrained/hippocampus_2d.pth      the 2D model
+    python -m tools.export        results_hippocampus-3D/last.pth to pretrained/hippocampus_3d.pth (0.7 MB), at once
+    python -m tools.export --checkpoint=checkpoints-2d-64/last.pth --out=pretrained/hippocampus_2d.pth      the 2D model
 """
 
 from pathlib import Path
 
-from common import configure, load_checkpoint, require, run_script, save_checkpoint
+from hippo.errors import require
+from hippo.models.checkpoint import load_checkpoint, save_checkpoint
+from hippo.options import configure, run_script
 
 CHECKPOINT = "results_hippocampus-3D/last.pth"  # last.pth or best_model.pth of a run
 OUT = "pretrained/hippocampus_3d.pth"  # file to write; it must not exist yet

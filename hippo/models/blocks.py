@@ -9,73 +9,23 @@ Shapes are written (B, C, *S): S is (H, W) in 2D and (D, H, W) in 3D. The style 
 instance norm, leaky ReLU 0.01) is nnU-Net's: Isensee et al., Nature Methods 18, 2021.
 """
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from hippo.models.inr import INRHead
+from hippo.models.norm import NormAct
+
 CONV = {2: nn.Conv2d, 3: nn.Conv3d}
+
+
 UP_CONV = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
+
+
 MAX_POOL = {2: F.max_pool2d, 3: F.max_pool3d}
+
+
 CHANNELS_LAST = {2: torch.channels_last, 3: torch.channels_last_3d}
-
-
-class _NormAct(torch.autograd.Function):
-    """Instance norm, affine and leaky ReLU of x (B, N, C), in as few passes over memory as plain torch operations
-    allow.
-
-    Statistics are in float32 (float64 for float64), the rest in the input's own type. Parameters of one value a
-    channel are repeated over `k` voxels, and x seen as (B, N/k, k C), because broadcasting over few channels is slow
-    on a CPU.
-    """
-
-    @staticmethod
-    def forward(ctx, x, weight, bias, eps, slope):
-        (b, n, c), k = x.shape, math.gcd(x.shape[1], 64)
-        stats, rows = torch.promote_types(x.dtype, torch.float32), (b, n // k, k * c)
-        tile = lambda v: v.to(x.dtype).expand(b, 1, c).repeat(1, 1, k)  # noqa: E731
-        centred = x.view(rows) - tile(x.mean(1, keepdim=True, dtype=stats))
-        rstd = (centred * centred).view(b, n, c).mean(1, keepdim=True, dtype=stats).add_(eps).rsqrt_()
-        y = F.leaky_relu_(torch.addcmul(tile(bias), centred, tile(rstd * weight)), slope)
-        ctx.save_for_backward(centred, y, rstd, weight)
-        ctx.tile, ctx.slope = tile, slope
-        return y.view(b, n, c)
-
-    @staticmethod
-    def backward(ctx, grad):
-        centred, y, rstd, weight = ctx.saved_tensors
-        (b, n, c), tile = grad.shape, ctx.tile
-        g = torch.ops.aten.leaky_relu_backward(grad.reshape(y.shape), y, ctx.slope, True)
-        mean_g = g.view(b, n, c).mean(1, keepdim=True, dtype=rstd.dtype)
-        mean_gx = (g * centred).view(b, n, c).mean(1, keepdim=True, dtype=rstd.dtype)
-        scale = rstd * weight
-        offset = torch.addcmul(tile(-scale * mean_g), centred, tile(-scale * rstd * rstd * mean_gx))
-        grad_x = torch.addcmul(offset, g, tile(scale)).view(b, n, c)
-        return grad_x, (mean_gx * rstd).sum((0, 1)) * n, mean_g.sum((0, 1)) * n, None, None
-
-
-class NormAct(nn.Module):
-    """Instance norm with affine, then leaky ReLU: (B, C, *S) to (B, C, *S).
-
-    On a CPU, torch's own instance norm copies channels-last tensors and takes longer than the convolution before it;
-    there the fused form above stands in. Everywhere else torch's is used. Both compute the same thing (see the tests).
-    """
-
-    def __init__(self, channels, eps=1e-5, slope=0.01):
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(channels))
-        self.bias = nn.Parameter(torch.zeros(channels))
-        self.eps, self.slope = eps, slope
-
-    def forward(self, x):
-        if x.device.type != "cpu":
-            # F.instance_norm itself would refuse a bottleneck of one voxel
-            x = torch.instance_norm(x, self.weight, self.bias, None, None, True, 0.0, self.eps, True)
-            return F.leaky_relu_(x, self.slope)
-        last = x.movedim(1, -1).contiguous()  # (B, *S, C): no copy where x is channels-last
-        y = _NormAct.apply(last.view(len(x), -1, x.shape[1]), self.weight, self.bias, self.eps, self.slope)
-        return y.view(last.shape).movedim(-1, 1)
 
 
 class ConvBlock(nn.Sequential):
@@ -122,63 +72,6 @@ class UNet(nn.Module):
             x = merge(torch.cat([skips.pop(), up(x)], dim=1))
             outputs.append(x)
         return outputs
-
-
-class SineLayer(nn.Module):
-    """sin(omega_0 (W x + b)) with the initialisation of Sitzmann et al. 2020 (SIREN, section 3.2 and supplement 1.5):
-    W uniform in +-1/in for the first layer, in +-sqrt(6/in)/omega_0 for the others. (..., in) to (..., out)."""
-
-    def __init__(self, in_features, out_features, omega_0=30.0, first=False):
-        super().__init__()
-        self.omega_0, self.linear = omega_0, nn.Linear(in_features, out_features)
-        bound = 1 / in_features if first else math.sqrt(6 / in_features) / omega_0
-        nn.init.uniform_(self.linear.weight, -bound, bound)
-
-    def forward(self, x):
-        return torch.sin(self.omega_0 * self.linear(x))
-
-
-class INRHead(nn.Module):
-    """An implicit neural representation of the segmentation: a SIREN that maps the normalised coordinates of each voxel
-    and its features, projected to `hidden_dim` numbers, to logits. (B, C, *S) to (B, num_classes, *S).
-
-    Coordinates count from the image's centre, and `extent` voxels are 1: the same in a training patch and in a volume of
-    another size. chunk: voxels evaluated at a time (0: all at once); the result is the same, the memory is less.
-    Runs in float32 under autocast too: omega_0 = 30 magnifies bf16's rounding past use.
-    """
-
-    def __init__(self, dim, in_channels, num_classes, hidden_dim=64, layers=2, omega_0=30.0, chunk=0):
-        super().__init__()
-        self.extent, self.chunk = {2: 64, 3: 32}[dim], chunk
-        self.project = nn.Linear(in_channels, hidden_dim)
-        self.siren = nn.Sequential(
-            *(
-                SineLayer(dim + hidden_dim if i == 0 else hidden_dim, hidden_dim, omega_0, first=i == 0)
-                for i in range(layers)
-            )
-        )
-        self.out = nn.Linear(hidden_dim, num_classes)
-        bound = math.sqrt(6 / hidden_dim) / omega_0
-        nn.init.uniform_(self.out.weight, -bound, bound)
-
-    def coordinates(self, size, device=None):
-        """Coordinates of each voxel from the centre, in units of `extent` voxels: (prod(size), len(size))."""
-        axes = [(torch.arange(s, device=device) - (s - 1) / 2) / self.extent for s in size]
-        return torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).flatten(0, -2)
-
-    def forward(self, features):
-        size = features.shape[2:]
-        with torch.autocast(features.device.type, enabled=False):
-            values = features.movedim(1, -1).flatten(1, -2).to(self.out.weight.dtype)  # (B, N, C)
-            coords = self.coordinates(size, features.device).to(values.dtype)  # (N, dim)
-            step = self.chunk or len(coords)
-            logits = [self._points(coords[i : i + step], values[:, i : i + step]) for i in range(0, len(coords), step)]
-            logits = torch.cat(logits, dim=1)  # (B, N, K)
-        return logits.unflatten(1, size).movedim(-1, 1)
-
-    def _points(self, coords, values):
-        coords = coords.expand(len(values), -1, -1)
-        return self.out(self.siren(torch.cat([coords, self.project(values)], dim=-1)))
 
 
 class UNetWithINR(nn.Module):

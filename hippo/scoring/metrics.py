@@ -8,44 +8,13 @@ from functools import lru_cache
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from scipy.ndimage import distance_transform_edt
 from scipy.spatial import cKDTree
 from skimage.measure import marching_cubes, mesh_surface_area
 
-LABELS = {1: "anterior", 2: "posterior"}
+from hippo.data.cases import LABELS
+
 _MANY_POINTS = 1000  # from here on a distance transform of the whole box is faster than a tree of its surface
-
-
-# ---- loss
-
-
-def dice_focal_loss(logits, target, gamma=2.0, smooth=1e-5):
-    """0.5 x Dice loss + 0.5 x focal loss.
-
-    logits: (B, C, *S); target: (B, *S) integers in [0, C). Dice: 1 - soft Dice, averaged over samples and foreground
-    classes (Milletari et al. 2016); focal: -(1 - p)^gamma log p of the true class, averaged over voxels (Lin et al.
-    2017; gamma 0 is cross-entropy). Computed in float32. A list of logits, finest first (deep supervision), is
-    weighted 1, 1/2, 1/4, ..., as in nnU-Net, against the target resampled to each size.
-    """
-    if isinstance(logits, (list, tuple)):
-        weights = [0.5**i for i in range(len(logits))]
-        losses = [
-            dice_focal_loss(x, F.interpolate(target[:, None].float(), x.shape[2:])[:, 0].long(), gamma, smooth)
-            for x in logits
-        ]
-        return sum(w * loss for w, loss in zip(weights, losses)) / sum(weights)
-    log_p = F.log_softmax(logits.float().flatten(2), dim=1)  # (B, C, N)
-    p, target = log_p.exp(), target.flatten(1)[:, None].long()  # (B, 1, N)
-    log_p_true = log_p.gather(1, target)
-    focal = -((1 - log_p_true.exp()).clamp_min(0) ** gamma * log_p_true).mean() if gamma else -log_p_true.mean()
-    truth = torch.zeros_like(p).scatter_(1, target, 1.0)
-    overlap, total = (p * truth).sum(2)[:, 1:], (p.sum(2) + truth.sum(2))[:, 1:]  # (B, C - 1)
-    dice = ((2 * overlap + smooth) / (total + smooth)).mean()
-    return 0.5 * (1 - dice) + 0.5 * focal
-
-
-# ---- metrics of one label
 
 
 def dice(prediction, truth):
@@ -151,9 +120,6 @@ def nsd_and_hd95(prediction, truth, spacing_mm, tolerances_mm=(1.0, 2.0)):
     return [float(n) for n in nsd], hd95
 
 
-# ---- metrics of one case
-
-
 def case_metrics(prediction, truth, spacing_mm):
     """All metrics of one case: label maps (integers 0-2) of one shape on the case's own grid, spacing in mm.
 
@@ -182,21 +148,13 @@ def volume_mm3(mask, spacing_mm):
     return float(np.count_nonzero(mask) * np.prod(spacing_mm))
 
 
-def summarise(cases):
-    """Mean and standard deviation over cases, per label, undefined values left out: {"mean": {...}, "std": {...}}."""
-    names = [name for name in next(iter(cases.values()), {}) if not name.endswith("volume_mm3")]
-    stacked = {
-        name: np.array([case[name] for case in cases.values()], dtype=float)
-        for name in names
-        if all(name in case for case in cases.values())
-    }
-    with np.errstate(invalid="ignore"):
-        return {
-            "mean": {n: [_mean(c, np.mean) for c in v.T] for n, v in stacked.items()},
-            "std": {n: [_mean(c, np.std) for c in v.T] for n, v in stacked.items()},
-        }
-
-
-def _mean(column, function):
-    column = column[np.isfinite(column)]
-    return float(function(column)) if len(column) else float("nan")
+def hard_dice(logits, target):
+    """Dice of the most likely class, per sample and label: (B, C, *S) and (B, *S) to a (B, 2) array; nan where neither
+    has the label."""
+    prediction, target = logits.argmax(1).flatten(1), target.flatten(1)
+    columns = []
+    for label in LABELS:
+        p, t = prediction == label, target == label
+        total = p.sum(1) + t.sum(1)
+        columns.append(2 * (p & t).sum(1) / total)
+    return torch.stack(columns, 1).cpu().numpy()

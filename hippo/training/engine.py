@@ -8,155 +8,29 @@
 """
 
 import copy
-import itertools
-import signal
 import time
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
-from blocks import count_parameters
-from common import (
-    Interrupt,
-    UserError,
-    autocast,
-    check_folder,
-    describe_environment,
-    fresh_folder,
-    gather,
-    load_checkpoint,
-    load_json,
-    on_first,
-    pick_device,
-    rank,
-    require,
-    save_checkpoint,
-    save_json,
-    world_size,
-)
-from dataset import EpochSampler
-from metrics import LABELS
-from optimiser import make_optimisers, schedule
+from hippo.device import autocast
+from hippo.errors import UserError
+from hippo.files import save_json
+from hippo.models.checkpoint import save_checkpoint
+from hippo.processes import Interrupt, any_process, gather, on_first, rank, world_size
+from hippo.scoring.metrics import hard_dice
+from hippo.training.optimiser import make_optimisers, schedule
 
 HISTORY = ("train_loss", "val_loss", "train_dice", "val_dice", "train_nsd", "val_nsd", "learning_rate", "seconds")
+
+
 HISTORY += ("skipped_steps",)
+
+
 MAX_BAD_STEPS = 30  # steps in a row without a finite gradient that end a run; an fp16 scaler needs 16 to settle
-NOT_PART_OF_A_RUN = ("resume", "num_workers", "out_dir", "device")  # constants that --resume=True may change
-
-
-def check_training(cfg):
-    """Raises UserError for constants of the training loop that cannot work."""
-    for name in ("epochs", "min_steps", "batch_size", "base_channels", "inr_hidden_dim"):
-        require(getattr(cfg, name) >= 1, f"--{name}={getattr(cfg, name)}: expected 1 or more")
-    for name in ("learning_rate", "inr_rate", "gradient_clip"):
-        require(getattr(cfg, name) > 0, f"--{name}={getattr(cfg, name)}: expected more than 0")
-    not_negative = ("max_cases", "num_workers", "seed", "weight_decay", "muon_rate", "focal_gamma", "dice_smooth")
-    for name in (*not_negative, "rotation_degrees", "shift_voxels", "intensity", "gamma", "noise", "blur_mm"):
-        require(getattr(cfg, name, 0) >= 0, f"--{name}={getattr(cfg, name, 0)}: expected 0 or more")
-    require(cfg.seed < 2**63, f"--seed={cfg.seed}: expected less than 2^63")
-    for name in ("warmup", "ema", "scale"):
-        require(0 <= getattr(cfg, name) < 1, f"--{name}={getattr(cfg, name)}: expected at least 0 and less than 1")
-    require(0 <= cfg.cooldown <= 1, f"--cooldown={cfg.cooldown}: expected 0 to 1")
-
-
-def start_run(cfg, defaults, model, model_info, data, device, dtype):
-    """Prepares cfg.out_dir and writes config.json: a fresh folder, or with cfg.resume the unfinished run's own.
-
-    defaults: common.constants of the script; model_info: {"name", "args"}; data: dataset.describe_data's. Returns
-    (plain values for the checkpoints, content of last.pth to go on from or None). Raises UserError where a resumed run
-    was started with other constants or data, naming the first difference.
-    """
-    constants = {name.upper(): value for name, value in sorted(vars(cfg).items())}
-    config = {
-        "constants": constants,
-        "overrides": {name: value for name, value in constants.items() if value != defaults[name][0]},
-        "model": model_info,
-        "parameters": count_parameters(model),
-        "data": data,
-        "device": str(device),
-        "processes": world_size(),
-        "precision": str(dtype or torch.float32).removeprefix("torch."),
-        "environment": describe_environment(),
-    }
-    print(f"model: {model_info['name']}, {config['parameters']:,} parameters", flush=True)
-    info = {"model": model_info, **{name: data[name] for name in ("synthetic", "train_cases", "val_cases", "fold")}}
-    return info, on_first(_open_folder, cfg, config)
-
-
-def _open_folder(cfg, config):
-    """The folder of a run, see start_run; returns the content of last.pth to go on from, or None."""
-    out_dir = Path(cfg.out_dir)
-    if not cfg.resume:
-        fresh_folder(out_dir)
-        save_json(out_dir / "config.json", config)
-        return None
-    check_folder(out_dir)
-    for path in [*out_dir.glob(".[0-9]*.*"), *out_dir.glob("plots/.[0-9]*.*")]:
-        path.unlink()  # half-written when the run was killed
-    if not (out_dir / "last.pth").is_file():
-        finished = (out_dir / "metrics.json").exists()
-        require(not finished, f"{out_dir} holds a finished run without its last.pth: start anew without --resume=True")
-        print(f"{out_dir} holds no checkpoint yet: starting from the beginning", flush=True)
-        save_json(out_dir / "config.json", config)
-        return None
-    before = same_constants(out_dir, cfg)
-    other = f"{out_dir}: this run was started on other data or slices; start anew without --resume=True"
-    require(before.get("data") == config["data"], other)
-    state = load_checkpoint(out_dir / "last.pth")
-    require(
-        {"begun", "optimisers"} <= state.get("training", {}).keys(),
-        f"{out_dir / 'last.pth'} cannot be resumed (weights only, or of another version); start anew without --resume=True",
-    )
-    return state
-
-
-def same_constants(folder, cfg):
-    """The config.json of a run. Raises UserError where its constants are not those of `cfg`, naming the first one."""
-    path = Path(folder) / "config.json"
-    before = load_json(path, "a new run without --resume=True")
-    known = isinstance(before, dict) and {"constants", "data"} <= before.keys()
-    require(known, f"{path}: expected the constants and data of a run; start anew without --resume=True")
-    for name, value in sorted(vars(cfg).items()):
-        then = before["constants"].get(name.upper())
-        require(
-            name in NOT_PART_OF_A_RUN or then == value,
-            f"{folder}: this run was started with --{name}={then}, not {value}; resume it with its own constants, or start anew "
-            "without --resume=True, or in another folder",
-        )
-    return before
-
-
-def make_loader(data, cfg, device):
-    """The batches of a training set whose items are keyed by (pass, index), in an order that depends on cfg.seed."""
-    return torch.utils.data.DataLoader(
-        data,
-        batch_sampler=EpochSampler(len(data), cfg.batch_size, cfg.seed, cfg.min_steps, rank(), world_size()),
-        num_workers=cfg.num_workers,
-        persistent_workers=cfg.num_workers > 0,
-        worker_init_fn=_ignore_interrupts,
-        multiprocessing_context="spawn" if cfg.num_workers else None,
-        pin_memory=device.type == "cuda",
-    )
-
-
-def _ignore_interrupts(_):
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's
-
-
-def hard_dice(logits, target):
-    """Dice of the most likely class, per sample and label: (B, C, *S) and (B, *S) to a (B, 2) array; nan where neither
-    has the label."""
-    prediction, target = logits.argmax(1).flatten(1), target.flatten(1)
-    columns = []
-    for label in LABELS:
-        p, t = prediction == label, target == label
-        total = p.sum(1) + t.sum(1)
-        columns.append(2 * (p & t).sum(1) / total)
-    return torch.stack(columns, 1).cpu().numpy()
 
 
 def fit(model, loader, loss_function, validate, cfg, device, dtype, out_dir, info, resume_from=None):
@@ -307,15 +181,6 @@ def together(losses, dices):
     return np.sum([part[0] for part in parts], axis=0).tolist(), [dice for part in parts for dice in part[1]]
 
 
-def any_process(flag):
-    """Whether a flag is set in any of the processes."""
-    if world_size() == 1:
-        return flag
-    flags = torch.tensor(float(flag))
-    torch.distributed.all_reduce(flags)
-    return bool(flags)
-
-
 def saved(out_dir):
     return f"all steps are saved in {out_dir / 'last.pth'}; to go on, run the same command with --resume=True"
 
@@ -328,35 +193,3 @@ def bad_steps(epoch, loss, out_dir):
         f"loss: {loss:g}); {good if epoch else 'there is no good checkpoint yet'}; start anew with a smaller "
         "--learning_rate or with --amp=False"
     )
-
-
-# ---- description of models
-
-
-def describe_models(models, shape):
-    """Rows [name, parameters, multiply-adds, CPU milliseconds] of models {name: class}, each without and with the INR
-    head, on one input of `shape`."""
-    device, dtype = pick_device("cpu")
-    rows = []
-    for name, use_inr in itertools.product(models, (False, True)):
-        model, x, seconds = models[name](use_inr=use_inr), torch.zeros(shape), []
-        with torch.inference_mode(), FlopCounterMode(display=False) as counter:
-            model.eval()(x)
-        with torch.inference_mode(), autocast(device, dtype):
-            for _ in range(10):
-                start = time.perf_counter()
-                model(x)
-                seconds.append(time.perf_counter() - start)
-        name += " + INR" * use_inr
-        rows.append([name, count_parameters(model), counter.get_total_flops() // 2, round(1000 * min(seconds), 1)])
-    return rows
-
-
-def print_models(models, shape):
-    """Prints describe_models as a table."""
-    rows = describe_models(models, shape)
-    print(
-        f"{'model':<45} {'parameters':>11} {'multiply-adds':>15} {'ms on the CPU':>14}   at {' x '.join(map(str, shape[2:]))}"
-    )
-    for name, parameters, multiply_adds, milliseconds in rows:
-        print(f"{name:<45} {parameters:>11,} {multiply_adds / 1e9:>13.2f} G {milliseconds:>14.1f}")

@@ -1,4 +1,4 @@
-"""Prediction and evaluation of volumes, by 3D and by 2D models: what training, validation and predict.py share."""
+"""Evaluation of volumes and slices: what training, validation and ensembles share."""
 
 from pathlib import Path
 
@@ -6,63 +6,15 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from common import autocast, gather, load_checkpoint, on_first, rank, save_json, world_size
-from metrics import case_metrics, summarise
-
-
-def tta_views(model):
-    """Test-time augmentation: (shift in voxels, axes to flip) of each view of a volume for a 3D model.
-
-    A shift pads the volume at its low sides with replicated edges, which moves it against the grid of the poolings without
-    interpolation; with the network's own padding to whole strides by one voxel in all, with two poolings. Flips are of
-    use only along axes that training flipped too.
-    """
-    shifts = [(0, 0, 0), (model.unet.stride // 2,) * 3]
-    flips = [()] + [(axis,) for axis in ("xyz".index(a) for a in model.flip_axes)]
-    return [(shift, flip) for shift in shifts for flip in flips]
-
-
-@torch.inference_mode()
-def predict_volume(model, image, device, dtype, tta=False):
-    """Class probabilities of one volume: image (D, H, W) float32, normalised, to a (C, D, H, W) float32 tensor on `device`.
-
-    A 3D model sees the volume, with tta averaged over tta_views(model). A 2D model sees every slice of the
-    three planes, each resampled to model.slice_size squared as in training; the planes' probabilities are averaged.
-    The probabilities of a list of models are averaged. Models must be in eval mode.
-    """
-    if isinstance(model, list):
-        return sum(predict_volume(member, image, device, dtype, tta) for member in model) / len(model)
-    x = torch.from_numpy(np.ascontiguousarray(image)).to(device)
-    if model.dim == 2:
-        return _predict_slices(model, x, device, dtype)
-    x = x[None, None]  # (1, 1, D, H, W)
-    views = tta_views(model) if tta else [((0, 0, 0), ())]
-    total = 0
-    for shift, flip in views:
-        axes = [a + 2 for a in flip]
-        view = F.pad(x.flip(axes), [p for s in reversed(shift) for p in (s, 0)], mode="replicate")
-        with autocast(device, dtype):
-            logits = model(view)
-        logits = logits[(0, slice(None), *(slice(s, None) for s in shift))].float()
-        total = total + logits.softmax(0).flip([a - 1 for a in axes])
-    return total / len(views)
-
-
-def _predict_slices(model, x, device, dtype, batch=16):
-    size = (model.slice_size,) * 2
-    x = (x - x.min()) / (x.max() - x.min()).clamp_min(1e-8)
-    total = 0
-    for axis in range(3):
-        slices = x.movedim(axis, 0)[:, None]  # (N, 1, H, W)
-        big = F.interpolate(slices, size, mode="bilinear", align_corners=False)
-        parts = []
-        for start in range(0, len(big), batch):
-            with autocast(device, dtype):
-                logits = model(big[start : start + batch])
-            probabilities = logits.float().softmax(1)
-            parts.append(F.interpolate(probabilities, slices.shape[2:], mode="bilinear", antialias=True))
-        total = total + torch.cat(parts).movedim(1, 0).movedim(1, axis + 1)  # (C, N, H, W) to (C, D, H, W)
-    return total / 3
+from hippo.data.cases import LABELS
+from hippo.device import autocast
+from hippo.files import save_json
+from hippo.models.checkpoint import load_checkpoint
+from hippo.models.inference import predict_volume
+from hippo.pictures import plots
+from hippo.processes import gather, on_first, rank, world_size
+from hippo.scoring.metrics import case_metrics
+from hippo.scoring.statistics import summarise
 
 
 def evaluate(model, volumes, device, dtype, tta=False, loss_function=None):
@@ -120,8 +72,6 @@ def finish(model, val, history, out_dir, device, dtype, synthetic, tta=False, ex
 
 def draw_results(model, val, final, folder, device, dtype, synthetic, tta):
     """per_case_dice.png, and predictions.png of the best, the median and the worst case. final: {id: case_metrics}."""
-    import plots  # here, so that prediction needs no matplotlib
-
     source = plots.source(synthetic)
     title = f"Final weights, {len(final)} validation cases: {source}"
     plots.per_case_dice(final, folder / "per_case_dice.png", title)
@@ -135,3 +85,38 @@ def draw_results(model, val, final, folder, device, dtype, synthetic, tta):
         scores = " / ".join(f"{d:.3f}" for d in final[volume.id]["dice"])
         rows.append((f"{text}: {volume.id}, Dice {scores}", list(zip(*panels))))
     plots.outlines(rows, folder / "predictions.png", f"Sagittal, coronal, axial: {source}")
+
+
+@torch.inference_mode()
+def evaluate_slices(model, slices, grids, batch_size, device, dtype, loss_function, own_grid=False):
+    """(means over slices {"dice", "nsd_1mm", "dice_original", "nsd_1mm_original"}, each [anterior, posterior]; mean loss).
+
+    A slice counts for a label only if truth or prediction has it; by the original's definition, it counts 1 otherwise.
+    own_grid: probabilities are averaged over the volume's own voxels, and the label map enlarged as that of the truth
+    was; else each of the slice's pixels is decided by itself.
+    """
+    values, losses = {"dice": [], "nsd_1mm": []}, []
+    for start in range(rank() * batch_size, len(slices.cases), world_size() * batch_size):
+        image = torch.from_numpy(slices.images[start : start + batch_size])[:, None].to(device)
+        mask = torch.from_numpy(slices.masks[start : start + batch_size])
+        with autocast(device, dtype):
+            logits = model(image)
+        losses += [loss_function(logits, mask.to(device)).item()] * len(mask)
+        for i, (scores, truth) in enumerate(zip(logits.float().softmax(1), mask.numpy())):
+            spacing, shape = grids[slices.cases[start + i]][slices.planes[start + i]]
+            if own_grid:
+                small = F.interpolate(scores[None], shape, mode="bilinear", antialias=True).argmax(1)[None]
+                prediction = F.interpolate(small.float(), truth.shape, mode="nearest-exact")[0, 0]
+            else:
+                prediction = scores.argmax(0)
+            prediction = prediction.byte().cpu().numpy()
+            result = case_metrics(prediction, truth, spacing)
+            there = [bool(((prediction == label) | (truth == label)).any()) for label in LABELS]
+            for name in values:
+                values[name].append([v if t else np.nan for v, t in zip(result[name], there)])
+    parts = gather((values, losses))
+    values = {name: np.concatenate([part[0][name] for part in parts if part[1]]) for name in values}
+    losses = np.concatenate([part[1] for part in parts])
+    means = {name: np.nanmean(v, axis=0).tolist() for name, v in values.items()}
+    means |= {f"{name}_original": np.nan_to_num(v, nan=1).mean(0).tolist() for name, v in values.items()}
+    return means, float(np.mean(losses))

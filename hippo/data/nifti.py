@@ -10,20 +10,25 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-import torch
-import torch.nn.functional as F
 from nibabel.filebasedimages import ImageFileError
 from nibabel.orientations import OrientationError
 from nibabel.spatialimages import HeaderDataError
-from scipy.ndimage import gaussian_filter
 
-from common import UserError, require
+from hippo.errors import UserError, require
+from hippo.files import atomic
 
-CLIP_PERCENTILES = (0.5, 99.5)
 MAX_VOXELS = 256**3  # a header that promises more is refused before any voxel is read
+
+
 READ_ERRORS = (OSError, EOFError, ValueError, ArithmeticError, MemoryError, zlib.error)
+
+
 READ_ERRORS += (HeaderDataError, ImageFileError, OrientationError)
+
+
 _MAX_INTENSITY = 1e15  # beyond it, float32 statistics overflow
+
+
 nib.imageglobals.logger.setLevel(logging.CRITICAL)  # small faults that it mends are no news for stderr
 
 
@@ -108,32 +113,13 @@ def spacing_mm(image):
     return tuple(round(float(s), 4) for s in nib.affines.voxel_sizes(nib.as_closest_canonical(image).affine))
 
 
-def normalise(array):
-    """float32 image with outliers clipped (0.5 and 99.5 percentile), zero mean and unit variance; zeros if constant."""
-    array = array.astype(np.float32)
-    array = np.clip(array, *np.percentile(array, CLIP_PERCENTILES).astype(np.float32))
-    if array.min() == array.max():
-        return np.zeros_like(array)
-    array -= array.mean()
-    return array / array.std()
-
-
-def to_unit_range(image):
-    """An image scaled to [0, 1]; zeros if constant."""
-    low, high = image.min(), image.max()
-    return (image - low) / max(float(high - low), 1e-8)
-
-
-def resample(array, shape, order=1):
-    """An array (D, H, W) resampled to another shape over the same extent, voxel edges aligned, edges replicated.
-
-    order 1: linear, smoothed first along axes that shrink, as scikit-image's resize(anti_aliasing=True), to float32;
-    order 0: the nearest voxel's value, for labels, in the array's own type.
-    """
-    if tuple(shape) == array.shape:
-        return array
-    sigma = [max(0, (n / size - 1) / 2) for n, size in zip(array.shape, shape)]
-    smooth = gaussian_filter(array, sigma, mode="nearest") if order and any(sigma) else array
-    x = torch.from_numpy(np.ascontiguousarray(smooth, np.float32))[None, None]
-    mode = {"mode": "trilinear", "align_corners": False} if order else {"mode": "nearest-exact"}
-    return F.interpolate(x, tuple(shape), **mode)[0, 0].numpy().astype(np.float32 if order else array.dtype)
+def save_segmentation(path, segmentation, image, synthetic):
+    """Writes a label map with the affine, the header's codes and the grid of the input image."""
+    header = image.header.copy()
+    header.set_data_dtype(np.uint8)
+    header.set_slope_inter(1, 0)
+    header["cal_min"], header["cal_max"] = 0, 0
+    synthetic = synthetic or b"SYNTHETIC" in header["descrip"].item()
+    header["descrip"] = b"hippocampus: 1 anterior, 2 posterior" + (b" (SYNTHETIC data)" if synthetic else b"")
+    with atomic(path) as temporary:
+        nib.save(type(image)(segmentation, image.affine, header), temporary)

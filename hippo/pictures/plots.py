@@ -1,16 +1,15 @@
 """Figures that more than one script draws. Colours are of the Okabe-Ito palette, safe for colour-blind readers."""
 
-import matplotlib
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.lines import Line2D
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
-import numpy as np  # noqa: E402
-from matplotlib.lines import Line2D  # noqa: E402
-
-from common import atomic  # noqa: E402
-from metrics import LABELS  # noqa: E402
+from hippo.data.cases import LABELS
+from hippo.files import atomic
 
 COLOURS = {1: "#56B4E9", 2: "#E69F00"}  # anterior, posterior
+
+
 TRAIN, VALIDATION = "#999999", "#000000"
 
 
@@ -121,6 +120,8 @@ def outlines(rows, path, title):
 
 
 _CONFIGURATIONS = ["#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999"]
+
+
 _MARKERS = "osD^vPX*"
 
 

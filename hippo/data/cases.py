@@ -1,0 +1,165 @@
+"""The data: Decathlon folders and their checks, splits by case, the data sets of volumes and slices, augmentation.
+
+A Decathlon folder holds dataset.json, imagesTr/<case>.nii.gz and labelsTr/<case>.nii.gz (0 background, 1 anterior,
+2 posterior). Volumes are (D, H, W) arrays in RAS orientation (x to the right, y to the front, z up), 1 mm isotropic.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from hippo.data.intensity import normalise
+from hippo.data.nifti import read_nifti, spacing_mm
+from hippo.errors import UserError, require
+
+LABELS = {1: "anterior", 2: "posterior"}
+
+
+GET_DATA = "python get_data.py (the real data) or python phantom.py (synthetic volumes, then --data_root=phantom)"
+
+
+class Case(NamedTuple):
+    """One case's id and files."""
+
+    id: str
+    image: Path
+    label: Path
+
+
+class Volume(NamedTuple):
+    """A case in memory: image float32, normalised, and label uint8, both (D, H, W) in RAS; spacing in mm."""
+
+    id: str
+    image: np.ndarray
+    label: np.ndarray
+    spacing_mm: tuple
+
+
+def case_id(path):
+    """The file's name without .nii or .nii.gz."""
+    name = Path(path).name
+    return name.removesuffix(".gz").removesuffix(".nii")
+
+
+def list_cases(root, max_cases=0):
+    """The labelled cases of a Decathlon folder, sorted by id; max_cases > 0 keeps the first so many.
+
+    Returns (cases, info), info being dataset.json's content. Raises UserError where the folder, dataset.json, an
+    image or a label is missing.
+    """
+    root = Path(root)
+    require(root.is_dir(), f"{root}: no such folder; get data with: {GET_DATA}")
+    info = _dataset_json(root)
+    images = {case_id(p): p for p in list_volumes(root / "imagesTr")}
+    labels = {case_id(p): p for p in list_volumes(root / "labelsTr")}
+    require(images, f"{root / 'imagesTr'}: no .nii.gz volumes in it; get data with: {GET_DATA}")
+    for entry in info["training"]:
+        name = case_id(entry["image"])
+        require(
+            name in images,
+            f"{root / 'imagesTr' / name}.nii.gz is listed in dataset.json but missing; get the data again with: {GET_DATA}",
+        )
+    for name in sorted(images):
+        require(
+            name in labels,
+            f"{images[name]} has no label; expected {root / 'labelsTr' / images[name].name}: add it or remove the image",
+        )
+    cases = [Case(name, images[name], labels[name]) for name in sorted(images)]
+    return cases[:max_cases] if max_cases > 0 else cases, info
+
+
+def _dataset_json(root):
+    path = root / "dataset.json"
+    require(path.is_file(), f"{path}: missing, so {root} is no Decathlon folder; get data with: {GET_DATA}")
+    try:
+        info = json.loads(path.read_text(encoding="utf-8"))
+        [case_id(entry["image"]) for entry in info["training"]]
+        return info
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f'{path}: expected JSON with a list "training" of image and label ({error!r}); get the data again with: {GET_DATA}'
+        ) from None
+
+
+def list_volumes(folder):
+    """The NIfTI files of a folder, sorted, without hidden ones (such as macOS's ._ files); none where there is no folder."""
+    if not folder.is_dir():
+        return []
+    return sorted(p for p in folder.iterdir() if p.name.endswith((".nii.gz", ".nii")) and not p.name.startswith("."))
+
+
+def is_synthetic(info):
+    """Whether dataset.json says that the data are synthetic phantoms."""
+    return bool(info.get("synthetic", False))
+
+
+def split_cases(cases, fold):
+    """(training, validation) of sorted cases. fold -1: the first 80 % train; 0-4: nnU-Net's five folds, which are
+    scikit-learn's KFold(5, shuffle=True, random_state=12345). Raises UserError where a side would be empty."""
+    require(-1 <= fold <= 4, f"--fold={fold}: expected -1 (first 80 % train) or 0 to 4")
+    n = len(cases)
+    if fold == -1:
+        validation = set(range(int(0.8 * n), n))
+    else:
+        order = np.arange(n)
+        np.random.RandomState(12345).shuffle(order)
+        validation = set(np.array_split(order, 5)[fold].tolist())
+    train = [c for i, c in enumerate(cases) if i not in validation]
+    require(
+        train and validation,
+        f"{n} cases cannot be split into training and validation (fold {fold}); expected at least 5",
+    )
+    return train, [cases[i] for i in sorted(validation)]
+
+
+def describe_data(info, cases, train, val):
+    """What a run or a set of slices was made from, for its config.json."""
+    listing = "".join(f"{case.id} {case.image.stat().st_size} {case.label.stat().st_size}\n" for case in cases)
+    return {
+        "name": info.get("name", ""),
+        "synthetic": is_synthetic(info),
+        "listing_sha256": hashlib.sha256(listing.encode()).hexdigest(),
+        "train_cases": [case.id for case in train],
+        "val_cases": [case.id for case in val],
+    }
+
+
+def load_case(case):
+    """Reads, checks and normalises a labelled case. Returns Volume. Raises UserError, see read_nifti, and where image
+    and label do not match, a label value is not 0, 1 or 2, or the spacing is not 1 mm.
+    """
+    array, image = read_nifti(case.image)
+    label, label_image = read_nifti(case.label)
+    require(
+        array.shape == label.shape,
+        f"{case.label}: the label's shape {label.shape} is not the image's {array.shape}; correct one of them",
+    )
+    require(
+        np.allclose(image.affine, label_image.affine, atol=1e-2),
+        f"{case.label}: its affine is not that of {case.image}; correct one of them",
+    )
+    values = np.unique(label)
+    require(
+        np.isin(values, (0, 1, 2)).all(),
+        f"{case.label}: expected the values 0, 1 and 2, got {values.tolist()[:8]}; correct the label",
+    )
+    spacing = spacing_mm(image)
+    require(
+        np.allclose(spacing, 1, atol=0.02),
+        f"{case.image}: training expects 1 mm isotropic voxels, got {spacing} mm; resample it first",
+    )
+    require(array.min() < array.max(), f"{case.image}: every voxel has the same value; export it again")
+    return Volume(case.id, normalise(array), label.astype(np.uint8), spacing)
+
+
+def load_volumes(root, names):
+    """The Volumes of the named cases of a Decathlon folder. Raises UserError, see load_case, and for an unknown name."""
+    cases = {case.id: case for case in list_cases(root)[0]}
+    for name in names:
+        require(
+            name in cases, f"{root}: no case {name}; name the --data_root that the run or the slices were made from"
+        )
+    return [load_case(cases[name]) for name in names]

@@ -1,0 +1,21 @@
+"""Intensities of images: normalisation."""
+
+import numpy as np
+
+CLIP_PERCENTILES = (0.5, 99.5)
+
+
+def normalise(array):
+    """float32 image with outliers clipped (0.5 and 99.5 percentile), zero mean and unit variance; zeros if constant."""
+    array = array.astype(np.float32)
+    array = np.clip(array, *np.percentile(array, CLIP_PERCENTILES).astype(np.float32))
+    if array.min() == array.max():
+        return np.zeros_like(array)
+    array -= array.mean()
+    return array / array.std()
+
+
+def to_unit_range(image):
+    """An image scaled to [0, 1]; zeros if constant."""
+    low, high = image.min(), image.max()
+    return (image - low) / max(float(high - low), 1e-8)

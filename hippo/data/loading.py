@@ -1,0 +1,80 @@
+"""Batches of augmented patches in an order that depends on the seed only."""
+
+import signal
+
+import numpy as np
+import torch
+
+from hippo.data.augment import augment
+from hippo.processes import rank, world_size
+
+
+class AugmentedDataset(torch.utils.data.Dataset):
+    """Training images in memory, volumes or slices; an item is an augmented patch: image (1, *patch) float32, label
+    (*patch) uint8.
+
+    An item's key is (pass, index), as EpochSampler yields it, and its random numbers depend on (seed, pass, index)
+    only: the same whatever the number of workers or the epoch that a run was resumed at.
+    """
+
+    def __init__(self, images, labels, patch, seed, augmentation):
+        self.images, self.labels = images, labels
+        self.patch, self.seed, self.augmentation = tuple(patch), seed, augmentation
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, key):
+        number, index = key
+        rng = np.random.default_rng([self.seed, number, index])
+        return augment(self.images[index], self.labels[index], self.patch, rng, **self.augmentation)
+
+
+class EpochSampler:
+    """Batches of keys (pass, index), each index once a pass, in an order that depends on (seed, pass) only.
+
+    An epoch is one pass, or with few cases as many as make `min_steps` batches. Set `epoch`, and `start` (batches to
+    leave out, those of a resumed epoch), before iterating. With several processes, number `rank` of `world` gets every
+    world-th key of each batch; one for whom none is left gets the first, which its share of 0 takes out of the mean.
+    """
+
+    def __init__(self, length, batch_size, seed, min_steps=1, rank=0, world=1):
+        self.length, self.batch_size, self.seed, self.epoch, self.start = length, batch_size, seed, 0, 0
+        self.rank, self.world = rank, world
+        self.batches = -(-length // batch_size)  # of a pass
+        self.passes = max(1, -(-min_steps // self.batches))
+
+    def __len__(self):
+        return self.passes * self.batches
+
+    def __iter__(self):
+        drawn = None
+        for step in range(self.start, len(self)):
+            number, batch = self.epoch * self.passes + step // self.batches, step % self.batches
+            if number != drawn:
+                order, drawn = np.random.default_rng([self.seed, number]).permutation(self.length), number
+            chosen = order[batch * self.batch_size : (batch + 1) * self.batch_size]
+            mine = chosen[self.rank :: self.world]
+            yield [(number, int(i)) for i in (mine if len(mine) else chosen[:1])]
+
+    def share(self, step):
+        """This process's part of a batch, times the number of processes: what its mean loss counts in their average."""
+        size = min(self.batch_size, self.length - step % self.batches * self.batch_size)
+        return len(range(self.rank, size, self.world)) / size * self.world
+
+
+def make_loader(data, cfg, device):
+    """The batches of a training set whose items are keyed by (pass, index), in an order that depends on cfg.seed."""
+    return torch.utils.data.DataLoader(
+        data,
+        batch_sampler=EpochSampler(len(data), cfg.batch_size, cfg.seed, cfg.min_steps, rank(), world_size()),
+        num_workers=cfg.num_workers,
+        persistent_workers=cfg.num_workers > 0,
+        worker_init_fn=_ignore_interrupts,
+        multiprocessing_context="spawn" if cfg.num_workers else None,
+        pin_memory=device.type == "cuda",
+    )
+
+
+def _ignore_interrupts(_):
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's

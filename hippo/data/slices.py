@@ -1,0 +1,123 @@
+"""The slices that data_aug.py writes: reading them back, with checks."""
+
+import csv
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from hippo.data.cases import load_volumes
+from hippo.data.nifti import READ_ERRORS
+from hippo.errors import UserError, require
+
+PLANES = ("sagittal", "coronal", "axial")  # slices perpendicular to x, y and z
+
+
+_SLICES_AGAIN = "make the slices again with: python data_aug.py"
+
+
+class Slices(NamedTuple):
+    """Slices in memory: images (N, H, W) float32 in [0, 1], masks (N, H, W) uint8, and the case and plane of each."""
+
+    images: np.ndarray
+    masks: np.ndarray
+    cases: list
+    planes: list
+
+
+def read_index(folder):
+    """(rows of index.csv as dicts, "number" an int; settings with "SIZE", "FOLD" and "DATA") of a folder that data_aug.py
+    wrote.
+
+    Raises UserError where it is missing or not finished, where index.csv and the files do not match, and where a case
+    has slices on both sides.
+    """
+    folder, again = Path(folder), _SLICES_AGAIN
+    require(folder.is_dir(), f"{folder}: no such folder; make it with: python data_aug.py")
+    index = folder / "index.csv"
+    require(index.is_file(), f"{index}: missing, so {folder} is not finished; complete it with: python data_aug.py")
+    names = ("number", "case", "plane", "position", "augmentation", "parameters", "split")
+    try:
+        with open(index, newline="", encoding="utf-8") as file:
+            rows = [{name: r[name] for name in names} | {"number": int(r["number"])} for r in csv.DictReader(file)]
+        settings = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
+        settings = {**settings, "SIZE": int(settings["SIZE"]), "FOLD": int(settings["FOLD"])}
+        expected = {"train": set(settings["DATA"]["train_cases"]), "val": set(settings["DATA"]["val_cases"])}
+    except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
+        raise UserError(f"{index}: it or settings.json beside it is damaged ({error!r}); {again}") from None
+    both = expected["train"] & expected["val"]
+    require(not both, f"{index}: {min(both, default='')} is both a training and a validation case; {again}")
+    for row in rows:
+        known = row["plane"] in PLANES and row["split"] in expected
+        require(known, f"{index}: slice {row['number']}: unknown plane or split; {again}")
+        fits = row["case"] in expected[row["split"]]
+        require(fits, f"{index}: {row['case']} is no {row['split']} case by settings.json; {again}")
+    for split in expected:
+        require(any(row["split"] == split for row in rows), f"{index}: no {split} slices in it; {again}")
+    for kind, name in (("images", "img"), ("masks", "mask")):
+        there = {path.name for path in (folder / kind).glob("[!.]*.npy")}
+        listed = {f"{name}_{row['number']:06d}.npy" for row in rows}
+        for problem, names in (("missing", listed - there), ("not in index.csv", there - listed)):
+            first = folder / kind / min(names, default="")
+            require(not names, f"{first}: {problem} ({len(names)} such files); {again}")
+    return rows, settings
+
+
+def load_slice(folder, number, size):
+    """(image float32, mask uint8), both (size, size), of one slice. Raises UserError for an array of another shape or type
+    and for a mask with other values than 0, 1 and 2."""
+    arrays = []
+    for kind, name, kinds in (("images", "img", "f"), ("masks", "mask", "iu")):
+        path = Path(folder) / kind / f"{name}_{number:06d}.npy"
+        try:
+            array = np.load(path, allow_pickle=False)
+        except READ_ERRORS as error:
+            raise UserError(f"{path}: not a readable .npy file ({type(error).__name__}); {_SLICES_AGAIN}") from None
+        size_fits = array.shape == (size, size)
+        require(size_fits, f"{path}: expected shape ({size}, {size}), got {array.shape}; {_SLICES_AGAIN}")
+        finite = array.dtype.kind in kinds and np.isfinite(array).all()
+        require(finite, f"{path}: expected finite numbers, got {array.dtype}; {_SLICES_AGAIN}")
+        arrays.append(array)
+    image, mask = arrays
+    require(mask.min() >= 0 and mask.max() <= 2, f"{path}: expected values 0, 1 and 2; {_SLICES_AGAIN}")
+    return image.astype(np.float32), mask.astype(np.uint8)
+
+
+def load_slices(folder):
+    """(training Slices, validation Slices, settings) of a folder that data_aug.py wrote. Raises UserError, see read_index
+    and load_slice."""
+    rows, settings = read_index(folder)
+    size, parts = settings["SIZE"], []
+    for split in ("train", "val"):
+        chosen = [row for row in rows if row["split"] == split]
+        images = np.empty((len(chosen), size, size), np.float32)
+        masks = np.empty((len(chosen), size, size), np.uint8)
+        for i, row in enumerate(chosen):
+            images[i], masks[i] = load_slice(folder, row["number"], size)
+        parts.append(Slices(images, masks, [row["case"] for row in chosen], [row["plane"] for row in chosen]))
+    return *parts, settings
+
+
+def take(slices, chosen):
+    """The chosen ones of a dataset.Slices."""
+    chosen = list(chosen)
+    lists = ([values[i] for i in chosen] for values in (slices.cases, slices.planes))
+    return type(slices)(slices.images[chosen], slices.masks[chosen], *lists)
+
+
+def first_cases(slices, n):
+    """The slices of the first n sorted cases."""
+    kept = set(sorted(set(slices.cases))[:n])
+    return take(slices, (i for i, case in enumerate(slices.cases) if case in kept))
+
+
+def slice_grids(root, volumes, names, size):
+    """{case: {plane: (size of its slices' pixels in mm, its slices' own shape)}} for the volumes and for cases by name."""
+    known = {volume.id for volume in volumes}
+    grids = {}
+    for volume in [*volumes, *load_volumes(root, sorted(names - known))]:
+        shape = np.array(volume.image.shape)
+        mm = shape * volume.spacing_mm / size
+        grids[volume.id] = {p: (tuple(np.delete(mm, a)), tuple(np.delete(shape, a))) for a, p in enumerate(PLANES)}
+    return grids

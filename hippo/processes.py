@@ -1,0 +1,91 @@
+"""Several processes, as torchrun starts them, and Ctrl-C.
+
+torchrun --nproc_per_node=2 train_3d.py
+"""
+
+import os
+import signal
+import sys
+import threading
+
+import torch
+import torch.distributed as dist
+
+from hippo.errors import UserError, require
+
+
+def join_processes():
+    """Joins the processes that torchrun started, and silences all but the first; without torchrun does nothing."""
+    if "RANK" in os.environ and not dist.is_initialized():
+        cuda = torch.cuda.is_available() and dist.is_nccl_available()
+        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo")
+        if rank():
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (stays open)
+
+
+def refuse_several_processes(advice):
+    """Raises UserError where torchrun started this process; `advice` says what to do instead."""
+    require("RANK" not in os.environ, f"this script runs in one process: {advice} instead of torchrun")
+
+
+def rank():
+    """The number of this process; 0 is the one that writes files."""
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+def world_size():
+    """The number of processes."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def gather(value):
+    """The value of every process, in their order."""
+    values = [value] * world_size()
+    if world_size() > 1:
+        dist.all_gather_object(values, value)
+    return values
+
+
+def on_first(function, *args):
+    """Calls function in the first process only, and gives its result, or its error, to all."""
+    if world_size() == 1:
+        return function(*args)
+    result = [None, None]
+    if rank() == 0:
+        try:
+            result[0] = function(*args)
+        except (UserError, OSError) as error:
+            result[1] = str(error)
+    dist.broadcast_object_list(result, src=0)
+    if result[1] is not None:
+        raise UserError(result[1])
+    return result[0]
+
+
+class Interrupt:
+    """Inside `with Interrupt() as interrupt`, a first Ctrl-C only sets interrupt.asked; a second one interrupts at once."""
+
+    def __enter__(self):
+        self.asked, self.before = False, None
+        if threading.current_thread() is threading.main_thread():
+            self.before = signal.signal(signal.SIGINT, self._handle)
+        return self
+
+    def _handle(self, *_):
+        if self.asked:
+            raise KeyboardInterrupt("nothing was saved since the last epoch")
+        self.asked = True
+        print("\nstopping after this step (Ctrl-C again: at once)", file=sys.stderr)
+
+    def __exit__(self, *_):
+        if self.before is not None:
+            signal.signal(signal.SIGINT, self.before)
+
+
+def any_process(flag):
+    """Whether a flag is set in any of the processes."""
+    if world_size() == 1:
+        return flag
+    flags = torch.tensor(float(flag))
+    torch.distributed.all_reduce(flags)
+    return bool(flags)

@@ -1,0 +1,42 @@
+"""Scores finished runs together: the probabilities of their final weights are averaged.
+
+    python -m tools.ensemble                              the 3D run and the short 2D run, half a minute on two CPU cores
+    python -m tools.ensemble --runs="['one','another']"   any runs of train_3d.py and train2d.py on one split
+
+Writes into OUT_DIR: metrics.json (as a run's, and "members": the mean of each run) and plots/*.png. The runs must have
+been trained on one split, and are scored on the cases that it held out. The short 2D run is made by:
+
+    python data_aug.py --out_dir=dataset_2d_64 --size=64 --slices_per_plane=30 --share_none=1 --share_rotation=0 \\
+        --share_affine=0 --share_flip=0
+    python train2d.py --data_dir=dataset_2d_64 --out_dir=checkpoints-2d-64 --epochs=3 --muon_rate=0.04 --cooldown=0 \\
+        --ema=0.998 --shift_voxels=4 --dice_smooth=8
+"""
+
+from hippo.device import pick_device
+from hippo.errors import require
+from hippo.options import configure, run_script
+from hippo.processes import refuse_several_processes
+from hippo.scoring.ensemble import score_together
+
+RUNS = ["results_hippocampus-3D", "checkpoints-2d-64"]  # folders of finished runs
+DATA_ROOT = "Task04_Hippocampus"  # Decathlon folder that they were trained on
+OUT_DIR = "results_ensemble"  # folder for results; one that holds results is kept as <name>.previous-N
+TTA = True  # test-time augmentation of the 3D models
+DEVICE = "auto"  # auto (CUDA where there is one, CPU otherwise), cpu, cuda, cuda:1
+AMP = True  # mixed precision: fp16 on CUDA, bf16 on a CPU that has it
+
+
+def main():
+    run(configure(globals()))
+
+
+def run(cfg):
+    """Scores the runs of a configuration together; returns the content of metrics.json."""
+    refuse_several_processes("start it")
+    require(cfg.runs, "--runs=[]: expected the folders of finished runs")
+    device, dtype = pick_device(cfg.device, cfg.amp)
+    return score_together(cfg.runs, cfg.data_root, cfg.out_dir, cfg.tta, device, dtype)
+
+
+if __name__ == "__main__":
+    run_script(main)
