@@ -6,10 +6,9 @@ case by case with nnU-Net's predictions.
     python cross_validate.py --folds="[0]"   one fold only, for a cluster; the same without it then gathers all five
 
 The recipe is the same for all folds, and the final weights count: no epoch is chosen on a scored fold. Writes into
-RUNS/fold_N: 3d-SEED, 2d-SEED (runs of the training scripts) and together_... ; and into OUT_DIR: cross_validation.json
-(per case, per label, per fold; means with bootstrap 95 % intervals; "members": the single models; "gain": of all
-together over the first of them) and
-plots/cross_validation_*.png.
+RUNS/fold_N: 3d-SEED and 2d-SEED (runs of the training scripts), and together_... (their scores together). Writes into
+OUT_DIR: cross_validation.json (per case, per label, per fold; means with bootstrap 95 % intervals; "members": each
+model alone; "gain": of all together over the first) and plots/cross_validation_*.png.
 """
 
 import csv
@@ -17,27 +16,27 @@ import json
 import shutil
 from pathlib import Path
 
-import numpy as np
-
 import data_aug
 import train2d
 import train_3d
 from hippo.data.cases import LABELS
-from hippo.device import pick_device
+from hippo.device import set_up_device
 from hippo.errors import UserError, require
-from hippo.files import keep_earlier, load_json, save_json
-from hippo.options import configure, run_script
+from hippo.files import load_json, save_json, set_aside
+from hippo.options import configure, constants, run_script
 from hippo.pictures import plots
 from hippo.processes import refuse_several_processes
 from hippo.scoring.ensemble import score_together
 from hippo.scoring.statistics import bootstrap, summarise
 from hippo.training.run_folder import same_constants
 
+import numpy as np
+
 # data
 DATA_ROOT = "Task04_Hippocampus"  # Decathlon folder: dataset.json, imagesTr, labelsTr
 FOLDS = [0, 1, 2, 3, 4]  # nnU-Net's folds to run
 RUNS = "cross_validation_runs"  # folder of the runs, one folder for each fold
-OUT_DIR = "results_hippocampus-3D"  # folder for the results of all folds together
+OUT_DIR = "results_cross_validation"  # folder for the results of all folds together
 PEER = "references/nnunet_v1_3d_fullres_oof_dice.csv"  # nnU-Net's out-of-fold Dice of each case; empty: no comparison
 # training: everything else is the training scripts'
 EPOCHS = train_3d.EPOCHS  # epochs of the 3D model
@@ -51,10 +50,10 @@ DEVICE = "auto"  # auto (CUDA where there is one, CPU otherwise), cpu, cuda, cud
 AMP = True  # mixed precision: fp16 on CUDA, bf16 on a CPU that has it
 NUM_WORKERS = 0  # processes that augment; 0: the main one
 
-# a 2D recipe of minutes: small slices that are stored as they are and augmented anew in each epoch, and Muon
-_SLICES = {"share_none": 1.0, "share_rotation": 0.0, "share_affine": 0.0, "share_flip": 0.0}
-_SLICES_ARE = ("fold", "size", "slices_per_plane")  # what slices that are there must agree in
-_RECIPE_2D = {"muon_rate": 0.04, "cooldown": 0.0, "ema": 0.998, "shift_voxels": 4.0, "dice_smooth": 8.0}
+# the short 2D recipe: small slices, stored as they are and augmented anew in each epoch, and Muon
+PLAIN_SLICES = {"share_none": 1.0, "share_rotation": 0.0, "share_affine": 0.0, "share_flip": 0.0}
+SHORT_RECIPE_2D = {"muon_rate": 0.04, "cooldown": 0.0, "ema": 0.998, "shift_voxels": 4.0, "dice_smooth": 8.0}
+_SLICES_AGREE = ("fold", "size", "slices_per_plane")  # settings by which slices that are there are the right ones
 
 
 def main():
@@ -62,7 +61,7 @@ def main():
 
 
 def run(cfg):
-    """Runs the folds of a configuration that are not done yet; returns the content of cross_validation.json, once all
+    """Runs the folds of a configuration that are not done yet. Returns the content of cross_validation.json, once all
     five are there, else None."""
     check(cfg)
     peer = read_peer(cfg.peer) if cfg.peer else {}
@@ -77,26 +76,21 @@ def run(cfg):
     if missing:
         print(f"still to run: {', '.join(map(str, missing))}; then: python cross_validate.py")
         return None
-    result = collect([folder / result_name(names) for folder in folders], peer)
-    alone = {name: collect([folder / name for folder in folders], peer) for name in names}
-    kept = ("mean", "std", "folds", "training_minutes", "interval", "difference")
-    result["members"] = {name: {k: part[k] for k in kept if k in part} for name, part in alone.items()}
-    scores = {name: {case: values["dice"] for case, values in part["cases"].items()} for name, part in alone.items()}
-    for name, dice in scores.items():
-        result["members"][name]["dice"] = dice
-    if len(names) > 1:
-        first = scores[names[0]]
-        result["gain"] = bootstrap([np.mean(v["dice"]) - np.mean(first[case]) for case, v in result["cases"].items()])
-    path = Path(cfg.out_dir) / "cross_validation.json"
-    if path.is_file() and load_json(path, "python cross_validate.py") != json.loads(json.dumps(result)):
-        keep_earlier(path)
-    save_json(path, result)
+    result = collect_members(folders, names, peer)
+    save(result, Path(cfg.out_dir) / "cross_validation.json")
     draw(result, peer, Path(cfg.out_dir) / "plots")
-    for name, interval in (("mean", result["interval"]), ("difference from nnU-Net", result.get("difference"))):
-        if interval:
-            low, high = interval["interval"]
-            print(f"{name}: Dice {interval['mean']:.4f} (95 % interval {low:.4f} to {high:.4f})")
+    for text, part in (("mean", result["interval"]), ("difference from nnU-Net", result.get("difference"))):
+        if part:
+            low, high = part["interval"]
+            print(f"{text}: Dice {part['mean']:.4f} (95 % interval {low:.4f} to {high:.4f})")
     return result
+
+
+def save(result, path):
+    """Writes the result; another one that is there is set aside."""
+    if path.is_file() and load_json(path, "python cross_validate.py") != json.loads(json.dumps(result)):
+        set_aside(path)
+    save_json(path, result)
 
 
 def check(cfg):
@@ -125,7 +119,7 @@ def jobs(cfg, fold):
     """The scripts of a fold, each with its options: [(module, {option: value}), ...]."""
     folder, slices = Path(cfg.runs) / f"fold_{fold}", str(Path(cfg.runs) / f"fold_{fold}" / "slices")
     same = {name: getattr(cfg, name) for name in ("data_root", "device", "amp", "num_workers")}
-    size = {"size": cfg.slice_size, "slices_per_plane": cfg.slices_per_plane, **_SLICES}
+    size = {"size": cfg.slice_size, "slices_per_plane": cfg.slices_per_plane, **PLAIN_SLICES}
     result = (
         [(data_aug, {"data_root": cfg.data_root, "fold": fold, "out_dir": slices, **size})] if cfg.epochs_2d else []
     )
@@ -133,46 +127,55 @@ def jobs(cfg, fold):
         options = {**same, "seed": seed, "fold": fold, "epochs": cfg.epochs, "base_channels": cfg.base_channels}
         result.append((train_3d, {**options, "out_dir": f"{folder}/3d-{seed}"}))
         if cfg.epochs_2d:
-            options = {**same, "seed": seed, "data_dir": slices, "epochs": cfg.epochs_2d, **_RECIPE_2D}
+            options = {**same, "seed": seed, "data_dir": slices, "epochs": cfg.epochs_2d, **SHORT_RECIPE_2D}
             result.append((train2d, {**options, "out_dir": f"{folder}/2d-{seed}"}))
     return result
 
 
 def run_fold(cfg, fold):
     """Trains and scores the models of a fold, as far as they are not there yet."""
-    folder, names = Path(cfg.runs) / f"fold_{fold}", member_names(cfg)
-    slices = folder / "slices"
-    for train, options in jobs(cfg, fold):
-        job = configure(vars(train), [], **options)
-        if train is data_aug:
-            cutting = job
+    folder, names, slices = Path(cfg.runs) / f"fold_{fold}", member_names(cfg), None
+    for script, options in jobs(cfg, fold):
+        job = configure(vars(script), [], **options)
+        if script is data_aug:
+            slices = job  # made when a training needs them
         elif (Path(job.out_dir) / "metrics.json").is_file():
-            before = same_constants(job.out_dir, job)
-            then = before["data"].get("slices", {})
-            wrong = [n for n in _SLICES_ARE if train is train2d and then.get(n.upper()) != getattr(cutting, n)]
-            require(not wrong, f"{job.out_dir} was trained on other slices ({', '.join(wrong)}); choose another --runs")
-            print(f"{job.out_dir} is done already")
+            check_finished(script, job, slices)
         else:
-            if train is train2d:
-                cut(cutting)
+            if script is train2d:
+                make_slices(slices)
             job.resume = True
-            train.run(job)
-    shutil.rmtree(slices, ignore_errors=True)  # a quarter of a GB, and made again in seconds
+            script.run(job)
+    shutil.rmtree(folder / "slices", ignore_errors=True)  # a quarter of a GB, and made again in seconds
     if len(names) > 1:
-        runs, out_dir = [f"{folder}/{name}" for name in names], folder / result_name(names)
-        means = {run: load_json(f"{run}/metrics.json", "python cross_validate.py")["mean"] for run in runs}
-        path = out_dir / "metrics.json"
-        if not path.is_file() or load_json(path, "python cross_validate.py").get("members") != means:
-            device, dtype = pick_device(cfg.device, cfg.amp)
-            score_together(runs, cfg.data_root, out_dir, True, device, dtype)
+        score_fold(cfg, folder, names)
 
 
-def cut(cfg):
+def check_finished(script, job, slices):
+    """Raises UserError where a finished run was trained with other constants, or on other slices, than `job` asks for."""
+    before = same_constants(job.out_dir, job, constants(vars(script)))
+    then = before["data"].get("slices", {})
+    wrong = [n for n in _SLICES_AGREE if script is train2d and then.get(n.upper()) != getattr(slices, n)]
+    require(not wrong, f"{job.out_dir} was trained on other slices ({', '.join(wrong)}); choose another --runs")
+    print(f"{job.out_dir} is done already")
+
+
+def score_fold(cfg, folder, names):
+    """Scores the models of a fold together, unless that is done."""
+    runs, out_dir = [f"{folder}/{name}" for name in names], folder / result_name(names)
+    means = {run: load_json(f"{run}/metrics.json", "python cross_validate.py")["mean"] for run in runs}
+    path = out_dir / "metrics.json"
+    if not path.is_file() or load_json(path, "python cross_validate.py").get("members") != means:
+        device, dtype = set_up_device(cfg.device, cfg.amp)
+        score_together(runs, cfg.data_root, out_dir, True, device, dtype)
+
+
+def make_slices(cfg):
     """Makes the slices of a data_aug.py configuration, unless they are there."""
     folder = Path(cfg.out_dir)
     if (folder / "index.csv").is_file():
         there = load_json(folder / "settings.json", "python cross_validate.py")
-        if all(there.get(name.upper()) == getattr(cfg, name) for name in _SLICES_ARE):
+        if all(there.get(name.upper()) == getattr(cfg, name) for name in _SLICES_AGREE):
             return
         shutil.rmtree(folder)
     data_aug.run(cfg)
@@ -190,8 +193,22 @@ def read_peer(path):
         ) from None
 
 
+def collect_members(folders, names, peer):
+    """The content of cross_validation.json: all models together and, under "members", each alone."""
+    result = collect([folder / result_name(names) for folder in folders], peer)
+    result["members"], kept = {}, ("mean", "std", "folds", "training_minutes", "interval", "difference")
+    for name in names:
+        alone = collect([folder / name for folder in folders], peer)
+        dice = {case: values["dice"] for case, values in alone["cases"].items()}
+        result["members"][name] = {**{key: alone[key] for key in kept if key in alone}, "dice": dice}
+    if len(names) > 1:
+        first = result["members"][names[0]]["dice"]
+        result["gain"] = bootstrap([np.mean(v["dice"]) - np.mean(first[case]) for case, v in result["cases"].items()])
+    return result
+
+
 def collect(folders, peer):
-    """The content of cross_validation.json from the folds' metrics.json."""
+    """The scores of all cases from the folds' metrics.json, with their means and intervals."""
     parts = [load_json(folder / "metrics.json", "python cross_validate.py") for folder in folders]
     cases = {
         case: {"fold": fold, **values} for fold, part in enumerate(parts) for case, values in part["cases"].items()

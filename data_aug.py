@@ -21,10 +21,6 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
-import torch
-from tqdm import tqdm
-
 from hippo.data.augment import augment_slice
 from hippo.data.cases import describe_data, list_cases, load_case, split_cases
 from hippo.data.intensity import to_unit_range
@@ -33,6 +29,10 @@ from hippo.data.spatial import resample
 from hippo.errors import UserError, require
 from hippo.files import atomic, fresh_folder, save_json
 from hippo.options import configure, run_script
+
+import numpy as np
+import torch
+from tqdm import tqdm
 
 # data
 DATA_ROOT = "Task04_Hippocampus"  # Decathlon folder: dataset.json, imagesTr, labelsTr

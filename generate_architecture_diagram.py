@@ -10,24 +10,24 @@ A forward pass on zeros records what each stage puts out; boxes are as wide as i
 import math
 from pathlib import Path
 
-import matplotlib.pyplot as plt
-import torch
-from matplotlib.patches import FancyArrowPatch, Rectangle
-
 import model2d
 import unet_inr_3d
 from hippo.errors import require
 from hippo.models.blocks import count_parameters
+from hippo.models.checkpoint import MODELS
 from hippo.options import configure, run_script
 from hippo.pictures import plots
 
+import torch
+from matplotlib.patches import FancyArrowPatch, Rectangle
+
 MODEL = "UNet3DWithINR"  # a model of unet_inr_3d.py or model2d.py
-DEPTH = 2  # number of poolings (UNet3DWithINR only; train_3d.py's default)
+UNET_DEPTH = 2  # number of poolings (UNet3DWithINR only; train_3d.py's default)
 USE_INR = True  # with the INR (SIREN coordinate) head
 OUT = "architecture.jpg"  # picture to write, overwritten
 
-_MODELS = {**unet_inr_3d.MODELS, **model2d.MODELS}
 _ENCODER, _DECODER, _HEAD, _INR = "#56B4E9", "#009E73", "#E69F00", "#CC79A7"
+_GAP = 0.27  # below a box, for its size
 
 
 def main():
@@ -36,12 +36,12 @@ def main():
 
 def run(cfg):
     """Draws the model of a configuration; returns the picture's path."""
-    require(cfg.model in _MODELS, f"--model={cfg.model}: expected one of {', '.join(_MODELS)}")
-    require(1 <= cfg.depth <= 5, f"--depth={cfg.depth}: expected 1 to 5")
+    require(cfg.model in MODELS, f"--model={cfg.model}: expected one of {', '.join(MODELS)}")
+    require(1 <= cfg.unet_depth <= 5, f"--unet_depth={cfg.unet_depth}: expected 1 to 5")
     endings = (".jpg", ".jpeg", ".png")
     require(Path(cfg.out).suffix in endings, f"--out={cfg.out}: expected a name that ends in {', '.join(endings)}")
-    args = {"depth": cfg.depth} if cfg.model == "UNet3DWithINR" else {}
-    model = _MODELS[cfg.model](use_inr=cfg.use_inr, **args)
+    args = {"depth": cfg.unet_depth} if cfg.model == "UNet3DWithINR" else {}
+    model = MODELS[cfg.model](use_inr=cfg.use_inr, **args)
     shape = (unet_inr_3d if model.dim == 3 else model2d).INPUT
     title = f"{cfg.model}{' with INR head' * cfg.use_inr}: {count_parameters(model):,} parameters"
     draw(model, outputs(model, shape), shape, Path(cfg.out), title)
@@ -79,77 +79,108 @@ def kernel(conv):
     return "x".join(map(str, conv.kernel_size))
 
 
-def draw(model, shapes, shape, path, title):
-    """The U: encoder down on the left, decoder up on the right, skips across, heads at the upper right."""
-    unet, stages, across, down = model.unet, len(model.unet.down), 1.6, 2.1
-    figure, axes = plt.subplots(figsize=(2.4 * stages + 4.3, 1.8 * stages + 1.8), layout="constrained")
-    axes.set_axis_off()
+class Canvas:
+    """A figure in data coordinates, for boxes, arrows and words."""
 
-    def box(x, y, size, colour):
+    def __init__(self, size):
+        self.figure, self.axes = plots.panels(1, 1, size)
+        self.axes.set_axis_off()
+
+    def box(self, x, y, size, colour):
         """A box for a tensor (B, C, *S), centred at x, y; returns its half width and half height."""
         width, height = 0.16 * math.log2(size[1]) + 0.1, 0.17 * math.log2(size[2]) + 0.1
-        axes.add_patch(Rectangle((x - width / 2, y - height / 2), width, height, facecolor=colour, edgecolor="black"))
-        axes.text(x, y, size[1], ha="center", va="center", fontsize=12, weight="bold")
-        axes.text(x, y - height / 2 - 0.05, " x ".join(map(str, size[2:])), ha="center", va="top", fontsize=9)
+        corner = (x - width / 2, y - height / 2)
+        self.axes.add_patch(Rectangle(corner, width, height, facecolor=colour, edgecolor="black"))
+        self.text(x, y, size[1], fontsize=12, weight="bold")
+        self.text(x, y - height / 2 - 0.05, " x ".join(map(str, size[2:])), va="top")
         return width / 2, height / 2
 
-    def arrow(start, end, colour="black", style="-"):
+    def arrow(self, start, end, colour="black", style="-"):
         options = {"arrowstyle": "-|>", "mutation_scale": 14, "color": colour, "linestyle": style, "linewidth": 1.6}
-        axes.add_patch(FancyArrowPatch(start, end, shrinkA=0, shrinkB=0, **options))
+        self.axes.add_patch(FancyArrowPatch(start, end, shrinkA=0, shrinkB=0, **options))
 
-    def text(x, y, words, **style):
-        axes.text(x, y, words, **{"fontsize": 9, "ha": "center", "va": "center", **style})
+    def text(self, x, y, words, **style):
+        self.axes.text(x, y, words, **{"fontsize": 9, "ha": "center", "va": "center", **style})
 
-    x_down, x_up = ([sign * across * (stages - 1 - i) for i in range(stages)] for sign in (-1, 1))
-    y, gap = [-down * i for i in range(stages)], 0.27  # gap: below a box, for its size
-    halves = [box(x_down[i], y[i], shapes[f"unet.down.{i}"], _ENCODER) for i in range(stages)]
-    arrow((x_down[0] - 1.4, 0), (x_down[0] - halves[0][0], 0))
+
+def draw(model, shapes, shape, path, title):
+    """The U: encoder down on the left, decoder up on the right, skips across, heads at the upper right.
+
+    shapes: as `outputs` returns them; shape: (B, C, *S) of the image.
+    """
+    stages = len(model.unet.down)
+    canvas = Canvas((2.4 * stages + 4.3, 1.8 * stages + 1.8))
+    x_down, x_up = ([sign * 1.6 * (stages - 1 - i) for i in range(stages)] for sign in (-1, 1))
+    y = [-2.1 * i for i in range(stages)]
+    halves = draw_encoder(canvas, shapes, shape, x_down, y)
+    top_half = draw_decoder(canvas, model, shapes, x_down, x_up, y, halves)
+    x_head = x_up[0] + 2.4
+    draw_heads(canvas, model, shapes, x_up[0], x_head, top_half)
+    note = (
+        f"each box of the encoder (blue) and decoder (green): {convolutions(model.unet.down[0])}; its channels inside, "
+        "its size below\ndashed: skip connections, concatenated with what comes from below; orange: logits"
+    )
+    canvas.text(0, y[-1] - 1.1, note, fontsize=10)
+    top = 2.4 if model.inr is not None else 1.0
+    canvas.axes.set(xlim=(x_down[0] - 2.9, x_head + 1.7), ylim=(y[-1] - 1.3, top))
+    plots.save(canvas.figure, path, title)
+
+
+def draw_encoder(canvas, shapes, shape, x, y):
+    """The image and the encoder's boxes at x, y, finest first; returns the half width and half height of each box."""
+    halves = [canvas.box(x[i], y[i], shapes[f"unet.down.{i}"], _ENCODER) for i in range(len(x))]
+    canvas.arrow((x[0] - 1.4, 0), (x[0] - halves[0][0], 0))
     channels = "1 channel" if shape[1] == 1 else f"{shape[1]} channels"
-    text(x_down[0] - 1.5, 0, f"image\n{channels}\n{' x '.join(map(str, shape[2:]))}", ha="right", fontsize=10)
-    for i in range(1, stages):
-        start, end = (x_down[i - 1], y[i - 1] - halves[i - 1][1] - gap), (x_down[i], y[i] + halves[i][1])
-        arrow(start, end, _ENCODER)
-        text((start[0] + end[0]) / 2 - 0.25, (start[1] + end[1]) / 2 - 0.12, "max pool 2", ha="right")
+    words = f"image\n{channels}\n{' x '.join(map(str, shape[2:]))}"
+    canvas.text(x[0] - 1.5, 0, words, ha="right", fontsize=10)
+    for i in range(1, len(x)):
+        start, end = (x[i - 1], y[i - 1] - halves[i - 1][1] - _GAP), (x[i], y[i] + halves[i][1])
+        canvas.arrow(start, end, _ENCODER)
+        canvas.text((start[0] + end[0]) / 2 - 0.25, (start[1] + end[1]) / 2 - 0.12, "max pool 2", ha="right")
+    return halves
+
+
+def draw_decoder(canvas, model, shapes, x_down, x_up, y, halves):
+    """The decoder's boxes from the bottleneck up, skips and auxiliary heads; returns half the size of the last box."""
+    unet, stages = model.unet, len(model.unet.down)
     below, top = x_down[-1], y[-1] + halves[-1][1]
+    first = stages - 2 - len(model.auxiliary or [])  # the coarsest stage with an auxiliary head
     for j in range(stages - 1):  # deepest first
         i = stages - 2 - j
-        width, height = box(x_up[i], y[i], shapes[f"unet.merge.{j}"], _DECODER)
-        end = (x_up[i], y[i] - height - gap)
-        arrow((below, top), end, _DECODER)
-        text((below + end[0]) / 2 + 0.25, (top + end[1]) / 2 - 0.12, f"up-conv {kernel(unet.up[j])}", ha="left")
-        arrow((x_down[i] + halves[i][0], y[i]), (x_up[i] - width, y[i]), "#777777", "--")
+        width, height = canvas.box(x_up[i], y[i], shapes[f"unet.merge.{j}"], _DECODER)
+        end = (x_up[i], y[i] - height - _GAP)
+        canvas.arrow((below, top), end, _DECODER)
+        words = f"up-conv {kernel(unet.up[j])}"
+        canvas.text((below + end[0]) / 2 + 0.25, (top + end[1]) / 2 - 0.12, words, ha="left")
+        canvas.arrow((x_down[i] + halves[i][0], y[i]), (x_up[i] - width, y[i]), "#777777", "--")
         skip, up = shapes[f"unet.down.{i}"][1], shapes[f"unet.up.{j}"][1]
-        text(0, y[i] + 0.1, f"{skip} + {up} channels", va="bottom", color="#555555")
+        canvas.text(0, y[i] + 0.1, f"{skip} + {up} channels", va="bottom", color="#555555")
         below, top = x_up[i], y[i] + height
-        first = stages - 2 - len(model.auxiliary or [])  # the coarsest stage with an auxiliary head
         if first <= j < stages - 2:
             head = model.auxiliary[j - first]
             words = f"auxiliary conv {kernel(head)}:\n{head.out_channels} logits, in training"
-            arrow((x_up[i] + width, y[i]), (x_up[i] + 1.2, y[i]), _HEAD)
-            text(x_up[i] + 1.25, y[i], words, ha="left", bbox={"facecolor": _HEAD, "pad": 4})
-    x_head = x_up[0] + 2.4
-    half = box(x_head, 0, shapes["head"], _HEAD)
-    arrow((x_up[0] + width, 0), (x_head - half[0], 0), _HEAD)
-    text((x_up[0] + x_head) / 2, 0.12, f"conv {kernel(model.head)}")
-    text(x_head + half[0] + 0.15, 0, f"logits\n{shapes['head'][1]} classes", ha="left", fontsize=10)
-    if model.inr is not None:
-        inr = model.inr
-        words = (
-            f"INR head, a SIREN for each voxel: {inr.project.in_features} features projected to "
-            f"{inr.project.out_features},\nwith {model.dim} coordinates; {len(inr.siren)} sine layers of "
-            f"{inr.out.in_features}; {inr.out.out_features} logits, added"
-        )
-        middle, height = (x_up[0] + x_head) / 2, 1.9
-        text(middle, height, words, fontsize=10, bbox={"facecolor": _INR, "alpha": 0.5, "pad": 6})
-        arrow((x_up[0], top), (middle - 0.5, height - 0.3), _INR)
-        arrow((middle + 0.5, height - 0.3), (x_head, half[1]), _INR)
-    note = (
-        f"each box of the encoder (blue) and decoder (green): {convolutions(unet.down[0])}; its channels inside, its size "
-        "below\ndashed: skip connections, concatenated with what comes from below; orange: logits"
+            canvas.arrow((x_up[i] + width, y[i]), (x_up[i] + 1.2, y[i]), _HEAD)
+            canvas.text(x_up[i] + 1.25, y[i], words, ha="left", bbox={"facecolor": _HEAD, "pad": 4})
+    return width, height
+
+
+def draw_heads(canvas, model, shapes, x_features, x_head, half_features):
+    """The 1x1 convolution and, where there is one, the INR head, from the finest features to the logits."""
+    half = canvas.box(x_head, 0, shapes["head"], _HEAD)
+    canvas.arrow((x_features + half_features[0], 0), (x_head - half[0], 0), _HEAD)
+    canvas.text((x_features + x_head) / 2, 0.12, f"conv {kernel(model.head)}")
+    canvas.text(x_head + half[0] + 0.15, 0, f"logits\n{shapes['head'][1]} classes", ha="left", fontsize=10)
+    if model.inr is None:
+        return
+    inr, middle, height = model.inr, (x_features + x_head) / 2, 1.9
+    words = (
+        f"INR head, a SIREN for each voxel: {inr.project.in_features} features projected to "
+        f"{inr.project.out_features},\nwith {model.dim} coordinates; {len(inr.siren)} sine layers of "
+        f"{inr.out.in_features}; {inr.out.out_features} logits, added"
     )
-    text(0, y[-1] - 1.1, note, fontsize=10)
-    axes.set(xlim=(x_down[0] - 2.9, x_head + 1.7), ylim=(y[-1] - 1.3, 2.4 if model.inr is not None else 1.0))
-    plots.save(figure, path, title)
+    canvas.text(middle, height, words, fontsize=10, bbox={"facecolor": _INR, "alpha": 0.5, "pad": 6})
+    canvas.arrow((x_features, half_features[1]), (middle - 0.5, height - 0.3), _INR)
+    canvas.arrow((middle + 0.5, height - 0.3), (x_head, half[1]), _INR)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ A download that was broken off goes on where it stopped. The archive (CC-BY-SA 4
 Communications 13, 4128, 2022) holds 260 labelled volumes (imagesTr, labelsTr) and 130 without labels (imagesTs).
 """
 
-import hashlib
 import http.client
 import os
 import shutil
@@ -17,12 +16,13 @@ import urllib.request
 import zlib
 from pathlib import Path, PurePosixPath
 
-from tqdm import tqdm
-
 from hippo.data.cases import list_cases, list_volumes
 from hippo.data.nifti import read_nifti
 from hippo.errors import UserError, require
+from hippo.files import digest, set_aside
 from hippo.options import configure, run_script
+
+from tqdm import tqdm
 
 DATA_ROOT = "Task04_Hippocampus"  # folder to unpack into
 URL = "https://msd-for-monai.s3-us-west-2.amazonaws.com/Task04_Hippocampus.tar"  # the official archive
@@ -46,7 +46,7 @@ def run(cfg):
             return False
         print(f"{root} is not whole ({problem}): getting it again")
     archive = root.with_name(f"{root.name}.tar")
-    if not (archive.is_file() and md5_of(archive) == cfg.md5):
+    if not (archive.is_file() and digest(archive, "md5") == cfg.md5):
         download(cfg.url, archive, cfg.md5, cfg.timeout_s)
     unpack(archive, root)
     problem = whats_wrong(root)
@@ -67,15 +67,6 @@ def whats_wrong(root):
     except UserError as error:
         return str(error)
     return ""
-
-
-def md5_of(path):
-    """MD5 of a file, in hexadecimal."""
-    digest = hashlib.md5(usedforsecurity=False)
-    with open(path, "rb") as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def download(url, archive, md5, timeout_s=30.0):
@@ -104,7 +95,7 @@ def download(url, archive, md5, timeout_s=30.0):
             ) from None
         except ValueError as error:
             raise UserError(f"--url={url}: not an address ({error})") from None
-        found = md5_of(part)
+        found = digest(part, "md5")
         if found == md5:
             os.replace(part, archive)
             return
@@ -174,12 +165,8 @@ def unpack(archive, root):
                 f"{archive}: not a whole tar archive ({error}); delete it and run python get_data.py again"
             ) from None
         for item in sorted(temporary.iterdir()):
-            target, n = root / item.name, 1
-            if target.exists() or target.is_symlink():
-                while (kept := root / f"{item.name}.previous-{n}").exists():
-                    n += 1
-                target.rename(kept)
-                print(f"{target} was there before: it is now {kept}")
+            target = root / item.name
+            set_aside(target)
             item.rename(target)
 
 

@@ -58,7 +58,7 @@ def run(cfg):
     """Runs the search of a configuration; returns whether every point went well."""
     if not cfg.collect and cfg.only != "list":
         load_slices(cfg.data_dir)  # missing or damaged slices are one error, not one for each point
-    return search(cfg, train2d, depth_name="unet_depth")
+    return search(cfg, train2d)
 
 
 if __name__ == "__main__":

@@ -56,7 +56,7 @@ def run(cfg):
     """Runs the search of a configuration; returns whether every point went well."""
     if not cfg.collect and cfg.only != "list":
         list_cases(cfg.data_root)  # missing data are one error, not one for each point
-    return search(cfg, train_3d, depth_name="depth")
+    return search(cfg, train_3d)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,8 @@ Run `python model2d.py` for a table of the variants with their parameters, multi
 """
 
 from hippo.models.blocks import UNetWithINR, count_parameters  # noqa: F401 (count_parameters is offered here too)
+from hippo.models.describe import print_models
+from hippo.options import configure, run_script
 
 
 class UNetnnUNetWithINR(UNetWithINR):
@@ -81,14 +83,13 @@ MODELS = {
 }
 
 
-INPUT = (1, 1, 128, 128)  # shape that the table is made for
+INPUT = (1, 1, 128, 128)  # shape (B, C, *S) that the table is made for
 
 
 def main():
-    from hippo.models.describe import print_models  # only this table needs it
-
-    print_models(MODELS, INPUT)
+    cfg = configure(globals())
+    print_models(MODELS, tuple(cfg.input))
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -11,14 +11,14 @@ file names and headers say that it is synthetic.
 
 from pathlib import Path
 
+from hippo.errors import require
+from hippo.files import fresh_folder, save_json
+from hippo.options import configure, run_script
+
 import nibabel as nib
 import numpy as np
 from scipy.ndimage import gaussian_filter
 from tqdm import tqdm
-
-from hippo.errors import require
-from hippo.files import fresh_folder, save_json
-from hippo.options import configure, run_script
 
 OUT_DIR = "phantom"  # folder to write; one that holds something is kept as <name>.previous-N
 CASES = 24  # number of volumes

@@ -17,18 +17,17 @@ import sys
 import time
 from pathlib import Path
 
-import nibabel as nib
-from tqdm import tqdm
-
-from hippo.data.cases import LABELS, case_id, list_volumes
-from hippo.data.nifti import save_segmentation
-from hippo.device import pick_device
+from hippo.data.cases import GET_DATA, LABELS, case_id, list_volumes
+from hippo.data.nifti import is_dicom, save_labels, voxel_volume_mm3
+from hippo.device import set_up_device
 from hippo.errors import UserError, fail, require
 from hippo.files import atomic, fresh_folder
 from hippo.heads.segment import segment
 from hippo.models.checkpoint import load_model
 from hippo.options import configure, run_script
-from hippo.scoring.metrics import volume_mm3
+
+import numpy as np
+from tqdm import tqdm
 
 CHECKPOINT = "pretrained/hippocampus_3d.pth"  # trained weights; last.pth and best_model.pth of any run fit as well
 PARTNER = ""  # a second checkpoint, whose probabilities are averaged with the first one's; empty: none
@@ -49,31 +48,19 @@ def run(cfg):
     """Predicts every input of a configuration; returns whether all went well."""
     files, problems = find_inputs(cfg.inputs)
     require(files or problems, "no input: give NIfTI files or folders, as in: python predict.py scan.nii.gz")
-    out_dir = Path(cfg.out_dir).resolve()
-    for path in files:
-        require(
-            out_dir not in path.resolve().parents,
-            f"{path} lies in {cfg.out_dir}, the folder for results; choose another --out_dir",
-        )
-    device, dtype = pick_device(cfg.device, cfg.amp)
-    models, synthetic = [], False
-    for path in [cfg.checkpoint, *([cfg.partner] if cfg.partner else [])]:
-        model, info = load_model(path)
-        models.append(model.to(device))
-        if info.get("synthetic"):
-            synthetic = True
-            print(f"{path} was trained on SYNTHETIC phantoms: its results say nothing about real scans")
+    check_out_dir(cfg.out_dir, files)
+    device, dtype = set_up_device(cfg.device, cfg.amp)
+    members, synthetic = load_members(cfg, device)
     made, rows, start = None, [], time.perf_counter()
     for path in tqdm(files, desc="predict", disable=None):
         try:
-            segmentation, image = segment(models, path, device, dtype, cfg.tta, cfg.mirror)
+            labels, image = segment(members, path, device, dtype, cfg.tta, cfg.mirror)
         except UserError as error:
             problems.append(error)
             continue
         made = made or fresh_folder(cfg.out_dir)
-        save_segmentation(made / f"{case_id(path)}_seg.nii.gz", segmentation, image, synthetic)
-        zooms = nib.affines.voxel_sizes(image.affine)
-        volumes = [volume_mm3(segmentation == label, zooms) for label in LABELS]
+        save_labels(made / f"{case_id(path)}_seg.nii.gz", labels, image, synthetic)
+        volumes = [np.count_nonzero(labels == label) * voxel_volume_mm3(image) for label in LABELS]
         rows.append([str(path), *(f"{v:.1f}" for v in (*volumes, sum(volumes)))])
     if rows:
         with atomic(made / "volumes.csv") as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
@@ -85,26 +72,55 @@ def run(cfg):
     return not problems
 
 
+def load_members(cfg, device):
+    """(models on the device, whether one of them was trained on phantoms)."""
+    members, synthetic = [], False
+    for path in filter(None, [cfg.checkpoint, cfg.partner]):
+        trained, info = load_model(path)
+        members.append(trained.to(device))
+        if info.get("synthetic"):
+            synthetic = True
+            print(f"{path} was trained on SYNTHETIC phantoms: its results say nothing about real scans")
+    return members, synthetic
+
+
+def check_out_dir(out_dir, files):
+    """Raises UserError where an input lies in the folder for results."""
+    for path in files:
+        require(
+            Path(out_dir).resolve() not in path.resolve().parents,
+            f"{path} lies in {out_dir}, the folder for results; choose another --out_dir",
+        )
+
+
 def find_inputs(inputs):
     """The NIfTI files among the inputs, folders opened; and a list of UserErrors for what is missing, empty or of a
-    name met before.
-    """
+    name met before."""
     files, problems = {}, []
     for item in map(Path, inputs):
         found = list_volumes(item) if item.is_dir() else [item]
         if not found:
-            problems.append(
-                UserError(f"{item}: no .nii.gz or .nii files in this folder; name the folder that holds the volumes")
-            )
+            problems.append(UserError(f"{item}: {why_empty(item)}"))
+        if not item.exists() and item.name in ("imagesTr", "imagesTs"):
+            problems.append(UserError(f"{item}: no such folder; get data with: {GET_DATA}"))
+            continue
         for path in found:
-            earlier = files.setdefault(case_id(path).casefold(), path)  # one file on Windows and macOS
+            earlier = files.setdefault(case_id(path).casefold(), path)  # Windows and macOS ignore case in names
             if earlier.resolve() != path.resolve():
                 problems.append(
                     UserError(
-                        f"{path}: {earlier} has the same name and would have the same result file; predict it in a run of its own"
+                        f"{path}: {earlier} has the same name and would have the same result file; predict it in a run "
+                        "of its own"
                     )
                 )
     return list(files.values()), problems
+
+
+def why_empty(folder):
+    """What to say of a folder without NIfTI files."""
+    if any(path.is_file() and is_dicom(path) for path in folder.rglob("*")):
+        return f"DICOM files; convert them first, and then predict the new folder: dcm2niix -z y -o FOLDER {folder}"
+    return "no .nii.gz or .nii files in this folder; name the folder that holds the volumes"
 
 
 if __name__ == "__main__":

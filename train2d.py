@@ -12,21 +12,22 @@ best_model.pth, last.pth, history.json, config.json, metrics.json and plots/*.pn
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-
 from hippo.data.cases import load_volumes
 from hippo.data.loading import AugmentedDataset, make_loader
 from hippo.data.slices import first_cases, load_slices, slice_grids, take
-from hippo.device import pick_device, seed_everything
+from hippo.device import seed_everything, set_up_device
 from hippo.errors import require
+from hippo.models.inference import TrainedModel, make_preprocessing
 from hippo.options import configure, constants, run_script
 from hippo.pictures import plots
-from hippo.processes import join_processes, on_first
-from hippo.scoring.evaluation import evaluate_slices, finish
+from hippo.processes import join_processes, on_first, silence_all_but_the_first
+from hippo.scoring.evaluation import evaluate_run, evaluate_slices
 from hippo.training.engine import fit
-from hippo.training.losses import dice_focal_loss
-from hippo.training.run_folder import check_training, start_run
+from hippo.training.losses import dice_ce_loss
+from hippo.training.run_folder import check_preset, check_training, start_run
 from model2d import MODELS
+
+import numpy as np
 
 # data
 DATA_DIR = "dataset_2d"  # slices, as data_aug.py writes them
@@ -67,44 +68,37 @@ AMP = True  # mixed precision: fp16 on CUDA, bf16 on a CPU that has it
 NUM_WORKERS = 0  # processes that load; 0: the main one (all slices are in memory)
 RESUME = False  # go on with the unfinished run in OUT_DIR
 
+_CUSTOM = "UNetnnUNetWithINR"
+_IGNORED_BY_PRESETS = {"base_channels": 32, "unet_depth": 4, "deep_supervision": False}
+
 
 def main():
     run(configure(globals()))
 
 
 def run(cfg):
-    """Trains and evaluates with a configuration (see common.configure); returns the content of metrics.json."""
+    """Trains and evaluates with a configuration (see options.configure); returns the content of metrics.json."""
     check(cfg)
     join_processes()
+    silence_all_but_the_first()
     seed_everything(cfg.seed)
-    train, val, settings = load_slices(cfg.data_dir)
-    data = {**settings.pop("DATA"), "fold": settings["FOLD"], "slices": settings}
-    if cfg.max_cases:
-        n = int(0.8 * cfg.max_cases)
-        train, val = first_cases(train, n), first_cases(val, cfg.max_cases - n)
-        require(train.cases and val.cases, f"--max_cases={cfg.max_cases}: expected 0 (all) or at least 2")
-        data |= {"train_cases": sorted(set(train.cases)), "val_cases": sorted(set(val.cases))}
+    train, val, data = load_data(cfg)
+    size = data["slices"]["SIZE"]
     volumes = load_volumes(cfg.data_root, sorted(set(val.cases)))
     sample = take(train, range(0, len(train.cases), max(1, len(train.cases) // 320)))  # fixed, for the training NSD
-    grids = slice_grids(cfg.data_root, volumes, set(sample.cases), settings["SIZE"])
-    what = " (SYNTHETIC phantoms)" if data["synthetic"] else ""
-    print(f"data: {cfg.data_dir}{what}, {len(train.cases)} training and {len(val.cases)} validation slices")
-    device, dtype = pick_device(cfg.device, cfg.amp)
+    grids = slice_grids(cfg.data_root, volumes, set(sample.cases), size)
+    device, dtype = set_up_device(cfg.device, cfg.amp)
     model, model_info = build_model(cfg)
-    model.to(device).slice_size = settings["SIZE"]
-    stride = model.unet.stride
-    require(
-        not model.deep_supervision or settings["SIZE"] % stride == 0,
-        f"{cfg.data_dir}: deep supervision needs slices of a multiple of {stride} pixels, not {settings['SIZE']}; "
-        f"make them with: python data_aug.py --size={stride * 8}",
-    )
-    info, resume_from = start_run(cfg, constants(globals()), model, model_info, data, device, dtype)
-    info["slice_size"] = settings["SIZE"]
-    loss_function = partial(dice_focal_loss, gamma=cfg.focal_gamma, smooth=cfg.dice_smooth)
+    check_size(cfg, model, size)
+    trained = TrainedModel(model.to(device), make_preprocessing(slice_size=size))
+    info, resume_from = start_run(cfg, constants(globals()), trained, model_info, data, device, dtype)
+    loss_function = partial(dice_ce_loss, focal_gamma=cfg.focal_gamma, smooth=cfg.dice_smooth)
+
+    def score(model, slices, own_grid=False):
+        return evaluate_slices(model, slices, grids, cfg.batch_size, device, dtype, loss_function, own_grid)
 
     def validate(model):
-        scores, loss = evaluate_slices(model, val, grids, cfg.batch_size, device, dtype, loss_function)
-        seen, _ = evaluate_slices(model, sample, grids, cfg.batch_size, device, dtype, loss_function)
+        (scores, loss), (seen, _) = score(model, val), score(model, sample)
         return {
             "val_loss": loss,
             "val_dice": scores["dice"],
@@ -112,22 +106,12 @@ def run(cfg):
             "train_nsd": seen["nsd_1mm"],
         }
 
-    names = ("rotation_degrees", "scale", "shift_voxels", "intensity", "gamma")
-    augmentation = {name: getattr(cfg, name) for name in names} | {"noise": 0, "blur_mm": 0}
-    dataset = AugmentedDataset(train.images, train.masks, [settings["SIZE"]] * 2, cfg.seed, augmentation)
-    loader = make_loader(dataset, cfg, device)
-    history = fit(model, loader, loss_function, validate, cfg, device, dtype, cfg.out_dir, info, resume_from)
+    loader = make_loader(augmented(cfg, train, size), cfg, device)
+    history = fit(model, loader, loss_function, validate, cfg, device, dtype, info, resume_from)
     model.eval()
-    slices, _ = evaluate_slices(model, val, grids, cfg.batch_size, device, dtype, loss_function, own_grid=True)
-    pixels, _ = evaluate_slices(model, val, grids, cfg.batch_size, device, dtype, loss_function)
-    extra = {"slices": slices, "slices_by_pixel": pixels}
-    metrics = finish(model, volumes, history, cfg.out_dir, device, dtype, data["synthetic"], extra=extra)
-    path = Path(cfg.out_dir) / "plots" / "training_curves.png"
-    title = f"Scored slice by slice: {plots.source(data['synthetic'])}"
-    on_first(plots.training_curves, history, path, title)
-    print(
-        f"slices: Dice {np.mean(slices['dice']):.4f}, by the original's definition {np.mean(slices['dice_original']):.4f}"
-    )
+    extra = {"slices": score(model, val, own_grid=True)[0], "slices_by_pixel": score(model, val)[0]}
+    metrics = evaluate_run(trained, volumes, history, cfg.out_dir, device, dtype, data["synthetic"], extra=extra)
+    report(history, metrics, cfg.out_dir)
     return metrics
 
 
@@ -135,19 +119,54 @@ def check(cfg):
     """Raises UserError for constants that cannot work."""
     check_training(cfg)
     require(cfg.model in MODELS, f"--model={cfg.model}: expected one of {', '.join(MODELS)}")
-    require(cfg.unet_depth >= 1, f"--unet_depth={cfg.unet_depth}: expected 1 or more")
+    check_preset(cfg, _CUSTOM, _IGNORED_BY_PRESETS)
+
+
+def check_size(cfg, model, size):
+    """Raises UserError for slices on which deep supervision cannot train."""
+    stride = model.unet.stride
+    require(
+        not model.deep_supervision or size % stride == 0,
+        f"{cfg.data_dir}: deep supervision needs slices of a multiple of {stride} pixels, not {size}; "
+        f"make them with: python data_aug.py --size={stride * 8}",
+    )
+
+
+def load_data(cfg):
+    """(training Slices, validation Slices, what they were made from, for config.json)."""
+    train, val, settings = load_slices(cfg.data_dir)
+    data = {**settings.pop("DATA"), "fold": settings["FOLD"], "slices": settings}
+    if cfg.max_cases:
+        n = int(0.8 * cfg.max_cases)
+        train, val = first_cases(train, n), first_cases(val, cfg.max_cases - n)
+        require(train.cases and val.cases, f"--max_cases={cfg.max_cases}: expected 0 (all) or at least 2")
+        data |= {"train_cases": sorted(set(train.cases)), "val_cases": sorted(set(val.cases))}
+    kind = " (SYNTHETIC phantoms)" if data["synthetic"] else ""
+    print(f"data: {cfg.data_dir}{kind}, {len(train.cases)} training and {len(val.cases)} validation slices")
+    return train, val, data
 
 
 def build_model(cfg):
     """The network of a configuration, and {"name", "args"} to build it again."""
     args = {"in_channels": 1, "num_classes": 3, "use_inr": cfg.use_inr, "inr_hidden_dim": cfg.inr_hidden_dim}
-    if cfg.model == "UNetnnUNetWithINR":
-        args |= {
-            "base_channels": cfg.base_channels,
-            "unet_depth": cfg.unet_depth,
-            "deep_supervision": cfg.deep_supervision,
-        }
+    if cfg.model == _CUSTOM:
+        args |= {name: getattr(cfg, name) for name in _IGNORED_BY_PRESETS}
     return MODELS[cfg.model](**args), {"name": cfg.model, "args": args}
+
+
+def augmented(cfg, train, size):
+    """The training set: each slice augmented anew in each pass."""
+    names = ("rotation_degrees", "scale", "shift_voxels", "intensity", "gamma")
+    augmentation = {name: getattr(cfg, name) for name in names} | {"noise": 0, "blur_mm": 0}
+    return AugmentedDataset(train.images, train.masks, [size] * 2, cfg.seed, augmentation)
+
+
+def report(history, metrics, out_dir):
+    """Draws the curves of a run and prints its scores of slices."""
+    path, source = Path(out_dir) / "plots" / "training_curves.png", plots.source(metrics["synthetic"])
+    on_first(plots.training_curves, history, path, f"Scored slice by slice: {source}")
+    own, original = (np.mean(metrics["slices"][name]) for name in ("dice", "dice_original"))
+    print(f"slices: Dice {own:.4f}, by the original's definition {original:.4f}")
 
 
 if __name__ == "__main__":

@@ -11,28 +11,29 @@ weights) and plots/*.png. The constants below are the options: --epochs=5 sets E
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-
 from hippo.data.cases import describe_data, list_cases, load_case, split_cases
 from hippo.data.loading import AugmentedDataset, make_loader
-from hippo.device import pick_device, seed_everything
+from hippo.device import seed_everything, set_up_device
 from hippo.errors import require
+from hippo.models.inference import TrainedModel, make_preprocessing
 from hippo.options import configure, constants, run_script
 from hippo.pictures import plots
-from hippo.processes import join_processes, on_first
-from hippo.scoring.evaluation import evaluate, finish
+from hippo.processes import join_processes, on_first, silence_all_but_the_first
+from hippo.scoring.evaluation import evaluate, evaluate_run
 from hippo.scoring.statistics import summarise
 from hippo.training.engine import fit
-from hippo.training.losses import dice_focal_loss
-from hippo.training.run_folder import check_training, start_run
+from hippo.training.losses import dice_ce_loss
+from hippo.training.run_folder import check_preset, check_training, start_run
 from unet_inr_3d import MODELS
+
+import numpy as np
 
 # data
 DATA_ROOT = "Task04_Hippocampus"  # Decathlon folder: dataset.json, imagesTr, labelsTr
 OUT_DIR = "results_hippocampus-3D"  # folder for results; one that holds results is kept as <name>.previous-N
 MAX_CASES = 0  # 0: all cases; n: the first n sorted cases, before the split
 FOLD = -1  # -1: the first 80 % of the sorted cases train, the rest validate; 0-4: nnU-Net's five folds
-PATCH = [36, 52, 36]  # voxels of a training patch; best a multiple of 2^DEPTH each
+PATCH = [36, 52, 36]  # voxels of a training patch; best a multiple of 2^UNET_DEPTH each
 # augmentation
 ROTATION_DEGREES = 15.0  # largest rotation about each axis
 SCALE = 0.15  # largest change of size, as a share
@@ -43,9 +44,9 @@ GAMMA = 0.3  # largest change of the gamma exponent, as a share
 NOISE = 0.1  # largest standard deviation of added noise, in those of the image
 BLUR_MM = 0.7  # largest sigma of a Gaussian blur
 # model
-MODEL = "UNet3DWithINR"  # UNet3DWithINR (the two lines below count), UNet3DWithINRLightweight or UNet3DWithINRBalanced
-BASE_CHANNELS = 16  # channels of the first stage
-DEPTH = 2  # number of poolings
+MODEL = "UNet3DWithINR"  # or a preset: UNet3DWithINRLightweight, UNet3DWithINRBalanced
+BASE_CHANNELS = 16  # channels of the first stage (UNet3DWithINR only)
+UNET_DEPTH = 2  # number of poolings (UNet3DWithINR only)
 USE_INR = False  # add the INR (SIREN coordinate) head
 INR_HIDDEN_DIM = 64  # width of the INR head
 DEEP_SUPERVISION = False  # auxiliary losses at the coarser decoder stages
@@ -70,48 +71,33 @@ AMP = True  # mixed precision: fp16 on CUDA, bf16 on a CPU that has it
 NUM_WORKERS = 0  # processes that augment; 0: the main one (on a CPU it has the cores anyway)
 RESUME = False  # go on with the unfinished run in OUT_DIR
 
+_CUSTOM, _IGNORED_BY_PRESETS = "UNet3DWithINR", {"base_channels": 16, "unet_depth": 2}
+
 
 def main():
     run(configure(globals()))
 
 
 def run(cfg):
-    """Trains and evaluates with a configuration (see common.configure); returns the content of metrics.json."""
+    """Trains and evaluates with a configuration (see options.configure); returns the content of metrics.json."""
     check(cfg)
     join_processes()
+    silence_all_but_the_first()
     seed_everything(cfg.seed)
     cases, info = list_cases(cfg.data_root, cfg.max_cases)
-    train_cases, val_cases = split_cases(cases, cfg.fold)
-    train, val = ([load_case(case) for case in part] for part in (train_cases, val_cases))
+    train, val = ([load_case(case) for case in part] for part in split_cases(cases, cfg.fold))
     data = {**describe_data(info, cases, train, val), "fold": cfg.fold}
-    what = " (SYNTHETIC phantoms)" if data["synthetic"] else ""
-    print(f"data: {cfg.data_root}{what}, {len(train)} training and {len(val)} validation cases")
-    device, dtype = pick_device(cfg.device, cfg.amp)
+    kind = " (SYNTHETIC phantoms)" if data["synthetic"] else ""
+    print(f"data: {cfg.data_root}{kind}, {len(train)} training and {len(val)} validation cases")
+    device, dtype = set_up_device(cfg.device, cfg.amp)
     model, model_info = build_model(cfg)
-    model.to(device).flip_axes = cfg.flip_axes
-    checkpoint_info, resume_from = start_run(cfg, constants(globals()), model, model_info, data, device, dtype)
-    checkpoint_info["flip_axes"] = cfg.flip_axes
-
-    names = ("rotation_degrees", "scale", "shift_voxels", "flip_axes", "intensity", "gamma", "noise", "blur_mm")
-    augmentation = {name: getattr(cfg, name) for name in names}
-    dataset = AugmentedDataset([v.image for v in train], [v.label for v in train], cfg.patch, cfg.seed, augmentation)
-    loss_function = partial(dice_focal_loss, gamma=cfg.focal_gamma)
-    sample = train[:: max(1, len(train) // 16)][:16]  # a fixed sample, for the training NSD
-
-    def validate(model):
-        cases, losses = evaluate(model, val, device, dtype, loss_function=loss_function)
-        seen, _ = evaluate(model, sample, device, dtype)
-        mean = summarise(cases)["mean"]
-        return {
-            "val_loss": float(np.mean(losses)),
-            "val_dice": mean["dice"],
-            "val_nsd": mean["nsd_1mm"],
-            "train_nsd": summarise(seen)["mean"]["nsd_1mm"],
-        }
-
-    loader = make_loader(dataset, cfg, device)
-    history = fit(model, loader, loss_function, validate, cfg, device, dtype, cfg.out_dir, checkpoint_info, resume_from)
-    metrics = finish(model, val, history, cfg.out_dir, device, dtype, data["synthetic"], cfg.tta)
+    trained = TrainedModel(model.to(device), make_preprocessing(window=cfg.patch, flip_axes=cfg.flip_axes))
+    info, resume_from = start_run(cfg, constants(globals()), trained, model_info, data, device, dtype)
+    loss_function = partial(dice_ce_loss, focal_gamma=cfg.focal_gamma)
+    validate = validation(trained.preprocessing, train, val, device, dtype, loss_function)
+    loader = make_loader(augmented(cfg, train), cfg, device)
+    history = fit(model, loader, loss_function, validate, cfg, device, dtype, info, resume_from)
+    metrics = evaluate_run(trained, val, history, cfg.out_dir, device, dtype, data["synthetic"], cfg.tta)
     on_first(plots.curves, history, Path(cfg.out_dir) / "plots", plots.source(data["synthetic"]))
     return metrics
 
@@ -119,15 +105,15 @@ def run(cfg):
 def check(cfg):
     """Raises UserError for constants that cannot work."""
     check_training(cfg)
-    require(cfg.depth >= 1, f"--depth={cfg.depth}: expected 1 or more")
     require(cfg.model in MODELS, f"--model={cfg.model}: expected one of {', '.join(MODELS)}")
+    check_preset(cfg, _CUSTOM, _IGNORED_BY_PRESETS)
     axes = set(cfg.flip_axes)
     require(
         axes <= set("xyz") and len(axes) == len(cfg.flip_axes),
         f"--flip_axes={cfg.flip_axes}: expected letters of xyz, each once",
     )
     # only deep supervision needs a multiple of the network's stride; else it pads a patch itself
-    stride = 2 ** (cfg.depth if cfg.model == "UNet3DWithINR" else 3) if cfg.deep_supervision else 1
+    stride = 2 ** (cfg.unet_depth if cfg.model == _CUSTOM else 3) if cfg.deep_supervision else 1
     fitting = [-(-max(p, 1) // stride) * stride for p in cfg.patch]
     require(
         len(cfg.patch) == 3 and cfg.patch == fitting,
@@ -139,10 +125,36 @@ def check(cfg):
 def build_model(cfg):
     """The network of a configuration, and {"name", "args"} to build it again."""
     args = {"in_channels": 1, "num_classes": 3, "use_inr": cfg.use_inr, "inr_hidden_dim": cfg.inr_hidden_dim}
-    if cfg.model == "UNet3DWithINR":
-        args |= {"base_channels": cfg.base_channels, "depth": cfg.depth}
+    if cfg.model == _CUSTOM:
+        args |= {"base_channels": cfg.base_channels, "depth": cfg.unet_depth}
     args["deep_supervision"] = cfg.deep_supervision
     return MODELS[cfg.model](**args), {"name": cfg.model, "args": args}
+
+
+def augmented(cfg, train):
+    """The training set: a patch of each volume, augmented anew in each pass."""
+    names = ("rotation_degrees", "scale", "shift_voxels", "flip_axes", "intensity", "gamma", "noise", "blur_mm")
+    augmentation = {name: getattr(cfg, name) for name in names}
+    return AugmentedDataset([v.image for v in train], [v.label for v in train], cfg.patch, cfg.seed, augmentation)
+
+
+def validation(preprocessing, train, val, device, dtype, loss_function):
+    """A function from a model in eval mode to the entries of an epoch in the history, in one view of each volume."""
+    sample = train[:: max(1, len(train) // 16)][:16]  # a fixed sample, for the training NSD
+
+    def validate(model):
+        trained = TrainedModel(model, preprocessing)
+        cases, losses = evaluate(trained, val, device, dtype, loss_function=loss_function)
+        seen, _ = evaluate(trained, sample, device, dtype)
+        mean = summarise(cases)["mean"]
+        return {
+            "val_loss": float(np.mean(losses)),
+            "val_dice": mean["dice"],
+            "val_nsd": mean["nsd_1mm"],
+            "train_nsd": summarise(seen)["mean"]["nsd_1mm"],
+        }
+
+    return validate
 
 
 if __name__ == "__main__":

@@ -10,10 +10,12 @@ Run `python unet_inr_3d.py` for a table of the presets with their parameters and
 from functools import partial
 
 from hippo.models.blocks import UNetWithINR, count_parameters  # noqa: F401 (count_parameters is offered here too)
+from hippo.models.describe import print_models
+from hippo.options import configure, run_script
 
 
 class UNet3DWithINR(UNetWithINR):
-    """The customisable 3D network.
+    """The customisable 3D network, named after the INR head that it can have; by default it has none, for it brought no Dice.
 
     in_channels, num_classes: channels of the image; classes, background included.
     base_channels, depth, max_channels: channels of the first stage, doubled by each of `depth` poolings up to nnU-Net's cap.
@@ -68,16 +70,15 @@ class UNet3DWithINRBalanced(UNet3DWithINR):
 MODELS = {model.__name__: model for model in (UNet3DWithINR, UNet3DWithINRLightweight, UNet3DWithINRBalanced)}
 
 
-INPUT = (1, 1, 40, 56, 40)  # shape that the table is made for
+INPUT = (1, 1, 40, 56, 40)  # shape (B, C, *S) that the table is made for
 TABLE = {"UNet3DWithINR, depth 2 (train_3d.py's)": partial(UNet3DWithINR, depth=2), **MODELS}
 TABLE.pop("UNet3DWithINR")  # as it is the same as the lightweight one
 
 
 def main():
-    from hippo.models.describe import print_models  # only this table needs it
-
-    print_models(TABLE, INPUT)
+    cfg = configure(globals())
+    print_models(TABLE, tuple(cfg.input))
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -13,14 +13,8 @@ import os
 import sys
 from pathlib import Path
 
-import numpy as np
-import pyvista as pv
-from scipy.ndimage import gaussian_filter
-from skimage.filters import threshold_otsu
-from vtkmodules.vtkCommonCore import vtkLogger
-
 from hippo.data.cases import LABELS, is_synthetic, list_cases, load_case
-from hippo.device import pick_device
+from hippo.device import set_up_device
 from hippo.errors import require
 from hippo.files import atomic
 from hippo.models.checkpoint import load_model
@@ -28,6 +22,12 @@ from hippo.models.inference import predict_volume
 from hippo.options import configure, run_script
 from hippo.pictures.plots import COLOURS, source
 from hippo.scoring.metrics import dice
+
+import numpy as np
+import pyvista as pv
+from scipy.ndimage import gaussian_filter
+from skimage.filters import threshold_otsu
+from vtkmodules.vtkCommonCore import vtkLogger
 
 DATA_ROOT = "Task04_Hippocampus"  # Decathlon folder: dataset.json, imagesTr, labelsTr
 CASE = "hippocampus_338"  # case to draw; the default is a validation case
@@ -58,11 +58,11 @@ def run(cfg):
     data = source(is_synthetic(info))
     scenes = {Path(cfg.out): ((1, 1), lambda plotter: draw_anatomy(plotter, volume, cfg.by_label, data))}
     if cfg.checkpoint:
-        model, trained = load_model(cfg.checkpoint)
-        device, dtype = pick_device(cfg.device, cfg.amp)
-        probabilities = predict_volume(model.to(device), volume.image, device, dtype, cfg.tta)
+        trained, checkpoint = load_model(cfg.checkpoint)
+        device, dtype = set_up_device(cfg.device, cfg.amp)
+        probabilities = predict_volume(trained.to(device), volume.image, device, dtype, cfg.tta)
         prediction = probabilities.argmax(0).byte().cpu().numpy()
-        seen = " (A TRAINING CASE)" if volume.id in trained.get("train_cases", ()) else ""
+        seen = " (A TRAINING CASE)" if volume.id in checkpoint.get("train_cases", ()) else ""
         path = Path(cfg.out).with_name(f"{Path(cfg.out).stem}_prediction.png")
         scenes[path] = ((2, 2), lambda plotter: draw_prediction(plotter, volume, prediction, seen, data))
     if not has_display():

@@ -7,11 +7,6 @@ pixels of each part and their intensities), viz_dataset_overview.png (20 slices)
 under each augmentation). Cyan is anterior, magenta posterior. The same seed draws the same slices.
 """
 
-import matplotlib.pyplot as plt
-import numpy as np
-from matplotlib.colors import ListedColormap
-from matplotlib.patches import Patch
-
 from hippo.data.augment import augment_slice
 from hippo.data.cases import LABELS
 from hippo.data.slices import PLANES, load_slice, read_index
@@ -19,6 +14,11 @@ from hippo.errors import require
 from hippo.files import fresh_folder
 from hippo.options import configure, run_script
 from hippo.pictures import plots
+
+import numpy as np
+from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 
 DATA_DIR = "dataset_2d"  # slices, as data_aug.py writes them
 OUT_DIR = "dataset2d_vis"  # folder for the figures; one that holds results is kept as <name>.previous-N
@@ -83,7 +83,7 @@ def describe(row):
 
 def elegant_grid(samples, path, title):
     """Nine slices: image, overlay and mask side by side."""
-    figure, axes = plt.subplots(3, 9, figsize=(17, 7.3), layout="constrained")
+    figure, axes = plots.panels(3, 9, (17, 7.3))
     for triple, (row, image, mask) in zip(axes.reshape(9, 3), samples):
         show(triple[0], image, title=describe(row))
         show(triple[1], image, mask, "overlay")
@@ -93,7 +93,7 @@ def elegant_grid(samples, path, title):
 
 
 def dataset_overview(samples, path, title):
-    figure, axes = plt.subplots(4, 5, figsize=(12, 11.5), layout="constrained")
+    figure, axes = plots.panels(4, 5, (12, 11.5))
     for panel in axes.flat:
         panel.set_axis_off()
     for panel, (row, image, mask) in zip(axes.flat, samples):
@@ -105,7 +105,8 @@ def dataset_overview(samples, path, title):
 def detailed_sample(sample, path, source):
     """Image, overlay, mask, share of the pixels of each part, and their intensities."""
     row, image, mask = sample
-    figure, axes = plt.subplot_mosaic("IOM;CHH", figsize=(12, 8.4), layout="constrained")
+    figure = Figure(figsize=(12, 8.4), layout="constrained")
+    axes = figure.subplot_mosaic("IOM;CHH")
     show(axes["I"], image, title="image")
     show(axes["O"], image, mask, "overlay")
     show_mask(axes["M"], mask, "mask")
@@ -140,7 +141,7 @@ def augmentations(sample, settings, path, title):
         (f"affine, x{1 - scale:g}, {-shift:+g} px", "affine", {"scale": 1 - scale, "dx": -shift, "dy": -shift}),
     ]
     shares = [f"{kind} {settings[f'SHARE_{kind.upper()}']:.0%}" for kind in ("none", "flip", "rotation", "affine")]
-    figure, axes = plt.subplots(2, 3, figsize=(10, 8), layout="constrained")
+    figure, axes = plots.panels(2, 3, (10, 8))
     for panel, (text, kind, parameters) in zip(axes.T.flat, kinds):
         show(panel, *augment_slice(image, mask, kind, parameters), text)
     legend(figure)

@@ -1,27 +1,34 @@
 """Files that are written whole or not at all, JSON, and folders for results."""
 
 import contextlib
+import hashlib
 import json
 import math
 import os
+import threading
 from pathlib import Path
+
+from hippo.errors import UserError, require
 
 import numpy as np
 
-from hippo.errors import UserError, require
+ROOT = Path(__file__).parent.parent  # the repository
+HALF_WRITTEN = ".[0-9]*.*"  # pattern of the files that `atomic` has not finished
 
 
 @contextlib.contextmanager
 def atomic(path, durable=True):
-    """Yields a temporary path in the same folder, with the same ending; when the block ends well it takes the place
-    of `path`, and otherwise nothing is left. A reader sees the old file or the whole new one.
+    """Yields a temporary path in the same folder and with the same ending, which replaces `path` when the block ends well.
+
+    A reader sees the old file or the whole new one. When the block fails, nothing is left. durable: the file survives
+    a power cut too, which is not worth its time for thousands of small files. Raises OSError that names `path`.
     """
     path = Path(path)
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")
+    temporary = path.with_name(f".{os.getpid()}-{threading.get_ident()}.{path.name}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
-        if durable:  # safe against a power cut too; not worth its time for thousands of small files
+        if durable:
             with open(temporary, "rb+") as file:
                 os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -32,10 +39,15 @@ def atomic(path, durable=True):
             temporary.unlink(missing_ok=True)
 
 
-def save_json(path, content):
-    """Writes content as JSON, whole or not at all; NaN and infinity become null."""
+def save_text(path, text):
+    """Writes a text in UTF-8, whole or not at all."""
     with atomic(path) as temporary:
-        temporary.write_text(json.dumps(_finite(content), indent=1, allow_nan=False), encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8")
+
+
+def save_json(path, content):
+    """Writes content as JSON, whole or not at all. NaN and infinity become null."""
+    save_text(path, json.dumps(_finite(content), indent=1, allow_nan=False))
 
 
 def _finite(value):
@@ -49,7 +61,7 @@ def _finite(value):
 
 
 def load_json(path, made_by):
-    """Reads a JSON file; `made_by` is the command to name when it is missing or broken."""
+    """The content of a JSON file. Raises UserError where it is missing or broken; `made_by` is the command that makes it."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -58,8 +70,17 @@ def load_json(path, made_by):
         raise UserError(f"{path} is not readable JSON ({error}); make it again with: {made_by}") from None
 
 
+def digest(path, algorithm="sha256"):
+    """The checksum of a file's content, in hexadecimal."""
+    checksum = hashlib.new(algorithm, usedforsecurity=False)
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 18):
+            checksum.update(chunk)
+    return checksum.hexdigest()
+
+
 def check_folder(path):
-    """The path of a folder for results. Raises UserError for a file and for the working directory or one above it."""
+    """The path of a folder for results. Raises UserError for a file, for the working directory and for a folder above it."""
     path = Path(path)
     require(not path.exists() or path.is_dir(), f"{path} is a file; choose another --out_dir")
     require(
@@ -69,26 +90,21 @@ def check_folder(path):
     return path
 
 
-def keep_earlier(path):
-    """Renames a file that exists to <stem>.previous-N<suffix>, so that it is not overwritten."""
+def set_aside(path):
+    """Renames a file or folder that exists to its first free name, <name>.previous-N, so that nothing is overwritten."""
     path, n = Path(path), 1
-    if path.exists():
-        while (kept := path.with_name(f"{path.stem}.previous-{n}{path.suffix}")).exists():
+    if path.exists() or path.is_symlink():
+        stem, suffix = (path.name, "") if path.is_dir() else (path.stem, path.suffix)
+        while (kept := path.with_name(f"{stem}.previous-{n}{suffix}")).exists():
             n += 1
         path.rename(kept)
-        print(f"{path} was there: it is now {kept}", flush=True)
+        print(f"{path} was there before: it is now {kept}", flush=True)
 
 
 def fresh_folder(path):
-    """Makes an empty folder; one that holds something is first renamed to <name>.previous-N, so that nothing is
-    overwritten.
-    """
+    """Makes an empty folder and returns its path; one that holds something is set aside first."""
     path = check_folder(path)
     if path.is_dir() and any(path.iterdir()):
-        n = 1
-        while (kept := path.with_name(f"{path.name}.previous-{n}")).exists():
-            n += 1
-        path.rename(kept)
-        print(f"{path} held earlier results: they are now in {kept}", flush=True)
+        set_aside(path)
     path.mkdir(parents=True, exist_ok=True)
     return path

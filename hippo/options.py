@@ -1,11 +1,10 @@
-"""What every script shares: constants with command-line overrides, seeds, device and precision, files that are
-written whole.
+"""The constants of a script as its options.
 
 A script's settings are the UPPER_CASE literals at its top, each with its meaning in a comment behind it:
 
     EPOCHS = 20  # passes over the training cases
 
-`configure(globals())` turns them into `cfg.epochs` and so on, with `--epochs=5` on the command line overriding EPOCHS.
+`configure(globals())` turns them into `cfg.epochs` and so on. On the command line `--epochs=5` overrides EPOCHS.
 """
 
 import argparse
@@ -18,18 +17,17 @@ import tokenize
 from pathlib import Path
 from types import SimpleNamespace
 
-import torch.distributed as dist
-
 from hippo.errors import UserError, fail
-from hippo.processes import world_size
+from hippo.processes import leave_processes
+
+RENAMED = {"depth": "unet_depth"}  # older names of constants, in commands and in the files of earlier runs
 
 
 def run_script(main):
-    """Calls main(); a UserError or an operating-system error ends with one line on stderr and exit code 2."""
+    """Calls main(). A UserError or an operating-system error ends with one line on stderr and exit code 2."""
     try:
         main()
-        if world_size() > 1:
-            dist.destroy_process_group()
+        leave_processes()
     except (UserError, OSError) as error:
         if int(os.environ.get("LOCAL_RANK", 0)) == 0:  # once on each machine
             fail(error)
@@ -46,23 +44,16 @@ class _Parser(argparse.ArgumentParser):
 
 def constants(module):
     """The settings of a script, from its globals(): {NAME: (value, comment)}, in the order of the file."""
-    path = Path(module["__file__"])
-    with tokenize.open(path) as file:
+    with tokenize.open(Path(module["__file__"])) as file:
         source = file.read()
-    comments = {
-        t.start[0]: t.string.lstrip("# ")
-        for t in tokenize.generate_tokens(iter(source.splitlines(True)).__next__)
-        if t.type == tokenize.COMMENT
-    }
+    tokens = tokenize.generate_tokens(iter(source.splitlines(True)).__next__)
+    comments = {t.start[0]: t.string.lstrip("# ") for t in tokens if t.type == tokenize.COMMENT}
     found = {}
     for node in ast.parse(source).body:
         if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
             name = node.targets[0].id
-            if (
-                name.isupper()
-                and not name.startswith("_")
-                and isinstance(module[name], (bool, int, float, str, list, tuple))
-            ):
+            kinds = (bool, int, float, str, list, tuple)
+            if name.isupper() and not name.startswith("_") and isinstance(module[name], kinds):
                 found[name] = (module[name], comments.get(node.end_lineno, ""))
     return found
 
@@ -78,24 +69,48 @@ def _converter(default):
             if kind is bool:
                 return {"true": True, "false": False}[text.lower()]
             if kind in (list, tuple):
-                value = ast.literal_eval(text)
-                value = list(value) if isinstance(value, (list, tuple)) else [value]
-                if default and not all(
-                    isinstance(v, type(default[0])) or (type(v) is int and type(default[0]) is float) for v in value
-                ):
-                    raise ValueError
-                return kind(value)
+                return _list(text, default)
             value = kind(text)
             if not math.isfinite(value):
                 raise ValueError
             return value
         except (KeyError, ValueError, SyntaxError, OverflowError):
-            expected = {bool: "True or False", int: "a whole number", float: "a number"}.get(
-                kind, f"a list such as {default}"
-            )
-            raise argparse.ArgumentTypeError(f"expected {expected}, got {text!r}") from None
+            expected = {bool: "True or False", int: "a whole number", float: "a number"}
+            words = expected.get(kind, f"a list such as {default}")
+            raise argparse.ArgumentTypeError(f"expected {words}, got {text!r}") from None
 
     return convert
+
+
+def _list(text, default):
+    """The list or tuple that a text spells, each value of the type of the default's first one; a single value is a list of one."""
+    value = ast.literal_eval(text)
+    value = list(value) if isinstance(value, (list, tuple)) else [value]
+    for v in value:
+        if default and not (isinstance(v, type(default[0])) or (type(v) is int and type(default[0]) is float)):
+            raise ValueError
+    return type(default)(value)
+
+
+def _current(name, known):
+    """The name of an option today; the older name of a constant is understood where the script has the newer one."""
+    newer = RENAMED.get(name, name)
+    return newer if newer.upper() in known else name
+
+
+def _spell_out(arguments, known):
+    """The command line with underscores for the hyphens of names, and with "=True" behind each bare boolean."""
+    result = []
+    for i, argument in enumerate(arguments):
+        if argument.startswith("--"):
+            name, equals, value = argument.partition("=")
+            argument = f"--{_current(name[2:].replace('-', '_'), known)}{equals}{value}"
+            following = arguments[i + 1].lower() if i + 1 < len(arguments) else ""
+            is_boolean = isinstance(known.get(argument[2:].upper(), ("",))[0], bool)
+            if is_boolean and following not in ("true", "false"):
+                argument += "=True"
+        result.append(argument)
+    return result
 
 
 def configure(module, argv=None, inputs=None, **overrides):
@@ -104,7 +119,7 @@ def configure(module, argv=None, inputs=None, **overrides):
     argv:      the command line (default: sys.argv); [] for none, as when another script calls `run`.
     inputs:    help text of positional arguments, which then stand in cfg.inputs.
     overrides: constants in lower case that take another value, as `epochs=5`.
-    Raises UserError for an unknown option (naming the nearest one) and for a value of the wrong type.
+    Raises UserError for an unknown option, naming the nearest one, and for a value of the wrong type.
     """
     known = constants(module)
     parser = _Parser(
@@ -123,12 +138,13 @@ def configure(module, argv=None, inputs=None, **overrides):
             metavar=type(value).__name__.upper(),
             help=f"{comment} [{value}]".replace("%", "%%"),
         )
-    # inputs may stand between and after options
-    parsed, unknown = (parser.parse_known_intermixed_args if inputs else parser.parse_known_args)(argv)
+    overrides = {_current(name, known): value for name, value in overrides.items()}
+    parse = parser.parse_known_intermixed_args if inputs else parser.parse_known_args  # inputs may follow options
+    parsed, unknown = parse(_spell_out(sys.argv[1:] if argv is None else argv, known))
     unknown += [f"--{name}" for name in overrides if name.upper() not in known]
     if unknown:
-        name = unknown[0].split("=")[0].lstrip("-").lower().replace("-", "_")
-        near = difflib.get_close_matches(name, [k.lower() for k in known], n=1, cutoff=0.4)
+        name = unknown[0].split("=")[0]
+        near = difflib.get_close_matches(name.lstrip("-").lower(), [k.lower() for k in known], n=1, cutoff=0.6)
         hint = f"did you mean --{near[0]}? " if near else ""
-        raise UserError(f"{parser.prog} has no option {unknown[0].split('=')[0]}; {hint}--help lists them all")
+        raise UserError(f"{parser.prog} has no option {name}; {hint}--help lists them all")
     return SimpleNamespace(**{**vars(parsed), **overrides})

@@ -1,26 +1,33 @@
-"""Several processes, as torchrun starts them, and Ctrl-C.
-
-torchrun --nproc_per_node=2 train_3d.py
-"""
+"""Several processes, as torchrun starts them (torchrun --nproc_per_node=2 train_3d.py), and Ctrl-C."""
 
 import os
 import signal
 import sys
 import threading
 
+from hippo.errors import UserError, require
+
 import torch
 import torch.distributed as dist
 
-from hippo.errors import UserError, require
-
 
 def join_processes():
-    """Joins the processes that torchrun started, and silences all but the first; without torchrun does nothing."""
+    """Joins the processes that torchrun started. Without torchrun it does nothing."""
     if "RANK" in os.environ and not dist.is_initialized():
         cuda = torch.cuda.is_available() and dist.is_nccl_available()
         dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo")
-        if rank():
-            sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (stays open)
+
+
+def silence_all_but_the_first():
+    """Sends what the other processes print to nowhere, so that each line appears once."""
+    if rank():
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (stays open)
+
+
+def leave_processes():
+    """Ends what join_processes began."""
+    if world_size() > 1:
+        dist.destroy_process_group()
 
 
 def refuse_several_processes(advice):
@@ -29,7 +36,7 @@ def refuse_several_processes(advice):
 
 
 def rank():
-    """The number of this process; 0 is the one that writes files."""
+    """The number of this process; process 0 writes the files."""
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
 
 
@@ -39,15 +46,24 @@ def world_size():
 
 
 def gather(value):
-    """The value of every process, in their order."""
+    """The values of all processes, in their order."""
     values = [value] * world_size()
     if world_size() > 1:
         dist.all_gather_object(values, value)
     return values
 
 
+def any_process(flag):
+    """Whether a flag is set in any of the processes."""
+    if world_size() == 1:
+        return flag
+    flags = torch.tensor(float(flag))
+    dist.all_reduce(flags)
+    return bool(flags)
+
+
 def on_first(function, *args):
-    """Calls function in the first process only, and gives its result, or its error, to all."""
+    """Calls a function in the first process only, and gives its result, or its error, to all."""
     if world_size() == 1:
         return function(*args)
     result = [None, None]
@@ -63,7 +79,7 @@ def on_first(function, *args):
 
 
 class Interrupt:
-    """Inside `with Interrupt() as interrupt`, a first Ctrl-C only sets interrupt.asked; a second one interrupts at once."""
+    """Inside `with Interrupt() as interrupt`, a first Ctrl-C sets interrupt.asked; a second one interrupts at once."""
 
     def __enter__(self):
         self.asked, self.before = False, None
@@ -82,10 +98,6 @@ class Interrupt:
             signal.signal(signal.SIGINT, self.before)
 
 
-def any_process(flag):
-    """Whether a flag is set in any of the processes."""
-    if world_size() == 1:
-        return flag
-    flags = torch.tensor(float(flag))
-    torch.distributed.all_reduce(flags)
-    return bool(flags)
+def ignore_interrupts(*_):
+    """For worker processes: Ctrl-C is the main process's to answer."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

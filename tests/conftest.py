@@ -3,12 +3,16 @@ import io
 import sys
 from pathlib import Path
 
+import data_aug
+import phantom
+import train2d
+import train_3d
+from hippo.options import configure, run_script
+
 import nibabel as nib
 import numpy as np
 import pytest
-
-import phantom
-from hippo.options import configure, run_script
+from runs import SMALL_2D, SMALL_3D
 
 ROOT = Path(__file__).parent.parent
 DATA = ROOT / "Task04_Hippocampus"
@@ -31,6 +35,28 @@ def phantoms(tmp_path_factory):
     root = tmp_path_factory.mktemp("data") / "phantom set"  # with a space, on purpose
     phantom.run(configure(vars(phantom), [], out_dir=str(root), cases=8))
     return root
+
+
+@pytest.fixture(scope="session")
+def jobs(phantoms, tmp_path_factory):
+    """{name: (training script, its options)} of a small 3D and a small 2D run."""
+    slices = tmp_path_factory.mktemp("slices") / "dataset_2d"
+    options = ["--size=32", "--slices_per_plane=2", f"--data_root={phantoms}", f"--out_dir={slices}"]
+    data_aug.run(configure(vars(data_aug), [*options, "--num_workers=1"]))
+    return {
+        "3d": (train_3d, (*SMALL_3D, f"--data_root={phantoms}")),
+        "2d": (train2d, (*SMALL_2D, f"--data_root={phantoms}", f"--data_dir={slices}")),
+    }
+
+
+@pytest.fixture(scope="session")
+def whole(jobs, tmp_path_factory):
+    """{name: folder of a run that was never interrupted}; not to be changed by a test."""
+    folders = {}
+    for name, (module, options) in jobs.items():
+        folders[name] = tmp_path_factory.mktemp("whole") / name
+        module.run(configure(vars(module), [*options, f"--out_dir={folders[name]}"]))
+    return folders
 
 
 @pytest.fixture

@@ -1,12 +1,12 @@
-import pytest
-import torch
-import torch.nn.functional as F
-
 from hippo.models import blocks
 from hippo.models.blocks import UNetWithINR
 from hippo.models.inr import INRHead, SineLayer
 from hippo.models.norm import NormAct
 from unet_inr_3d import MODELS, UNet3DWithINR, UNet3DWithINRBalanced, UNet3DWithINRLightweight, count_parameters
+
+import pytest
+import torch
+import torch.nn.functional as F
 
 
 @pytest.mark.parametrize("size", [(6, 5), (4, 5, 3), (8, 8, 4)])

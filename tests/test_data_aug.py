@@ -1,12 +1,5 @@
 import csv
 import shutil
-import time
-
-import numpy as np
-import pytest
-from conftest import DATA, one_error_line
-from scipy.ndimage import rotate
-from skimage.transform import resize
 
 import data_aug
 from data_aug import augment_slice
@@ -16,6 +9,12 @@ from hippo.data.slices import PLANES, load_slices
 from hippo.data.spatial import resample
 from hippo.errors import UserError
 from hippo.options import configure
+
+import numpy as np
+import pytest
+from conftest import DATA, one_error_line
+from scipy.ndimage import rotate
+from skimage.transform import resize
 
 SMALL = ("--size=32", "--slices_per_plane=4")
 
@@ -84,9 +83,9 @@ def test_slices_are_those_of_the_resampled_volume(slices, phantoms):
 def test_resampling_is_that_of_scikit_image(phantoms, shape):
     volume = load_case(list_cases(phantoms)[0][0])
     expected = resize(volume.image, shape, order=1, mode="edge", anti_aliasing=True)
-    assert np.abs(resample(volume.image, shape) - expected).max() < (1e-4 if min(shape) > 20 else 0.35)
+    assert np.abs(resample(volume.image, shape) - expected).max() < 1e-4
     labels = resize(volume.label, shape, order=0, mode="edge", anti_aliasing=False, preserve_range=True)
-    assert (resample(volume.label, shape, order=0) == labels).mean() > 0.999
+    assert np.array_equal(resample(volume.label, shape, order=0), labels)
 
 
 def test_the_same_files_whatever_the_processes_and_breaks(slices, phantoms, tmp_path, script, monkeypatch):
@@ -108,7 +107,11 @@ def test_the_same_files_whatever_the_processes_and_breaks(slices, phantoms, tmp_
     code, out, err = script(data_aug, *options, "--num_workers=2")
     assert code == 0 and "completing" in out, err
     assert files_of(tmp_path / "again") == files_of(slices)
-    code, out, _ = script(data_aug, *options, "--num_workers=1")
+
+
+def test_earlier_slices_are_kept(slices, phantoms, tmp_path, script):
+    folder = shutil.copytree(slices, tmp_path / "again")
+    code, out, _ = script(data_aug, *SMALL, f"--data_root={phantoms}", f"--out_dir={folder}", "--num_workers=1")
     assert "again.previous-1" in out and files_of(tmp_path / "again.previous-1") == files_of(slices)
 
 
@@ -204,10 +207,7 @@ def test_damaged_slices(slices, tmp_path, break_it, words):
 
 
 @pytest.mark.data
-def test_real_slices_are_quick(tmp_path, script):
-    start = time.perf_counter()
-    code, out, err = script(
-        data_aug, f"--data_root={DATA}", f"--out_dir={tmp_path / 'd'}", "--max_cases=20", "--num_workers=1"
-    )
+def test_real_slices(tmp_path, script):
+    options = (f"--data_root={DATA}", f"--out_dir={tmp_path / 'd'}", "--max_cases=20", "--num_workers=1")
+    code, out, err = script(data_aug, *options)
     assert code == 0 and "900 slices of 20 volumes" in out, err
-    assert time.perf_counter() - start < 10

@@ -2,11 +2,6 @@
 
 import json
 
-import numpy as np
-import pytest
-import torch
-from conftest import one_error_line
-
 import data_aug
 import predict
 import train2d
@@ -19,6 +14,11 @@ from hippo.models.inference import predict_volume
 from hippo.options import configure
 from hippo.scoring.metrics import case_metrics
 from tools import ensemble
+
+import numpy as np
+import pytest
+import torch
+from conftest import one_error_line
 
 SMALL = ("--base_channels=4", "--epochs=1", "--min_steps=1")
 

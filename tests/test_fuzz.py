@@ -8,18 +8,18 @@ import tracemalloc
 import zipfile
 import zlib
 
-import nibabel as nib
-import numpy as np
-import pytest
-import torch
-from conftest import one_error_line
-
 import predict
 from hippo.data.nifti import read_nifti
 from hippo.errors import UserError
 from hippo.heads.segment import segment
 from hippo.models.checkpoint import load_model, save_checkpoint
 from unet_inr_3d import UNet3DWithINR
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from conftest import one_error_line
 
 CPU = torch.device("cpu")
 ARGS = {"base_channels": 2, "depth": 1, "convs": 1}
@@ -31,7 +31,6 @@ def checkpoint(path, **changes):
     content = {
         "model": model,
         "model_state_dict": UNet3DWithINR(**ARGS).state_dict(),
-        "flip_axes": "",
         "synthetic": False,
     }
     save_checkpoint(path, {**content, **changes})
@@ -59,9 +58,8 @@ def volume(path, **fields):
 
 
 def outcome(function, *args):
-    """ "ok" or "refused"; anything else than a UserError fails the test. Within 2 seconds and 1 GiB."""
+    """ "ok" or "refused"; anything else than a UserError fails the test, and more than 1 GiB."""
     tracemalloc.start()
-    start = time.perf_counter()
     try:
         function(*args)
         result = "ok"
@@ -69,9 +67,9 @@ def outcome(function, *args):
         assert str(error)
         result = "refused"
     finally:
-        seconds, (_, peak) = time.perf_counter() - start, tracemalloc.get_traced_memory()
+        _, peak = tracemalloc.get_traced_memory()
         tracemalloc.stop()
-    assert seconds < 2 and peak < 2**30, (seconds, peak)
+    assert peak < 2**30, peak
     return result
 
 
@@ -190,6 +188,15 @@ class Virtual(dict):
         {"flip_axes": "x" * 1000},
         {"flip_axes": "xw"},
         {"flip_axes": 7},
+        {"preprocessing": {"slice_size": True}},
+        {"preprocessing": {"flip_axes": "xx"}},
+        {"preprocessing": {"window": [36, 52]}},
+        {"preprocessing": {"window": [36, 52, 10**9]}},
+        {"preprocessing": {"spacing_mm": float("nan")}},
+        {"preprocessing": {"spacing_mm": 0.0}},
+        {"preprocessing": {"normalisation": 3}},
+        {"preprocessing": {"colour": "red"}},
+        {"preprocessing": [1]},
     ],
 )
 def test_hostile_checkpoints(tmp_path, changes):
@@ -270,5 +277,7 @@ def test_a_hundred_mutations(tmp_path, model):
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_thousands_of_mutations(tmp_path, model):
+    start = time.perf_counter()
     counts = fuzz(tmp_path, model, 3000, 1)
     assert counts["refused"] > 600 and counts["ok"] > 300
+    assert time.perf_counter() - start < 600  # 0.2 s each: nothing hangs

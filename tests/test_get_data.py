@@ -4,11 +4,11 @@ import io
 import tarfile
 import threading
 
-import pytest
-from conftest import one_error_line
-
 import get_data
 from hippo.data.cases import list_cases
+
+import pytest
+from conftest import one_error_line
 
 
 class Server(http.server.BaseHTTPRequestHandler):

@@ -2,13 +2,13 @@
 
 from types import SimpleNamespace
 
-import numpy as np
-import pytest
-import torch
-
 from hippo.training.optimiser import Muon, make_optimisers, orthogonalise, schedule
 from model2d import MODELS as MODELS_2D
 from unet_inr_3d import UNet3DWithINR
+
+import numpy as np
+import pytest
+import torch
 
 
 def settings(**values):

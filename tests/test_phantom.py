@@ -1,15 +1,15 @@
 import json
 
-import nibabel as nib
-import numpy as np
-from conftest import one_error_line
-from scipy.ndimage import label as components
-
 import phantom
 from hippo.data.cases import list_cases
 from hippo.data.nifti import read_nifti
 from hippo.options import configure
 from hippo.scoring import metrics
+
+import nibabel as nib
+import numpy as np
+from conftest import one_error_line
+from scipy.ndimage import label as components
 
 
 def test_layout_and_style(phantoms):

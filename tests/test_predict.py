@@ -2,13 +2,6 @@ import csv
 import itertools
 import json
 import shutil
-import time
-
-import nibabel as nib
-import numpy as np
-import pytest
-import torch
-from conftest import ROOT, one_error_line
 
 import predict
 from hippo.data.cases import case_id, list_cases
@@ -16,6 +9,12 @@ from hippo.heads.segment import segment
 from hippo.models.checkpoint import load_checkpoint, load_model, save_checkpoint
 from hippo.scoring.metrics import dice
 from unet_inr_3d import UNet3DWithINR
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, one_error_line
 
 SHIPPED = ROOT / predict.CHECKPOINT
 PARTNER = ROOT / "pretrained" / "hippocampus_2d.pth"
@@ -102,17 +101,45 @@ def test_every_orientation_gives_the_same_segmentation(checkpoint, tmp_path, pha
             assert np.array_equal(np.asarray(back.dataobj), expected)
 
 
-def test_other_spacings_come_back_on_their_own_grid(run, nifti, phantoms, tmp_path):
+@pytest.mark.parametrize("spacing", [(1, 1, 1), (0.5, 1, 0.5), (1, 0.4, 1), (1.5, 1, 1), (1, 1, 2)])
+def test_every_spacing_comes_back_in_place(run, nifti, tmp_path, spacing):
+    """Two balls, one bright and one dark, come back where they are: half a voxel off would fail."""
+    size_mm, balls = np.array([40, 54, 36]), {1: (17.3, 38.1, 19.6), 2: (21.0, 14.2, 16.9)}
+    shape = (size_mm / spacing).astype(int)
+    affine = np.diag([*spacing, 1.0])
+    affine[:3, 3] = np.array(spacing) / 2  # the outer faces are the same in all of them
+    points = nib.affines.apply_affine(affine, np.moveaxis(np.indices(shape), 0, -1))
+    shades = [np.exp(-(((points - ball) / 6) ** 2).sum(-1)) for ball in balls.values()]
+    code, _, err = run(nifti("balls.nii.gz", (500 + 300 * (shades[0] - shades[1])).astype(np.float32), affine))
+    assert code == 0, err
+    result = nib.load(tmp_path / "out" / "balls_seg.nii.gz")
+    labels = np.asarray(result.dataobj)
+    assert labels.shape == tuple(shape) and np.allclose(result.affine, affine)
+    for label, ball in balls.items():
+        centre = nib.affines.apply_affine(affine, np.argwhere(labels == label)).mean(0)
+        assert np.allclose(centre, ball, atol=0.15), (label, centre)
+    row = volumes(tmp_path / "out")[0]
+    assert float(row["total_mm3"]) == pytest.approx(np.count_nonzero(labels) * np.prod(spacing), abs=0.1)
+
+
+def test_the_volume_of_a_sheared_voxel_is_its_determinant(run, nifti, phantoms, tmp_path):
     source = nib.load(phantoms / "imagesTr" / "phantom_003.nii.gz")
-    fine = np.kron(np.asarray(source.dataobj), np.ones((2, 1, 2)))
-    affine = np.diag([0.5, 1, 0.5, 1])
-    run(nifti("fine.nii.gz", fine, affine), phantoms / "imagesTr" / "phantom_003.nii.gz")
-    result, plain = (nib.load(tmp_path / "out" / f"{n}_seg.nii.gz") for n in ("fine", "phantom_003"))
-    assert result.shape == fine.shape and np.array_equal(result.affine, affine)
-    a, b = np.asarray(result.dataobj), np.kron(np.asarray(plain.dataobj), np.ones((2, 1, 2), np.uint8))
-    assert dice(a > 0, b > 0) > 0.85
-    rows = volumes(tmp_path / "out")
-    assert float(rows[0]["total_mm3"]) == pytest.approx(0.25 * (a > 0).sum(), abs=0.1)
+    sheared = np.eye(4)
+    sheared[0, 1] = 0.5
+    run(nifti("sheared.nii.gz", np.asarray(source.dataobj), sheared))
+    labels = np.asarray(nib.load(tmp_path / "out" / "sheared_seg.nii.gz").dataobj)
+    assert float(volumes(tmp_path / "out")[0]["total_mm3"]) == pytest.approx(np.count_nonzero(labels), abs=0.1)
+
+
+def test_a_trailing_axis_of_one(run, nifti, phantoms, tmp_path):
+    source = nib.load(phantoms / "imagesTr" / "phantom_003.nii.gz")
+    array = np.asarray(source.dataobj)
+    code, _, err = run(
+        nifti("a.nii.gz", array), nifti("b.nii.gz", array[..., None]), nifti("c.nii", array[..., None, None])
+    )
+    assert code == 0, err
+    results = [nib.load(tmp_path / "out" / f"{n}_seg.nii.gz") for n in "abc"]
+    assert all(r.shape == array.shape and np.array_equal(r.dataobj, results[0].dataobj) for r in results)
 
 
 def test_mirror(checkpoint, nifti, phantoms):
@@ -222,17 +249,16 @@ def test_the_shipped_models(path):
 
 
 @pytest.mark.data
-@pytest.mark.parametrize("folder, partner", [("results_hippocampus-3D", ""), ("results_ensemble", PARTNER)])
+@pytest.mark.parametrize("folder, partner", [("3d", ""), ("ensemble", PARTNER)])
 def test_the_shipped_models_give_the_committed_results(script, tmp_path, folder, partner):
-    """The Dice of their NIfTI files for the 52 held-out volumes is that of metrics.json, at less than 2 s a volume."""
-    metrics = json.loads((ROOT / folder / "metrics.json").read_text())
+    """The Dice of their NIfTI files for the 52 held-out volumes is that of metrics.json."""
+    metrics = json.loads((ROOT / "results" / folder / "metrics.json").read_text())
     cases = [case for case in list_cases(ROOT / "Task04_Hippocampus")[0] if case.id in metrics["cases"]]
     assert not set(metrics["cases"]) & set(load_checkpoint(SHIPPED)["train_cases"])
-    start = time.perf_counter()
     images = [case.image for case in cases]
     options = [f"--checkpoint={SHIPPED}", f"--partner={partner}", f"--tta={metrics['tta']}"]
     code, _, err = script(predict, *options, f"--out_dir={tmp_path / 'out'}", *images)
-    assert code == 0 and (time.perf_counter() - start) / len(cases) < 2, err
+    assert code == 0, err
     scores = []
     for case in cases:
         truth, prediction = (

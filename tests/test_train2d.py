@@ -1,11 +1,6 @@
 import json
 import shutil
 
-import numpy as np
-import pytest
-import torch
-from conftest import one_error_line
-
 import data_aug
 import model2d
 import predict
@@ -14,8 +9,15 @@ from hippo.data.cases import list_cases, load_case, load_volumes
 from hippo.data.slices import PLANES, load_slices
 from hippo.models.blocks import count_parameters
 from hippo.models.checkpoint import load_checkpoint, load_model
-from hippo.models.inference import predict_volume
+from hippo.models.inference import TrainedModel, make_preprocessing, predict_volume
 from hippo.options import configure
+from hippo.pictures.plots import COLOURS
+
+import numpy as np
+import pytest
+import torch
+from conftest import one_error_line
+from runs import has_colour
 
 SMALL = ("--model=UNetnnUNetWithINR", "--base_channels=4", "--unet_depth=2", "--epochs=2", "--min_steps=1")
 
@@ -85,6 +87,9 @@ def test_a_run_writes_everything(run_folder):
     assert all(a <= b for a, b in zip(metrics["slices"]["dice"], metrics["slices"]["dice_original"]))
     history = json.loads((run_folder / "history.json").read_text())
     assert np.shape(history["val_dice"]) == np.shape(history["train_nsd"]) == (2, 2)
+    for path in (run_folder / "plots").iterdir():
+        if path.stem != "loss_train_vs_val":
+            assert has_colour(path, COLOURS[1]) and has_colour(path, COLOURS[2]), path
 
 
 def test_a_slice_counts_where_truth_or_prediction_has_the_label(slices):
@@ -125,20 +130,24 @@ def test_a_slice_of_a_validation_case_is_never_trained_on(slices, run_folder):
     assert not set(train.cases) & set(val.cases)
 
 
-def test_volumes_are_fused_from_slices_in_place(phantoms):
-    """A model that only looks at its own pixel gives back what it would give for the volume's voxels, nearly."""
+@pytest.mark.parametrize("size", [128, 40, 24])
+def test_volumes_are_fused_from_slices_in_place(size):
+    """A model that only looks at its own pixel gives each voxel back its own value: half a voxel off would fail."""
     model = torch.nn.Conv2d(1, 3, 1)
-    model.dim, model.slice_size = 2, 128
+    model.dim = 2
     with torch.no_grad():
-        model.weight[:, 0, 0, 0], model.bias[:] = torch.tensor([0.0, 3.0, -3.0]), torch.tensor([0.0, -1.5, 1.0])
-    volume = load_case(list_cases(phantoms)[0][0])
-    result = predict_volume(model, volume.image, torch.device("cpu"), None)
-    unit = torch.from_numpy((volume.image - volume.image.min()) / np.ptp(volume.image))[None, None]
-    expected = torch.einsum("kc,bcdhw->bkdhw", model.weight[:, :, 0, 0], unit)[0] + model.bias[:, None, None, None]
-    assert result.shape == expected.shape and torch.allclose(result.sum(0), torch.ones(unit.shape[2:]), atol=1e-4)
-    assert (result - expected.softmax(0)).abs().mean() < 0.02 and (
-        result.argmax(0) == expected.argmax(0)
-    ).float().mean() > 0.95
+        model.weight[:, 0, 0, 0], model.bias[:] = torch.tensor([0.0, 0.5, -0.5]), 0.0
+    axes = [np.linspace(0, 1, n, dtype=np.float32) for n in (35, 51, 30)]
+    image = sum(np.meshgrid(*axes, indexing="ij"))  # a ramp along each axis, which interpolation keeps
+    trained = TrainedModel(model, make_preprocessing(slice_size=size))
+    result = predict_volume(trained, image, torch.device("cpu"), None)
+    unit = torch.from_numpy(image / image.max())
+    expected = torch.stack([0 * unit, 0.5 * unit, -0.5 * unit]).softmax(0)
+    assert result.shape == expected.shape and torch.allclose(result.sum(0), torch.ones(unit.shape), atol=1e-4)
+    inner = (slice(None), *(slice(4, -4),) * 3)  # edges are replicated
+    assert (result[inner] - expected[inner]).abs().max() < 3e-4
+    half_a_voxel = (expected[:, 1:] - expected[:, :-1]).abs()[inner].mean(dim=(1, 2, 3)).max() / 2
+    assert half_a_voxel > 6e-4  # what the tolerance must see
 
 
 def test_volumes_are_predicted_at_the_size_of_the_training_slices(run_folder, phantoms):
@@ -148,7 +157,7 @@ def test_volumes_are_predicted_at_the_size_of_the_training_slices(run_folder, ph
         sizes.add(tuple(inputs[0].shape[2:]))
 
     model, _ = load_model(run_folder / "last.pth")
-    model.register_forward_pre_hook(watch)
+    model.model.register_forward_pre_hook(watch)
     volume = load_case(list_cases(phantoms)[0][0])
     assert predict_volume(model, volume.image, torch.device("cpu"), None).shape == (3, *volume.image.shape)
     assert sizes == {(32, 32)}

@@ -1,8 +1,3 @@
-import numpy as np
-import pytest
-import torch
-from conftest import ROOT, one_error_line
-
 import data_aug
 import generate_architecture_diagram as diagram
 import model2d
@@ -12,8 +7,14 @@ import viz_aug
 from hippo.data.cases import list_cases, load_case
 from hippo.options import configure
 
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, one_error_line
+from runs import has_colour, share_of
+from skimage.io import imread
+
 PRETRAINED = f"--checkpoint={ROOT / 'pretrained' / 'hippocampus_3d.pth'}"
-PNG = b"\x89PNG\r\n\x1a\n"
 
 
 @pytest.fixture(autouse=True)
@@ -31,9 +32,28 @@ def test_a_case_and_its_prediction(script, phantoms, tmp_path):
         viz, f"--data_root={phantoms}", "--case=phantom_007", PRETRAINED, f"--out={out}", "--interactive=False"
     )
     assert code == 0, err
-    for path in (out, tmp_path / "vue 1_prediction.png"):
-        assert path.read_bytes().startswith(PNG) and f"wrote {path}" in text
-    assert len(list(tmp_path.iterdir())) == 2
+    errors = tmp_path / "vue 1_prediction.png"
+    assert f"wrote {out}" in text and f"wrote {errors}" in text and len(list(tmp_path.iterdir())) == 2
+    assert reddish(out) > 0.01 and has_colour(out, "white") and imread(out).shape[:2] == (900, 1100)
+    assert reddish(errors) < reddish(out) and bluish(errors) > 0.01 and orange(errors) > 0.005
+
+
+def reddish(path):
+    """The share of a picture's pixels whose hue is crimson, whatever the light on them."""
+    r, g, b = np.moveaxis(imread(path)[..., :3].astype(int), -1, 0)
+    return float(((r > 2 * g) & (r > 1.5 * b) & (r > 80)).mean())
+
+
+def bluish(path):
+    """The share of pixels in the hue of the anterior part, #56B4E9."""
+    r, g, b = np.moveaxis(imread(path)[..., :3].astype(int), -1, 0)
+    return float(((b > g + 10) & (g > r + 20)).mean())
+
+
+def orange(path):
+    """The share of pixels in the hue of the posterior part, #E69F00."""
+    r, g, b = np.moveaxis(imread(path)[..., :3].astype(int), -1, 0)
+    return float(((r > g + 20) & (g > b + 40)).mean())
 
 
 def test_without_a_checkpoint_there_is_one_picture(script, phantoms, tmp_path):
@@ -41,6 +61,9 @@ def test_without_a_checkpoint_there_is_one_picture(script, phantoms, tmp_path):
     code, _, err = script(viz, f"--data_root={phantoms}", "--interactive=False", *options)
     assert code == 0, err
     assert [p.name for p in tmp_path.iterdir()] == ["a.png"]
+    assert (
+        bluish(tmp_path / "a.png") > 0.005 and orange(tmp_path / "a.png") > 0.005 and reddish(tmp_path / "a.png") < 1e-3
+    )
 
 
 def test_surfaces_are_in_millimetres():
@@ -107,8 +130,15 @@ def test_four_figures_that_the_seed_decides(script, slices, tmp_path):
         code, _, err = script(viz_aug, f"--data_dir={slices}", f"--out_dir={tmp_path / 'vis'}", f"--seed={seed}")
         assert code == 0, err
     first, again = ({p.stem: p.read_bytes() for p in (tmp_path / n).iterdir()} for n in ("vis.previous-1", "vis"))
-    assert set(first) == set(FIGURES) and all(data.startswith(PNG) for data in first.values())
-    assert first == again
+    assert set(first) == set(FIGURES) and first == again
+    for name in FIGURES:
+        path = tmp_path / "vis" / f"{name}.png"
+        assert has_colour(path, viz_aug._COLOURS[1]) and has_colour(path, viz_aug._COLOURS[2]), name  # of the legend
+    elegant, overview = (tmp_path / "vis" / f"{name}.png" for name in (FIGURES[0], FIGURES[2]))
+    assert share_of(elegant, viz_aug._BACKGROUND) > 0.1  # nine masks on a dark ground
+    for label in (1, 2):
+        assert share_of(elegant, viz_aug._COLOURS[label]) > 3e-3
+    assert share_of(overview, "white") < 0.6  # twenty images
 
 
 def test_missing_slices(script, tmp_path):
@@ -124,7 +154,9 @@ def test_the_diagram_is_drawn_from_the_model(script, tmp_path, name):
     out = tmp_path / "architecture.jpg"
     code, _, err = script(diagram, f"--model={name}", f"--out={out}")
     assert code == 0, err
-    assert out.read_bytes()[:2] == b"\xff\xd8"
+    for colour in (diagram._ENCODER, diagram._DECODER, diagram._HEAD):
+        assert share_of(out, colour) > 2e-3
+    assert (share_of(out, "#E6BDD3") > 0.01) == (name == "UNet3DWithINR")  # the box of the INR head, half transparent
 
 
 def test_the_diagram_knows_what_each_stage_puts_out():

@@ -1,7 +1,7 @@
 """Measures what things cost on this machine: predictions, training steps, every model, the making of slices, the metrics,
 and the same steps of nnU-Net's and MONAI's networks.
 
-    python -m tools.benchmark       about twelve minutes on two CPU cores; writes tools/benchmark.json
+    python -m tools.benchmark       about twelve minutes on two CPU cores; writes benchmark.json
 
 Each measurement runs in a process of its own, on the CPU, on the validation volumes of Task04_Hippocampus, with the
 precision that the scripts choose; the peers in float32, the default memory layout and batches of 9 volumes, as their
@@ -17,19 +17,31 @@ import time
 from functools import partial
 from pathlib import Path
 
+import data_aug
+import model2d
+import unet_inr_3d
+from hippo.data.cases import list_cases, load_case
+from hippo.data.intensity import to_unit_range
+from hippo.data.loading import AugmentedDataset
+from hippo.device import autocast, set_up_device
+from hippo.errors import UserError, require
+from hippo.files import ROOT, save_json
+from hippo.models.blocks import count_parameters
+from hippo.models.checkpoint import load_checkpoint, load_model
+from hippo.models.describe import describe_models
+from hippo.models.inference import predict_volume
+from hippo.options import configure, run_script
+from hippo.scoring.metrics import nsd_and_hd95
+from hippo.training.losses import dice_ce_loss
+
 import numpy as np
 import torch
-
-from hippo.device import autocast, pick_device
-from hippo.errors import UserError, require
-from hippo.files import save_json
-from hippo.models.checkpoint import load_checkpoint
-from hippo.options import configure, run_script
+from torch.utils.flop_counter import FlopCounterMode
 
 DATA_ROOT = "Task04_Hippocampus"  # Decathlon folder
 _RUNS = ("results_hippocampus-3D", "checkpoints-2d", "checkpoints-2d-64")
 CHECKPOINTS = [f"{run}/last.pth" for run in _RUNS]  # trained models to measure
-OUT = "tools/benchmark.json"  # file to write
+OUT = "benchmark.json"  # file to write
 ONLY = ""  # measure one thing in this process and print JSON: predict, train, models, slices, metrics, products, or a peer's name
 
 _REPEATS = 20
@@ -44,7 +56,7 @@ def main():
         require(cfg.only in jobs, f"--only={cfg.only}: expected one of {', '.join(jobs)}")
         print(json.dumps(jobs[cfg.only](cfg.checkpoints[0], cfg.data_root)))
         return
-    require(sys.platform != "win32", "tools/benchmark.py measures peak memory by what Windows lacks; run it elsewhere")
+    require(sys.platform != "win32", "this measures peak memory by what Windows lacks; run it elsewhere")
     for checkpoint in cfg.checkpoints:
         load_checkpoint(checkpoint)
     results = {"threads": torch.get_num_threads(), "torch": torch.__version__}
@@ -65,15 +77,16 @@ def median_run(runs):
 
 
 def in_its_own_process(only, cfg, checkpoint):
-    """What `benchmark.py --only=...` prints in a new process."""
+    """What `python -m tools.benchmark --only=...` prints in a new process."""
     command = [
         sys.executable,
-        __file__,
+        "-m",
+        "tools.benchmark",
         f"--only={only}",
         f"--checkpoints={[checkpoint]!r}",
         f"--data_root={cfg.data_root}",
     ]
-    answer = subprocess.run(command, capture_output=True, text=True)
+    answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     require(answer.returncode == 0, f"measuring {only} of {checkpoint} failed: {answer.stderr.strip()}")
     result = json.loads(answer.stdout.splitlines()[-1])
     print(checkpoint, only, result, flush=True)
@@ -82,10 +95,6 @@ def in_its_own_process(only, cfg, checkpoint):
 
 def models(checkpoint, data_root):
     """Parameters, multiply-adds and latency of every named model."""
-    import model2d
-    import unet_inr_3d
-    from hippo.models.describe import describe_models
-
     return {
         "2d": describe_models(model2d.MODELS, model2d.INPUT),
         "3d": describe_models(unet_inr_3d.TABLE, unet_inr_3d.INPUT),
@@ -95,10 +104,6 @@ def models(checkpoint, data_root):
 def slices(checkpoint, data_root):
     """Seconds of data_aug.py for the whole data set, and of a plain one-process loop of scikit-image for as many slices."""
     from skimage.transform import AffineTransform, resize, warp
-
-    import data_aug
-    from hippo.data.cases import list_cases, load_case
-    from hippo.data.intensity import to_unit_range
 
     cases, _ = list_cases(data_root)
     with tempfile.TemporaryDirectory() as folder:
@@ -134,58 +139,55 @@ def peak_memory_mib():
 
 
 def predict(checkpoint, data_root):
-    """Seconds a volume from the normalised volume to probabilities, with the shipped test-time augmentation."""
-    from hippo.data.cases import list_cases, load_case
-    from hippo.models.checkpoint import load_model
-    from hippo.models.inference import predict_volume
-
-    model, info = load_model(checkpoint)
-    device, dtype = pick_device("cpu")
-    model.to(device)
-    volumes = [load_case(case) for case in list_cases(data_root)[0] if case.id in info["val_cases"]][: _REPEATS + 3]
+    """Seconds a volume from the normalised volume to probabilities, with test-time augmentation in 3D."""
+    trained, volumes = model_and_volumes(checkpoint, data_root, _REPEATS + 3)
+    device, dtype = set_up_device("cpu")
     seconds = []
     for volume in volumes:
         start = time.perf_counter()
-        predict_volume(model, volume.image, device, dtype, True).cpu()
+        predict_volume(trained, volume.image, device, dtype, True).cpu()
         seconds.append(time.perf_counter() - start)
     seconds = sorted(seconds[3:])  # the first ones warm up
     return {"seconds_per_volume": round(seconds[len(seconds) // 2], 4), "peak_memory_mib": round(peak_memory_mib())}
 
 
-def train(checkpoint, data_root):
-    """Seconds a training step of the run's own batch, forward and backward."""
-    from hippo.models.checkpoint import load_model
-    from hippo.training.losses import dice_focal_loss
+def model_and_volumes(checkpoint, data_root, n):
+    """A trained model and the first n of its validation volumes."""
+    trained, info = load_model(checkpoint)
+    cases = [case for case in list_cases(data_root)[0] if case.id in info["val_cases"]]
+    return trained, [load_case(case) for case in cases[:n]]
 
-    model, info = load_model(checkpoint)
+
+def train(checkpoint, data_root):
+    """Seconds a training step of the run's own batch, forward and backward, and of the augmentation of a sample."""
+    trained, volumes = model_and_volumes(checkpoint, data_root, 1)
     constants = json.loads((Path(checkpoint).parent / "config.json").read_text())["constants"]
-    device, dtype = pick_device("cpu")
-    model.to(device).train()
-    size = constants["PATCH"] if model.dim == 3 else [info["slice_size"]] * 2
+    device, dtype = set_up_device("cpu")
+    model = trained.model.train()
+    size = constants["PATCH"] if model.dim == 3 else [trained.preprocessing["slice_size"]] * 2
     image = torch.randn(constants["BATCH_SIZE"], 1, *size, device=device)
     label = torch.randint(0, 3, (constants["BATCH_SIZE"], *size), device=device)
-    seconds = []
-    for _ in range(_REPEATS):
-        start = time.perf_counter()
+
+    def step():
         with autocast(device, dtype):
             logits = model(image)
-        dice_focal_loss(logits, label, constants["FOCAL_GAMMA"]).backward()
-        seconds.append(time.perf_counter() - start)
-    seconds = sorted(seconds[3:])
-    return {
-        "seconds_per_step": round(seconds[len(seconds) // 2], 4),
-        "batch": constants["BATCH_SIZE"],
-        "peak_memory_mib": round(peak_memory_mib()),
-    }
+        dice_ce_loss(logits, label, constants["FOCAL_GAMMA"]).backward()
+
+    result = {"seconds_per_step": round(median_seconds(step, _REPEATS), 4), "batch": constants["BATCH_SIZE"]}
+    result["peak_memory_mib"] = round(peak_memory_mib())
+    if model.dim == 3:
+        data = AugmentedDataset([volumes[0].image], [volumes[0].label], size, 0, {})
+        numbers = iter(range(_REPEATS + 2))
+        result["seconds_per_augmented_sample"] = round(median_seconds(lambda: data[next(numbers), 0], _REPEATS), 4)
+    return result
 
 
 # ---- peers
 
 
 def our_network(base_channels, depth):
-    from unet_inr_3d import UNet3DWithINR
 
-    return UNet3DWithINR(base_channels=base_channels, depth=depth)
+    return unet_inr_3d.UNet3DWithINR(base_channels=base_channels, depth=depth)
 
 
 def plain_conv_unet():
@@ -244,14 +246,10 @@ PEERS = {  # name: (network, whether with our precision and layout, patch, batch
 def peer(name, checkpoint, data_root):
     """Seconds a volume (a patch that holds one), in training (forward, loss, backward; each in its own trainer's batch) and in
     prediction (one view)."""
-    from torch.utils.flop_counter import FlopCounterMode
-
-    from hippo.models.blocks import count_parameters
-    from hippo.training.losses import dice_focal_loss
 
     build, ours, patch, batch = PEERS[name]
-    # pick_device also tunes the memory allocator, which the peers' own trainers do not
-    device, dtype = pick_device("cpu") if ours else (torch.device("cpu"), None)
+    # set_up_device also tunes the memory allocator, which the peers' own trainers do not
+    device, dtype = set_up_device("cpu") if ours else (torch.device("cpu"), None)
     model = build().to(device).train()
     image, label = torch.randn(batch, 1, *patch, device=device), torch.randint(0, 3, (batch, *patch), device=device)
 
@@ -262,7 +260,7 @@ def peer(name, checkpoint, data_root):
             logits = list(logits)
         elif logits.ndim == 6:  # MONAI's deep supervision: (B, outputs, C, D, H, W)
             logits = list(logits.unbind(1))
-        dice_focal_loss(logits, label, 0.0).backward()
+        dice_ce_loss(logits, label, 0.0).backward()
 
     with FlopCounterMode(display=False) as counter:
         step()
@@ -304,19 +302,14 @@ def products(checkpoint, data_root):
 
 def metrics(checkpoint, data_root):
     """Milliseconds a case of NSD and HD95 of both labels, ours and the surface-distance package's, on predictions."""
+
     import surface_distance
 
-    from hippo.data.cases import list_cases, load_case
-    from hippo.models.checkpoint import load_model
-    from hippo.models.inference import predict_volume
-    from hippo.scoring.metrics import nsd_and_hd95
-
-    model, info = load_model(checkpoint)
-    device, dtype = pick_device("cpu")
+    trained, volumes = model_and_volumes(checkpoint, data_root, _REPEATS)
+    device, dtype = set_up_device("cpu")
     pairs = []
-    for case in [case for case in list_cases(data_root)[0] if case.id in info["val_cases"]][:_REPEATS]:
-        volume = load_case(case)
-        prediction = predict_volume(model, volume.image, device, dtype).argmax(0).byte().cpu().numpy()
+    for volume in volumes:
+        prediction = predict_volume(trained, volume.image, device, dtype).argmax(0).byte().cpu().numpy()
         pairs += [(prediction == label, volume.label == label) for label in (1, 2)]
 
     def theirs(p, t):

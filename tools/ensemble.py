@@ -4,15 +4,11 @@
     python -m tools.ensemble --runs="['one','another']"   any runs of train_3d.py and train2d.py on one split
 
 Writes into OUT_DIR: metrics.json (as a run's, and "members": the mean of each run) and plots/*.png. The runs must have
-been trained on one split, and are scored on the cases that it held out. The short 2D run is made by:
-
-    python data_aug.py --out_dir=dataset_2d_64 --size=64 --slices_per_plane=30 --share_none=1 --share_rotation=0 \\
-        --share_affine=0 --share_flip=0
-    python train2d.py --data_dir=dataset_2d_64 --out_dir=checkpoints-2d-64 --epochs=3 --muon_rate=0.04 --cooldown=0 \\
-        --ema=0.998 --shift_voxels=4 --dice_smooth=8
+been trained on one split, and are scored on the cases that it held out. The commands of the
+short 2D run are in docs/RESULTS.md.
 """
 
-from hippo.device import pick_device
+from hippo.device import set_up_device
 from hippo.errors import require
 from hippo.options import configure, run_script
 from hippo.processes import refuse_several_processes
@@ -34,7 +30,7 @@ def run(cfg):
     """Scores the runs of a configuration together; returns the content of metrics.json."""
     refuse_several_processes("start it")
     require(cfg.runs, "--runs=[]: expected the folders of finished runs")
-    device, dtype = pick_device(cfg.device, cfg.amp)
+    device, dtype = set_up_device(cfg.device, cfg.amp)
     return score_together(cfg.runs, cfg.data_root, cfg.out_dir, cfg.tta, device, dtype)
 
 

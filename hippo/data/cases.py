@@ -1,4 +1,4 @@
-"""The data: Decathlon folders and their checks, splits by case, the data sets of volumes and slices, augmentation.
+"""Decathlon folders and their checks, and splits by case.
 
 A Decathlon folder holds dataset.json, imagesTr/<case>.nii.gz and labelsTr/<case>.nii.gz (0 background, 1 anterior,
 2 posterior). Volumes are (D, H, W) arrays in RAS orientation (x to the right, y to the front, z up), 1 mm isotropic.
@@ -9,15 +9,14 @@ import json
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-
 from hippo.data.intensity import normalise
 from hippo.data.nifti import read_nifti, spacing_mm
 from hippo.errors import UserError, require
+from hippo.files import digest
+
+import numpy as np
 
 LABELS = {1: "anterior", 2: "posterior"}
-
-
 GET_DATA = "python get_data.py (the real data) or python phantom.py (synthetic volumes, then --data_root=phantom)"
 
 
@@ -116,8 +115,8 @@ def split_cases(cases, fold):
 
 
 def describe_data(info, cases, train, val):
-    """What a run or a set of slices was made from, for its config.json."""
-    listing = "".join(f"{case.id} {case.image.stat().st_size} {case.label.stat().st_size}\n" for case in cases)
+    """What a run or a set of slices was made from, for its config.json. The checksum covers the content of every file."""
+    listing = "".join(f"{case.id} {digest(case.image)} {digest(case.label)}\n" for case in cases)
     return {
         "name": info.get("name", ""),
         "synthetic": is_synthetic(info),

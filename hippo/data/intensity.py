@@ -1,4 +1,4 @@
-"""Intensities of images: normalisation."""
+"""Intensities of images."""
 
 import numpy as np
 
@@ -16,6 +16,7 @@ def normalise(array):
 
 
 def to_unit_range(image):
-    """An image scaled to [0, 1]; zeros if constant."""
+    """float32 image scaled to [0, 1]; zeros if constant."""
+    image = image.astype(np.float32, copy=False)
     low, high = image.min(), image.max()
     return (image - low) / max(float(high - low), 1e-8)

@@ -1,20 +1,18 @@
-"""Batches of augmented patches in an order that depends on the seed only."""
+"""Batches of augmented patches, in an order that depends on the seed only."""
 
-import signal
+from hippo.data.augment import augment
+from hippo.processes import ignore_interrupts, rank, world_size
 
 import numpy as np
 import torch
 
-from hippo.data.augment import augment
-from hippo.processes import rank, world_size
-
 
 class AugmentedDataset(torch.utils.data.Dataset):
-    """Training images in memory, volumes or slices; an item is an augmented patch: image (1, *patch) float32, label
+    """Training images in memory, volumes or slices. An item is an augmented patch: image (1, *patch) float32 and label
     (*patch) uint8.
 
-    An item's key is (pass, index), as EpochSampler yields it, and its random numbers depend on (seed, pass, index)
-    only: the same whatever the number of workers or the epoch that a run was resumed at.
+    An item's key is (pass, index), as EpochSampler yields it. Its random numbers depend on (seed, pass, index) only:
+    they are the same whatever the number of workers or the epoch that a run was resumed at.
     """
 
     def __init__(self, images, labels, patch, seed, augmentation):
@@ -31,11 +29,11 @@ class AugmentedDataset(torch.utils.data.Dataset):
 
 
 class EpochSampler:
-    """Batches of keys (pass, index), each index once a pass, in an order that depends on (seed, pass) only.
+    """Batches of keys (pass, index): each index once a pass, in an order that depends on (seed, pass) only.
 
-    An epoch is one pass, or with few cases as many as make `min_steps` batches. Set `epoch`, and `start` (batches to
-    leave out, those of a resumed epoch), before iterating. With several processes, number `rank` of `world` gets every
-    world-th key of each batch; one for whom none is left gets the first, which its share of 0 takes out of the mean.
+    An epoch is one pass or, with few cases, as many passes as make `min_steps` batches. Set `epoch`, and `start` (the
+    batches that a resumed epoch leaves out), before iterating. With several processes, process `rank` of `world` takes
+    every world-th key of each batch. A process left without a sample repeats the first one, with weight 0.
     """
 
     def __init__(self, length, batch_size, seed, min_steps=1, rank=0, world=1):
@@ -57,8 +55,8 @@ class EpochSampler:
             mine = chosen[self.rank :: self.world]
             yield [(number, int(i)) for i in (mine if len(mine) else chosen[:1])]
 
-    def share(self, step):
-        """This process's part of a batch, times the number of processes: what its mean loss counts in their average."""
+    def weight(self, step):
+        """What this process's mean loss counts in the mean over the processes: its share of the batch times their number."""
         size = min(self.batch_size, self.length - step % self.batches * self.batch_size)
         return len(range(self.rank, size, self.world)) / size * self.world
 
@@ -70,11 +68,8 @@ def make_loader(data, cfg, device):
         batch_sampler=EpochSampler(len(data), cfg.batch_size, cfg.seed, cfg.min_steps, rank(), world_size()),
         num_workers=cfg.num_workers,
         persistent_workers=cfg.num_workers > 0,
-        worker_init_fn=_ignore_interrupts,
+        worker_init_fn=ignore_interrupts,
         multiprocessing_context="spawn" if cfg.num_workers else None,
         pin_memory=device.type == "cuda",
+        generator=torch.Generator(),  # of its own: a resumed epoch draws from it once more, and dropout must not notice
     )
-
-
-def _ignore_interrupts(_):
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's

@@ -1,19 +1,17 @@
-"""The slices that data_aug.py writes: reading them back, with checks."""
+"""The slices that data_aug.py writes: reading them back with checks, and the grids that they were cut from."""
 
 import csv
 import json
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-
 from hippo.data.cases import load_volumes
 from hippo.data.nifti import READ_ERRORS
 from hippo.errors import UserError, require
 
+import numpy as np
+
 PLANES = ("sagittal", "coronal", "axial")  # slices perpendicular to x, y and z
-
-
 _SLICES_AGAIN = "make the slices again with: python data_aug.py"
 
 
@@ -100,20 +98,23 @@ def load_slices(folder):
 
 
 def take(slices, chosen):
-    """The chosen ones of a dataset.Slices."""
+    """The chosen ones (indices) of Slices."""
     chosen = list(chosen)
     lists = ([values[i] for i in chosen] for values in (slices.cases, slices.planes))
     return type(slices)(slices.images[chosen], slices.masks[chosen], *lists)
 
 
 def first_cases(slices, n):
-    """The slices of the first n sorted cases."""
+    """The Slices of the first n sorted cases."""
     kept = set(sorted(set(slices.cases))[:n])
     return take(slices, (i for i, case in enumerate(slices.cases) if case in kept))
 
 
 def slice_grids(root, volumes, names, size):
-    """{case: {plane: (size of its slices' pixels in mm, its slices' own shape)}} for the volumes and for cases by name."""
+    """The grids that slices were cut from: {case: {plane: (size of a pixel in mm, shape of the volume's own slices)}}.
+
+    For volumes in memory and for further cases by name; size: pixels along each side of the stored slices.
+    """
     known = {volume.id for volume in volumes}
     grids = {}
     for volume in [*volumes, *load_volumes(root, sorted(names - known))]:

@@ -2,34 +2,30 @@
 
     ConvBlock   convolutions, each with instance norm and leaky ReLU
     UNet        encoder, bottleneck and decoder with skip connections: image in, feature maps out
-    INRHead     a SIREN over voxel coordinates and projected features: feature map in, logits out
-    UNetWithINR the two put together, with any input size and optional deep supervision
+    UNetWithINR a U-Net and its heads: image of any size in, logits out
 
 Shapes are written (B, C, *S): S is (H, W) in 2D and (D, H, W) in 3D. The style (two 3x3x3 convolutions a stage,
 instance norm, leaky ReLU 0.01) is nnU-Net's: Isensee et al., Nature Methods 18, 2021.
 """
 
+from hippo.models.inr import INRHead
+from hippo.models.norm import NormAct
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from hippo.models.inr import INRHead
-from hippo.models.norm import NormAct
-
 CONV = {2: nn.Conv2d, 3: nn.Conv3d}
-
-
 UP_CONV = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
-
-
 MAX_POOL = {2: F.max_pool2d, 3: F.max_pool3d}
-
-
 CHANNELS_LAST = {2: torch.channels_last, 3: torch.channels_last_3d}
 
 
 class ConvBlock(nn.Sequential):
-    """`convs` times (3x3(x3) convolution without bias, instance norm, leaky ReLU): (B, in, *S) to (B, out, *S)."""
+    """A stage: `convs` times (3x3(x3) convolution without bias, instance norm, leaky ReLU).
+
+    forward: (B, in_channels, *S) to (B, out_channels, *S).
+    """
 
     def __init__(self, dim, in_channels, out_channels, convs=2):
         layers = []
@@ -44,10 +40,11 @@ class ConvBlock(nn.Sequential):
 class UNet(nn.Module):
     """The U-Net without its heads (Ronneberger et al. 2015; Cicek et al. 2016).
 
-    encoder: channels of each stage, the last being the bottleneck; max pooling by 2 between two of them.
+    encoder: channels of each stage, the last one the bottleneck; max pooling by 2 between two of them.
     decoder: channels of each stage on the way up, deepest first; default: the encoder's, backwards.
     convs:   convolutions a stage.
-    forward: (B, in_channels, *S), S divisible by `stride`, to the decoder's feature maps, finest last.
+    forward: (B, in_channels, *S) with S divisible by `stride` to a list of the decoder's feature maps, finest last.
+    Raises ValueError where the numbers of stages do not fit.
     """
 
     def __init__(self, dim, in_channels, encoder, decoder=None, convs=2):
@@ -77,15 +74,12 @@ class UNet(nn.Module):
 class UNetWithINR(nn.Module):
     """A U-Net with a 1x1 convolution as head and, with `use_inr`, an INR head whose logits are added to it.
 
-    forward: (B, in_channels, *S) of any size S; the image is padded to a multiple of the U-Net's stride with replicated
-    edges and the result cropped back. Returns logits (B, num_classes, *S), never probabilities, in train and eval mode.
-    With deep_supervision and in train mode only, returns a list: the logits, then those of the coarser decoder stages
-    at 1/2, 1/4, ... of the size (S must then be a multiple of the stride).
+    forward: (B, in_channels, *S) of any size S to logits (B, num_classes, *S), never probabilities, in train and eval
+    mode. The image is padded to a multiple of the U-Net's stride with replicated edges, and the result cropped back.
+    With deep_supervision, and in train mode only, it returns a list: the logits, then those of the coarser decoder
+    stages at 1/2, 1/4, ... of the size; S must then be a multiple of the stride.
     Raises ValueError for an input of the wrong number of dimensions or channels.
     """
-
-    slice_size = 128  # pixels along each side of the slices that a 2D model was trained on
-    flip_axes = ""  # axes of "xyz" that a 3D model's training mirrored
 
     def __init__(
         self,
@@ -107,8 +101,12 @@ class UNetWithINR(nn.Module):
         self.head = CONV[dim](finest, num_classes, 1)
         self.inr = INRHead(dim, finest, num_classes, inr_hidden_dim, chunk=inr_chunk) if use_inr else None
         # the coarsest decoder stage has no auxiliary head, as in nnU-Net, unless it is the only one beside the finest
-        helped = coarse[1:] or coarse
-        self.auxiliary = nn.ModuleList(CONV[dim](c, num_classes, 1) for c in helped) if deep_supervision else None
+        supervised = coarse[1:] or coarse
+        heads = (CONV[dim](c, num_classes, 1) for c in supervised)
+        self.auxiliary = nn.ModuleList(heads) if deep_supervision else None
+        self._initialise()
+
+    def _initialise(self):
         for module in self.modules():
             if isinstance(module, (*CONV.values(), *UP_CONV.values())):
                 nn.init.kaiming_normal_(module.weight, a=0.01)

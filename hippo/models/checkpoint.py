@@ -1,21 +1,27 @@
-"""Checkpoints: written whole, read without trust, built into the model that they name."""
+"""Checkpoints: written whole, read without trust, built into the model that they name.
+
+A checkpoint is a dict of tensors and plain values: "model" {"name", "args"}, "model_state_dict", "preprocessing" (see
+hippo.models.inference), and what the run adds: "train_cases", "val_cases", "fold", "synthetic", "epoch", ...
+"""
 
 import zipfile
 from pathlib import Path
 
-import torch
-
 import model2d
 import unet_inr_3d
 from hippo.errors import UserError
-from hippo.files import atomic
+from hippo.files import ROOT, atomic
 from hippo.models.blocks import count_parameters
+from hippo.models.inference import TrainedModel, make_preprocessing
+
+import torch
 
 MODELS = {**unet_inr_3d.MODELS, **model2d.MODELS}
+_LARGEST = {"depth": 10, "unet_depth": 10, "convs": 4, "inr_chunk": 0}  # of a model's arguments; 1024 for the others
 
 
 def save_checkpoint(path, content):
-    """Writes a dict of tensors and plain Python values, whole or not at all."""
+    """Writes a dict of tensors and plain Python values, whole or not at all. Raises OSError that names the file."""
     with atomic(path) as temporary:
         try:
             torch.save(content, temporary)
@@ -24,20 +30,24 @@ def save_checkpoint(path, content):
 
 
 def load_checkpoint(path, made_by="python train_3d.py or python train2d.py"):
-    """Reads a checkpoint of this project onto the CPU, tensors and plain values only (nothing in the file is ever run)."""
-    if not Path(path).is_file():
+    """The content of a checkpoint, on the CPU: tensors and plain values only, nothing in the file is ever run.
+
+    A relative path that is not there is looked for in the repository too, so that the shipped models are found from any
+    folder. Raises UserError for a file that is missing, broken or of another project; `made_by` is the command that
+    makes it.
+    """
+    path = _find(path)
+    if not path.is_file():
         raise UserError(f"{path}: no such checkpoint; make it with: {made_by}")
     try:
-        with zipfile.ZipFile(
-            path
-        ) as archive:  # torch writes without compression: more promised than there is is a trap
-            if sum(entry.file_size for entry in archive.infolist()) > Path(path).stat().st_size:
+        with zipfile.ZipFile(path) as archive:
+            # torch writes without compression: a file that promises more than it holds is a trap
+            if sum(entry.file_size for entry in archive.infolist()) > path.stat().st_size:
                 raise ValueError
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises many kinds for a broken or hostile file
-        raise UserError(
-            f"{path}: not a readable checkpoint ({type(error).__name__}); make it with: {made_by}"
-        ) from None
+        kind = type(error).__name__
+        raise UserError(f"{path}: not a readable checkpoint ({kind}); make it with: {made_by}") from None
     if not isinstance(content, dict) or not {"model", "model_state_dict"} <= content.keys():
         raise UserError(
             f"{path}: a checkpoint, but not of this project (no model and model_state_dict); make it with: {made_by}"
@@ -45,36 +55,43 @@ def load_checkpoint(path, made_by="python train_3d.py or python train2d.py"):
     return content
 
 
-def load_model(path):
-    """(model in eval mode, checkpoint without its weights). Raises UserError for a checkpoint of another kind of model.
+def _find(path):
+    """The path or, where nothing is there, the same path in the repository."""
+    return Path(path) if Path(path).is_file() or not (ROOT / path).is_file() else ROOT / path
 
-    The file is not trusted: the network is built without memory first, and only if the file is large enough to hold it.
-    """
+
+def load_model(path):
+    """(TrainedModel in eval mode on the CPU, checkpoint without its weights). Raises UserError, see load_checkpoint, and
+    for a checkpoint of another kind of model."""
     info = load_checkpoint(path, "python train_3d.py or python train2d.py; a shipped one: git checkout pretrained")
     try:
-        weights, name, args = info.pop("model_state_dict"), info["model"]["name"], info["model"]["args"]
-        limits = {"depth": 10, "unet_depth": 10, "convs": 4, "inr_chunk": 0}
-        if not all(0 <= value <= limits.get(key, 1024) for key, value in args.items()):
-            raise ValueError(f"a {name} of {args}")
-        with torch.device("meta"):
-            model = MODELS[name](**args)
-        if (model.in_channels, model.head.out_channels) != (1, 3):
-            raise ValueError("expected 1 channel in and 3 out")
-        if count_parameters(model) > Path(path).stat().st_size:
-            raise ValueError(f"a file too small for a {name} of {args}")
-        model.load_state_dict(weights, assign=True)
-        if not all(v.is_floating_point() and torch.isfinite(v).all() for v in weights.values()):
-            raise ValueError("weights that are not finite numbers")
-        model.float()
-        model.slice_size = info.get("slice_size", model.slice_size)
-        if not (isinstance(model.slice_size, int) and 8 <= model.slice_size <= 1024):
-            raise ValueError("slice_size")
-        model.flip_axes = axes = info.get("flip_axes", "")
-        if not isinstance(axes, str) or sorted(axes) != sorted(set(axes) & set("xyz")):
-            raise ValueError("flip_axes")
+        weights = info.pop("model_state_dict")
+        model = _build(info["model"]["name"], info["model"]["args"], weights, _find(path).stat().st_size)
+        # older checkpoints have the two entries that varied, and no dict
+        older = {name: info[name] for name in ("slice_size", "flip_axes") if name in info}
+        info["preprocessing"] = make_preprocessing(**info.get("preprocessing", older))
     except (KeyError, TypeError, RuntimeError, ValueError, AttributeError, ArithmeticError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(
-            f"{path}: a checkpoint of another model ({(str(error) or type(error).__name__).splitlines()[0]}); "
-            f"expected one of {', '.join(MODELS)}, as train_3d.py and train2d.py write"
+            f"{path}: a checkpoint of another model ({reason}); expected one of {', '.join(MODELS)}, as train_3d.py and "
+            "train2d.py write"
         ) from None
-    return model.eval(), info
+    return TrainedModel(model.eval(), info["preprocessing"]), info
+
+
+def _build(name, args, weights, file_size):
+    """The named network with its weights, in float32. The file is not trusted: the network is built without memory
+    first, and filled only if the file is large enough to hold its weights. Raises one of several errors for what does
+    not fit."""
+    if not all(0 <= value <= _LARGEST.get(key, 1024) for key, value in args.items()):
+        raise ValueError(f"a {name} of {args}")
+    with torch.device("meta"):
+        model = MODELS[name](**args)
+    if (model.in_channels, model.head.out_channels) != (1, 3):
+        raise ValueError("expected 1 channel in and 3 out")
+    if count_parameters(model) > file_size:
+        raise ValueError(f"a file too small for a {name} of {args}")
+    model.load_state_dict(weights, assign=True)
+    if not all(v.is_floating_point() and torch.isfinite(v).all() for v in weights.values()):
+        raise ValueError("weights that are not finite numbers")
+    return model.float()

@@ -3,16 +3,16 @@
 import itertools
 import time
 
-import torch
-from torch.utils.flop_counter import FlopCounterMode
-
 from hippo.device import autocast, pick_device
 from hippo.models.blocks import count_parameters
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 
 def describe_models(models, shape):
     """Rows [name, parameters, multiply-adds, CPU milliseconds] of models {name: class}, each without and with the INR
-    head, on one input of `shape`."""
+    head, on one input of `shape` (B, C, *S). Milliseconds are the least of ten runs."""
     device, dtype = pick_device("cpu")
     rows = []
     for name, use_inr in itertools.product(models, (False, True)):
@@ -31,9 +31,7 @@ def describe_models(models, shape):
 
 def print_models(models, shape):
     """Prints describe_models as a table."""
-    rows = describe_models(models, shape)
-    print(
-        f"{'model':<45} {'parameters':>11} {'multiply-adds':>15} {'ms on the CPU':>14}   at {' x '.join(map(str, shape[2:]))}"
-    )
-    for name, parameters, multiply_adds, milliseconds in rows:
+    size = " x ".join(map(str, shape[2:]))
+    print(f"{'model':<45} {'parameters':>11} {'multiply-adds':>15} {'ms on the CPU':>14}   at {size}")
+    for name, parameters, multiply_adds, milliseconds in describe_models(models, shape):
         print(f"{name:<45} {parameters:>11,} {multiply_adds / 1e9:>13.2f} G {milliseconds:>14.1f}")

@@ -1,62 +1,107 @@
 """From a normalised volume to class probabilities, by 3D and by 2D models."""
 
+from typing import NamedTuple
+
+from hippo.data.intensity import CLIP_PERCENTILES, to_unit_range
+from hippo.data.spatial import anti_alias
+from hippo.device import autocast
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from hippo.device import autocast
+
+class TrainedModel(NamedTuple):
+    """A network, and how its images are prepared."""
+
+    model: torch.nn.Module
+    preprocessing: dict
+
+    def to(self, device):
+        """The same on another device."""
+        return TrainedModel(self.model.to(device), self.preprocessing)
 
 
-def tta_views(model):
+def make_preprocessing(
+    slice_size=128,
+    flip_axes="",
+    window=(36, 52, 36),
+    spacing_mm=1.0,
+    normalisation=f"clipped at percentiles {CLIP_PERCENTILES}, zero mean, unit variance",
+):
+    """How a model's images are prepared, as the checkpoint holds it: a dict of plain values.
+
+    slice_size: pixels along each side of a 2D model's slices. flip_axes: axes of "xyz" that training mirrored.
+    window: voxels of a 3D model's training patch. spacing_mm: of its voxels. Raises ValueError for anything else.
+    """
+    if not (type(slice_size) is int and 8 <= slice_size <= 1024):
+        raise ValueError("slice_size")
+    if not isinstance(flip_axes, str) or sorted(flip_axes) != sorted(set(flip_axes) & set("xyz")):
+        raise ValueError("flip_axes")
+    if not (len(window) == 3 and all(type(n) is int and 1 <= n <= 1024 for n in window)):
+        raise ValueError("window")
+    if not (isinstance(spacing_mm, float) and 0.1 <= spacing_mm <= 10 and isinstance(normalisation, str)):
+        raise ValueError("spacing_mm or normalisation")
+    return {
+        "spacing_mm": spacing_mm,
+        "window": list(window),
+        "normalisation": normalisation,
+        "slice_size": slice_size,
+        "flip_axes": flip_axes,
+    }
+
+
+def tta_views(trained):
     """Test-time augmentation: (shift in voxels, axes to flip) of each view of a volume for a 3D model.
 
-    A shift pads the volume at its low sides with replicated edges, which moves it against the grid of the poolings without
-    interpolation; with the network's own padding to whole strides by one voxel in all, with two poolings. Flips are of
-    use only along axes that training flipped too.
+    A shift pads the volume at its low sides with replicated edges. That moves it against the grid of the poolings
+    without interpolation; with two poolings and the network's own padding to whole strides, by one voxel in all. Flips
+    help only along axes that training flipped too.
     """
-    shifts = [(0, 0, 0), (model.unet.stride // 2,) * 3]
-    flips = [()] + [(axis,) for axis in ("xyz".index(a) for a in model.flip_axes)]
+    shifts = [(0, 0, 0), (trained.model.unet.stride // 2,) * 3]
+    flips = [()] + [(axis,) for axis in ("xyz".index(a) for a in trained.preprocessing["flip_axes"])]
     return [(shift, flip) for shift in shifts for flip in flips]
 
 
 @torch.inference_mode()
-def predict_volume(model, image, device, dtype, tta=False):
+def predict_volume(trained, image, device, dtype, tta=False):
     """Class probabilities of one volume: image (D, H, W) float32, normalised, to a (C, D, H, W) float32 tensor on `device`.
 
-    A 3D model sees the volume, with tta averaged over tta_views(model). A 2D model sees every slice of the
-    three planes, each resampled to model.slice_size squared as in training; the planes' probabilities are averaged.
-    The probabilities of a list of models are averaged. Models must be in eval mode.
+    trained: a TrainedModel in eval mode, or a list of them, whose probabilities are averaged. A 3D model sees the
+    volume, with tta averaged over tta_views. A 2D model sees every slice of the three planes, each resampled to its
+    training's slice size; the planes' probabilities are averaged.
     """
-    if isinstance(model, list):
-        return sum(predict_volume(member, image, device, dtype, tta) for member in model) / len(model)
-    x = torch.from_numpy(np.ascontiguousarray(image)).to(device)
-    if model.dim == 2:
-        return _predict_slices(model, x, device, dtype)
-    x = x[None, None]  # (1, 1, D, H, W)
-    views = tta_views(model) if tta else [((0, 0, 0), ())]
+    if isinstance(trained, list):
+        return sum(predict_volume(member, image, device, dtype, tta) for member in trained) / len(trained)
+    if trained.model.dim == 2:
+        return _predict_slices(trained, image, device, dtype)
+    x = torch.from_numpy(np.ascontiguousarray(image)).to(device)[None, None]  # (1, 1, D, H, W)
+    views = tta_views(trained) if tta else [((0, 0, 0), ())]
     total = 0
     for shift, flip in views:
         axes = [a + 2 for a in flip]
         view = F.pad(x.flip(axes), [p for s in reversed(shift) for p in (s, 0)], mode="replicate")
         with autocast(device, dtype):
-            logits = model(view)
+            logits = trained.model(view)
         logits = logits[(0, slice(None), *(slice(s, None) for s in shift))].float()
         total = total + logits.softmax(0).flip([a - 1 for a in axes])
     return total / len(views)
 
 
-def _predict_slices(model, x, device, dtype, batch=16):
-    size = (model.slice_size,) * 2
-    x = (x - x.min()) / (x.max() - x.min()).clamp_min(1e-8)
+def _predict_slices(trained, image, device, dtype, batch=16):
+    """predict_volume of a 2D model."""
+    size = (trained.preprocessing["slice_size"],) * 2
+    image = to_unit_range(image)
     total = 0
     for axis in range(3):
-        slices = x.movedim(axis, 0)[:, None]  # (N, 1, H, W)
-        big = F.interpolate(slices, size, mode="bilinear", align_corners=False)
+        slices = np.moveaxis(image, axis, 0)  # (N, H, W)
+        smooth = np.ascontiguousarray(anti_alias(slices, (len(slices), *size)))
+        enlarged = F.interpolate(torch.from_numpy(smooth).to(device)[:, None], size, mode="bilinear")
         parts = []
-        for start in range(0, len(big), batch):
+        for start in range(0, len(enlarged), batch):
             with autocast(device, dtype):
-                logits = model(big[start : start + batch])
+                logits = trained.model(enlarged[start : start + batch])
             probabilities = logits.float().softmax(1)
-            parts.append(F.interpolate(probabilities, slices.shape[2:], mode="bilinear", antialias=True))
+            parts.append(F.interpolate(probabilities, slices.shape[1:], mode="bilinear", antialias=True))
         total = total + torch.cat(parts).movedim(1, 0).movedim(1, axis + 1)  # (C, N, H, W) to (C, D, H, W)
     return total / 3

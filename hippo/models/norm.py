@@ -8,12 +8,10 @@ from torch import nn
 
 
 class _NormAct(torch.autograd.Function):
-    """Instance norm, affine and leaky ReLU of x (B, N, C), in as few passes over memory as plain torch operations
-    allow.
+    """Instance norm, affine and leaky ReLU of x (B, N, C), in few passes over memory.
 
-    Statistics are in float32 (float64 for float64), the rest in the input's own type. Parameters of one value a
-    channel are repeated over `k` voxels, and x seen as (B, N/k, k C), because broadcasting over few channels is slow
-    on a CPU.
+    Statistics are in float32 (float64 for float64), the rest in the input's own type. Broadcasting over few channels is
+    slow on a CPU: so a parameter of one value a channel is repeated over `k` voxels, and x is seen as (B, N/k, k C).
     """
 
     @staticmethod
@@ -45,7 +43,7 @@ class NormAct(nn.Module):
     """Instance norm with affine, then leaky ReLU: (B, C, *S) to (B, C, *S).
 
     On a CPU, torch's own instance norm copies channels-last tensors and takes longer than the convolution before it;
-    there the fused form above stands in. Everywhere else torch's is used. Both compute the same thing (see the tests).
+    the fused form above replaces it there. On other devices torch's is used. Both give the same result (see the tests).
     """
 
     def __init__(self, channels, eps=1e-5, slope=0.01):

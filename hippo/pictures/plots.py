@@ -1,15 +1,13 @@
 """Figures that more than one script draws. Colours are of the Okabe-Ito palette, safe for colour-blind readers."""
 
-import matplotlib.pyplot as plt
-import numpy as np
-from matplotlib.lines import Line2D
-
 from hippo.data.cases import LABELS
 from hippo.files import atomic
 
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
 COLOURS = {1: "#56B4E9", 2: "#E69F00"}  # anterior, posterior
-
-
 TRAIN, VALIDATION = "#999999", "#000000"
 
 
@@ -18,12 +16,17 @@ def source(synthetic):
     return "SYNTHETIC phantoms" if synthetic else "Decathlon Task04 Hippocampus (CC-BY-SA 4.0)"
 
 
+def panels(rows, columns, size, **options):
+    """(figure, its axes) of rows x columns panels, size in inches. No display is needed, and pyplot's state not changed."""
+    figure = Figure(figsize=size, layout="constrained")
+    return figure, figure.subplots(rows, columns, **options)
+
+
 def save(figure, path, title):
-    """Writes a figure with the title above it, whole or not at all, and closes it."""
+    """Writes a figure with the title above it, whole or not at all."""
     figure.suptitle(title)
     with atomic(path) as temporary:
         figure.savefig(temporary, dpi=130)
-    plt.close(figure)
 
 
 def _draw_loss(axes, history):
@@ -57,14 +60,14 @@ CURVES = {
 def curves(history, folder, title):
     """loss_train_vs_val.png, dice_train_vs_val.png and val_nsd.png of a history, into `folder`."""
     for name, draw in CURVES.items():
-        figure, axes = plt.subplots(figsize=(5.4, 4.6), layout="constrained")
+        figure, axes = panels(1, 1, (5.4, 4.6))
         draw(axes, history)
         save(figure, folder / name, title)
 
 
 def training_curves(history, path, title):
     """Loss, Dice and NSD of a history side by side in one figure."""
-    figure, row = plt.subplots(1, 3, figsize=(12.5, 4.8), layout="constrained")
+    figure, row = panels(1, 3, (12.5, 4.8))
     for axes, draw in zip(row, CURVES.values()):
         draw(axes, history)
     save(figure, path, title)
@@ -74,7 +77,7 @@ def per_case_dice(cases, path, title):
     """Dice of each case, both labels, sorted by their mean: {case: {"dice": [anterior, posterior]}}."""
     names = sorted(cases, key=lambda name: np.mean(cases[name]["dice"]))
     values = np.array([cases[name]["dice"] for name in names])
-    figure, axes = plt.subplots(figsize=(10, 4.5), layout="constrained")
+    figure, axes = panels(1, 1, (10, 4.5))
     x = np.arange(len(names))
     axes.plot([x, x], values.T, color="#cccccc", zorder=1)
     for i, (label, name) in enumerate(LABELS.items()):
@@ -94,14 +97,13 @@ def outlines(rows, path, title):
     rows: list of (text, [(image, label, prediction), ...]), each a 2D array whose first axis runs to the right of the
     picture.
     """
-    columns = max(len(panels) for _, panels in rows)
-    figure, axes = plt.subplots(
-        len(rows), columns, figsize=(3.2 * columns, 3.1 * len(rows) + 0.8), layout="constrained", squeeze=False
-    )
-    for line, (text, panels) in zip(axes, rows):
+    columns = max(len(views) for _, views in rows)
+    size = (3.2 * columns, 3.1 * len(rows) + 0.8)
+    figure, axes = panels(len(rows), columns, size, squeeze=False)
+    for line, (text, views) in zip(axes, rows):
         for axis in line:
             axis.set_axis_off()
-        for axis, (image, label, prediction) in zip(line, panels):
+        for axis, (image, label, prediction) in zip(line, views):
             axis.imshow(
                 image.T, cmap="gray", origin="lower", interpolation="nearest", vmin=image.min(), vmax=image.max()
             )
@@ -120,8 +122,6 @@ def outlines(rows, path, title):
 
 
 _CONFIGURATIONS = ["#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999"]
-
-
 _MARKERS = "osD^vPX*"
 
 
@@ -130,7 +130,7 @@ def search_analysis(groups, path, title):
 
     groups: [{"label", "runs": [entry of small_models_results.json for each seed]}, ...].
     """
-    figure, ((dice, size), (time, curve)) = plt.subplots(2, 2, figsize=(11.5, 9), layout="constrained")
+    figure, ((dice, size), (time, curve)) = panels(2, 2, (11.5, 9))
     x = np.arange(len(groups))
     for i, (label, name) in enumerate(LABELS.items()):
         means = [np.mean([run["dice"][i] for run in g["runs"]]) for g in groups]
@@ -171,7 +171,7 @@ def search_analysis(groups, path, title):
 def against_peer(pairs, path, title):
     """Mean Dice of each case against that of another method, {case: (the other's, ours)}, and the differences."""
     other, ours = np.array(list(pairs.values())).T
-    figure, (scatter, histogram) = plt.subplots(1, 2, figsize=(10, 4.6), layout="constrained")
+    figure, (scatter, histogram) = panels(1, 2, (10, 4.6))
     low, high = min(other.min(), ours.min()) - 0.01, max(other.max(), ours.max()) + 0.01
     scatter.plot([low, high], [low, high], color="#999999", linestyle="--", linewidth=1)
     scatter.scatter(other, ours, s=16, color=COLOURS[1], edgecolor="black", linewidth=0.4)
@@ -189,7 +189,7 @@ def against_peer(pairs, path, title):
 
 def bland_altman(volumes, path, title):
     """Volume agreement (Bland & Altman 1986): {label name: [(true, predicted) in mm3, ...]}."""
-    figure, row = plt.subplots(1, len(volumes), figsize=(10, 4.6), layout="constrained")
+    figure, row = panels(1, len(volumes), (10, 4.6))
     for axes, (name, pairs), colour in zip(row, volumes.items(), COLOURS.values()):
         truth, prediction = np.array(pairs).T
         mean, difference = (truth + prediction) / 2, prediction - truth

@@ -19,22 +19,22 @@ def score_together(runs, data_root, out_dir, tta, device, dtype):
     metrics.json, with "members": the mean of each run. Raises UserError for a run that is not finished and for runs on
     different splits.
     """
-    models, splits, parts = [], [], []
+    members, splits, parts = [], [], []
     for folder in map(Path, runs):
         part = load_json(folder / "metrics.json", MADE_BY)
-        model, info = load_model(folder / "last.pth")
+        trained, info = load_model(folder / "last.pth")
         fits = isinstance(part, dict) and {"mean", "training_minutes", "synthetic"} <= part.keys()
         require(
             fits and {"train_cases", "val_cases"} <= info.keys(),
             f"{folder} holds no finished run; make it with: {MADE_BY}",
         )
-        models.append(model.to(device))
+        members.append(trained.to(device))
         parts.append(part)
         splits.append((info["train_cases"], info["val_cases"]))
     for folder, split in zip(runs, splits):
         require(split == splits[0], f"{folder} was trained on other cases than {runs[0]}; name runs on one split")
     val = load_volumes(data_root, splits[0][1])
-    cases, _ = evaluate(models, val, device, dtype, tta)
+    cases, _ = evaluate(members, val, device, dtype, tta)
     metrics = {
         "synthetic": any(part["synthetic"] for part in parts),
         "cases": cases,
@@ -45,7 +45,7 @@ def score_together(runs, data_root, out_dir, tta, device, dtype):
     }
     out_dir = fresh_folder(out_dir)
     save_json(out_dir / "metrics.json", metrics)
-    draw_results(models, val, cases, out_dir / "plots", device, dtype, metrics["synthetic"], tta)
+    draw_results(members, val, cases, out_dir / "plots", device, dtype, metrics["synthetic"], tta)
     anterior, posterior = metrics["mean"]["dice"]
     alone = ", ".join(f"{folder} {sum(part['mean']['dice']) / 2:.4f}" for folder, part in zip(runs, parts))
     print(f"together: Dice {(anterior + posterior) / 2:.4f} ({anterior:.4f} / {posterior:.4f}); alone: {alone}")

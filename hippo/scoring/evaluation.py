@@ -2,10 +2,6 @@
 
 from pathlib import Path
 
-import numpy as np
-import torch
-import torch.nn.functional as F
-
 from hippo.data.cases import LABELS
 from hippo.device import autocast
 from hippo.files import save_json
@@ -16,15 +12,19 @@ from hippo.processes import gather, on_first, rank, world_size
 from hippo.scoring.metrics import case_metrics
 from hippo.scoring.statistics import summarise
 
+import numpy as np
+import torch
+import torch.nn.functional as F
 
-def evaluate(model, volumes, device, dtype, tta=False, loss_function=None):
+
+def evaluate(trained, volumes, device, dtype, tta=False, loss_function=None):
     """Metrics of each volume on its own grid: ({id: case_metrics}, list of losses, empty without loss_function).
 
-    model: as in predict_volume. With several processes, each does its share of the volumes, and all get the result.
+    trained: as in predict_volume. With several processes, each does its share of the volumes, and all get the result.
     """
     cases, losses = {}, {}
     for volume in volumes[rank() :: world_size()]:
-        probabilities = predict_volume(model, volume.image, device, dtype, tta)
+        probabilities = predict_volume(trained, volume.image, device, dtype, tta)
         if loss_function:
             label = torch.from_numpy(volume.label)[None].to(device)
             logits = probabilities.clamp_min(1e-9).log()[None]  # softmax(log p) = p
@@ -36,19 +36,18 @@ def evaluate(model, volumes, device, dtype, tta=False, loss_function=None):
     return {i: cases[i] for i in ids}, [losses[i] for i in ids] if loss_function else []
 
 
-def finish(model, val, history, out_dir, device, dtype, synthetic, tta=False, extra=None):
-    """Evaluates the final and the best weights on volumes, and writes metrics.json, per_case_dice.png and predictions.png.
+def evaluate_run(trained, val, history, out_dir, device, dtype, synthetic, tta=False, extra=None):
+    """Evaluates the final and the best weights of a run on volumes; writes metrics.json and two pictures.
 
     extra: further content of metrics.json. Returns the content of metrics.json; the model keeps its final weights.
     """
-    out_dir = Path(out_dir)
-    model.eval()
-    final, _ = evaluate(model, val, device, dtype, tta)
+    out_dir, model = Path(out_dir), trained.model.eval()
+    final, _ = evaluate(trained, val, device, dtype, tta)
     best, best_cases = on_first(load_checkpoint, out_dir / "best_model.pth"), final
     if best["epoch"] < len(history["seconds"]):
         final_weights = {k: v.clone() for k, v in model.state_dict().items()}
         model.load_state_dict(best["model_state_dict"])
-        best_cases, _ = evaluate(model, val, device, dtype, tta)
+        best_cases, _ = evaluate(trained, val, device, dtype, tta)
         model.load_state_dict(final_weights)
     metrics = {
         "synthetic": synthetic,
@@ -60,17 +59,18 @@ def finish(model, val, history, out_dir, device, dtype, synthetic, tta=False, ex
         **(extra or {}),
     }
     on_first(save_json, out_dir / "metrics.json", metrics)
-    on_first(draw_results, model, val, final, out_dir / "plots", device, dtype, synthetic, tta)
+    on_first(draw_results, trained, val, final, out_dir / "plots", device, dtype, synthetic, tta)
     mean = metrics["mean"]
     print(
         f"final weights{' with test-time augmentation' if tta else ''}: Dice {mean['dice'][0]:.4f} anterior, "
-        f"{mean['dice'][1]:.4f} posterior, mean {np.mean(mean['dice']):.4f}; NSD at 1 mm {np.mean(mean['nsd_1mm']):.4f}; "
-        f"HD95 {np.mean(mean['hd95_mm']):.2f} mm; {metrics['training_minutes']} minutes of training; {out_dir / 'metrics.json'}"
+        f"{mean['dice'][1]:.4f} posterior, mean {np.mean(mean['dice']):.4f}; "
+        f"NSD at 1 mm {np.mean(mean['nsd_1mm']):.4f}; HD95 {np.mean(mean['hd95_mm']):.2f} mm; "
+        f"{metrics['training_minutes']} minutes of training; {out_dir / 'metrics.json'}"
     )
     return metrics
 
 
-def draw_results(model, val, final, folder, device, dtype, synthetic, tta):
+def draw_results(trained, val, final, folder, device, dtype, synthetic, tta):
     """per_case_dice.png, and predictions.png of the best, the median and the worst case. final: {id: case_metrics}."""
     source = plots.source(synthetic)
     title = f"Final weights, {len(final)} validation cases: {source}"
@@ -78,7 +78,7 @@ def draw_results(model, val, final, folder, device, dtype, synthetic, tta):
     order = sorted(val, key=lambda v: np.mean(final[v.id]["dice"]))
     rows = []
     for text, volume in (("best", order[-1]), ("median", order[len(order) // 2]), ("worst", order[0])):
-        prediction = predict_volume(model, volume.image, device, dtype, tta).argmax(0).cpu().numpy()
+        prediction = predict_volume(trained, volume.image, device, dtype, tta).argmax(0).cpu().numpy()
         there = np.argwhere(volume.label > 0)
         x, y, z = there.mean(0).round().astype(int) if len(there) else np.array(volume.label.shape) // 2
         panels = [(a[x], a[:, y], a[:, :, z]) for a in (volume.image, volume.label, prediction)]
@@ -91,9 +91,10 @@ def draw_results(model, val, final, folder, device, dtype, synthetic, tta):
 def evaluate_slices(model, slices, grids, batch_size, device, dtype, loss_function, own_grid=False):
     """(means over slices {"dice", "nsd_1mm", "dice_original", "nsd_1mm_original"}, each [anterior, posterior]; mean loss).
 
-    A slice counts for a label only if truth or prediction has it; by the original's definition, it counts 1 otherwise.
-    own_grid: probabilities are averaged over the volume's own voxels, and the label map enlarged as that of the truth
-    was; else each of the slice's pixels is decided by itself.
+    slices: data.slices.Slices; grids: data.slices.slice_grids. A slice counts for a label only if truth or prediction
+    has it; by the original's definition it counts 1 otherwise. own_grid: the decision is made for the volume's own
+    voxels, over which the probabilities are averaged, and enlarged as the truth was. Otherwise each pixel of the slice
+    is decided by itself.
     """
     values, losses = {"dice": [], "nsd_1mm": []}, []
     for start in range(rank() * batch_size, len(slices.cases), world_size() * batch_size):
@@ -102,13 +103,9 @@ def evaluate_slices(model, slices, grids, batch_size, device, dtype, loss_functi
         with autocast(device, dtype):
             logits = model(image)
         losses += [loss_function(logits, mask.to(device)).item()] * len(mask)
-        for i, (scores, truth) in enumerate(zip(logits.float().softmax(1), mask.numpy())):
+        for i, (probabilities, truth) in enumerate(zip(logits.float().softmax(1), mask.numpy())):
             spacing, shape = grids[slices.cases[start + i]][slices.planes[start + i]]
-            if own_grid:
-                small = F.interpolate(scores[None], shape, mode="bilinear", antialias=True).argmax(1)[None]
-                prediction = F.interpolate(small.float(), truth.shape, mode="nearest-exact")[0, 0]
-            else:
-                prediction = scores.argmax(0)
+            prediction = _decide(probabilities, shape, truth.shape) if own_grid else probabilities.argmax(0)
             prediction = prediction.byte().cpu().numpy()
             result = case_metrics(prediction, truth, spacing)
             there = [bool(((prediction == label) | (truth == label)).any()) for label in LABELS]
@@ -120,3 +117,9 @@ def evaluate_slices(model, slices, grids, batch_size, device, dtype, loss_functi
     means = {name: np.nanmean(v, axis=0).tolist() for name, v in values.items()}
     means |= {f"{name}_original": np.nan_to_num(v, nan=1).mean(0).tolist() for name, v in values.items()}
     return means, float(np.mean(losses))
+
+
+def _decide(probabilities, own_shape, shape):
+    """The label map (H, W) of probabilities (C, H, W), decided on a grid of own_shape and enlarged to `shape`."""
+    labels = F.interpolate(probabilities[None], own_shape, mode="bilinear", antialias=True).argmax(1)[None]
+    return F.interpolate(labels.float(), shape, mode="nearest-exact")[0, 0]

@@ -1,18 +1,18 @@
-"""The loss (Dice and focal) and the metrics, per case and label: Dice, normalised surface Dice (NSD), HD95, volume.
+"""Metrics of a case and of its labels: Dice, normalised surface Dice (NSD), HD95, volume.
 
-Labels: 1 anterior, 2 posterior. Surface metrics follow DeepMind's `surface-distance`, the Decathlon's own definition
-(Nikolov et al. 2018, arXiv 1809.04430): surface elements between voxel centres, weighted by their area in mm2.
+Surface metrics follow DeepMind's `surface-distance`, the Decathlon's own definition (Nikolov et al. 2018, arXiv
+1809.04430): surface elements between voxel centres, weighted by their area in mm2.
 """
 
 from functools import lru_cache
+
+from hippo.data.cases import LABELS
 
 import numpy as np
 import torch
 from scipy.ndimage import distance_transform_edt
 from scipy.spatial import cKDTree
 from skimage.measure import marching_cubes, mesh_surface_area
-
-from hippo.data.cases import LABELS
 
 _MANY_POINTS = 1000  # from here on a distance transform of the whole box is faster than a tree of its surface
 
@@ -148,13 +148,14 @@ def volume_mm3(mask, spacing_mm):
     return float(np.count_nonzero(mask) * np.prod(spacing_mm))
 
 
-def hard_dice(logits, target):
-    """Dice of the most likely class, per sample and label: (B, C, *S) and (B, *S) to a (B, 2) array; nan where neither
-    has the label."""
+def dice_of_logits(logits, target):
+    """Dice of the most likely class, for each sample and label: logits (B, C, *S) and target (B, *S) to a (B, 2) array.
+
+    nan where neither has the label.
+    """
     prediction, target = logits.argmax(1).flatten(1), target.flatten(1)
     columns = []
     for label in LABELS:
         p, t = prediction == label, target == label
-        total = p.sum(1) + t.sum(1)
-        columns.append(2 * (p & t).sum(1) / total)
+        columns.append(2 * (p & t).sum(1) / (p.sum(1) + t.sum(1)))
     return torch.stack(columns, 1).cpu().numpy()

@@ -1,34 +1,61 @@
-"""Means, spreads and intervals over cases."""
+"""Means, spreads and intervals over cases and seeds."""
 
 import numpy as np
-
-
-def summarise(cases):
-    """Mean and standard deviation over cases, per label, undefined values left out: {"mean": {...}, "std": {...}}."""
-    names = [name for name in next(iter(cases.values()), {}) if not name.endswith("volume_mm3")]
-    stacked = {
-        name: np.array([case[name] for case in cases.values()], dtype=float)
-        for name in names
-        if all(name in case for case in cases.values())
-    }
-    with np.errstate(invalid="ignore"):
-        return {
-            "mean": {n: [_mean(c, np.mean) for c in v.T] for n, v in stacked.items()},
-            "std": {n: [_mean(c, np.std) for c in v.T] for n, v in stacked.items()},
-        }
-
-
-def _mean(column, function):
-    column = column[np.isfinite(column)]
-    return float(function(column)) if len(column) else float("nan")
-
 
 _RESAMPLES = 10_000
 
 
-def bootstrap(values, seed=0):
-    """Mean of one value a case and its 95 % interval, from resampling the cases (Efron & Tibshirani 1993)."""
-    values = np.array(values)
-    chosen = np.random.default_rng(seed).integers(0, len(values), (_RESAMPLES, len(values)))
-    low, high = np.percentile(values[chosen].mean(1), [2.5, 97.5])
+def summarise(cases):
+    """Mean, standard deviation (ddof 0, as everywhere here) and number of values over cases, for each label.
+
+    cases: {id: case_metrics}. Returns {"mean": {name: [anterior, posterior]}, "std": ..., "n": ...}; undefined values,
+    such as the distance to a structure that was missed, are left out, and n says how many remain.
+    """
+    names = [name for name in next(iter(cases.values()), {}) if not name.endswith("volume_mm3")]
+    columns = {
+        name: np.array([case[name] for case in cases.values()], dtype=float).T
+        for name in names
+        if all(name in case for case in cases.values())
+    }
+    functions = {"mean": np.mean, "std": np.std, "n": len}
+    return {
+        key: {name: [_of_finite(function, column) for column in values] for name, values in columns.items()}
+        for key, function in functions.items()
+    }
+
+
+def _of_finite(function, column):
+    """A function of the finite values of a column; nan where there is none."""
+    column = column[np.isfinite(column)]
+    return function(column) if function is len else float(function(column)) if len(column) else float("nan")
+
+
+def bootstrap(values, level=0.95, seed=0):
+    """{"mean", "interval": [low, high]} of values (cases,) or (seeds, cases), by resampling cases and seeds (Efron &
+    Tibshirani 1993), each by itself.
+
+    Of few seeds, resampling knows the spread poorly; of one, not at all: the interval is then over cases only.
+    """
+    values, rng = np.atleast_2d(values), np.random.default_rng(seed)
+    n_seeds, n_cases = values.shape
+    cases = rng.integers(0, n_cases, (_RESAMPLES, n_cases))
+    seeds = rng.integers(0, n_seeds, (_RESAMPLES, n_seeds))
+    counts = np.stack([(seeds == s).sum(1) for s in range(n_seeds)], 1)  # how often each seed was drawn
+    means = np.take_along_axis(counts / n_seeds @ values, cases, 1).mean(1)
+    tail = 50 * (1 - level)
+    low, high = np.percentile(means, [tail, 100 - tail])
     return {"mean": float(values.mean()), "interval": [float(low), float(high)]}
+
+
+def paired_differences(runs, others):
+    """Differences of mean Dice, paired by case and seed: a (seeds, cases) array.
+
+    runs, others: lists of {"seed", "case_dice": {case: [anterior, posterior]}}. Raises ValueError where they share no
+    seed or no case.
+    """
+    ours, theirs = ({run["seed"]: run["case_dice"] for run in part} for part in (runs, others))
+    seeds = sorted(ours.keys() & theirs.keys())
+    cases = sorted(set.intersection(*(set(part[s]) for part in (ours, theirs) for s in seeds))) if seeds else []
+    if not cases:
+        raise ValueError("no seed or no case in common")
+    return np.array([[np.mean(ours[s][c]) - np.mean(theirs[s][c]) for c in cases] for s in seeds])

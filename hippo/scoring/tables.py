@@ -1,6 +1,94 @@
-"""Tables in Markdown."""
+"""Tables in Markdown, and the comparison of the points of a search."""
+
+from hippo.scoring.statistics import bootstrap, paired_differences
+
+import numpy as np
+
+GRID = ("base_channels", "unet_depth", "learning_rate", "weight_decay", "use_inr", "inr_hidden_dim", "deep_supervision")
 
 
 def markdown_table(header, rows):
     """A Markdown table; cells are written with str."""
     return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in [header, ["---"] * len(header), *rows])
+
+
+def with_interval(part, digits=4):
+    """A difference and its interval, as in +0.0015 (-0.0002 to +0.0031). part: as statistics.bootstrap returns it."""
+    mean, low, high = (f"{value:+.{digits}f}" for value in (part["mean"], *part["interval"]))
+    return f"{mean} ({low} to {high})"
+
+
+def search_groups(found):
+    """The configurations of a search, each with all its seeds: {values of GRID: {"label", "runs": [entry, ...]}}.
+
+    found: {key: entry} as small_models_results.json holds it; points that failed are left out.
+    """
+    good = [entry for entry in found.values() if "error" not in entry]
+    varied = [name for name in GRID[:4] if len({entry["config"][name] for entry in good}) > 1]
+    groups = {}
+    for entry in good:
+        config = entry["config"]
+        label = f"INR-{config['inr_hidden_dim']}" if config["use_inr"] else "No INR"
+        label += ", deep supervision" * config["deep_supervision"]
+        label += "".join(f", {name.replace('_', ' ')} {config[name]:g}" for name in varied)
+        groups.setdefault(tuple(config[name] for name in GRID), {"label": label, "runs": []})["runs"].append(entry)
+    return groups
+
+
+def search_comparisons(groups):
+    """{values of GRID: difference of mean Dice from the same network with neither INR nor deep supervision}.
+
+    A difference is statistics.bootstrap of the pairs by case and seed, and "seeds", the number of seeds. The intervals
+    hold together at 95 %, by Bonferroni's correction for their number.
+    """
+    pairs = {}
+    for key, part in groups.items():
+        plain = groups.get((*key[:4], False, None, False))
+        if plain and plain is not part:
+            pairs[key] = paired_differences(part["runs"], plain["runs"])
+    level = 1 - 0.05 / max(len(pairs), 1)
+    return {key: {**bootstrap(values, level), "seeds": len(values)} for key, values in pairs.items()}
+
+
+def search_table(found):
+    """A Markdown table of a search: volumes, final weights, mean ± standard deviation over cases."""
+    groups = search_groups(found)
+    comparisons = search_comparisons(groups)
+    header = ["configuration", "parameters", "Dice anterior", "Dice posterior", "mean Dice, each seed", "NSD at 1 mm"]
+    header += ["minutes a run", "difference from No INR (interval)"]
+    rows = []
+    for key, part in groups.items():
+        runs = part["runs"]
+        means, spreads = (np.mean([run[name] for run in runs], axis=0) for name in ("dice", "dice_std"))
+        rows.append(
+            [
+                part["label"],
+                f"{runs[0]['parameters']:,}",
+                *(f"{mean:.4f} ± {spread:.3f}" for mean, spread in zip(means, spreads)),
+                ", ".join(f"{np.mean(run['dice']):.4f}" for run in runs),
+                f"{np.mean([run['nsd_1mm'] for run in runs]):.4f}",
+                f"{np.mean([run['training_time'] for run in runs]) / 60:.1f}",
+                with_interval(comparisons[key]) if key in comparisons else "–",
+            ]
+        )
+    return markdown_table(header, rows)
+
+
+def search_conclusion(found):
+    """Sentences on which configurations differ from the network with neither INR nor deep supervision."""
+    groups = search_groups(found)
+    comparisons = search_comparisons(groups)
+    if not comparisons:
+        return "There is no pair of points with and without INR to compare yet."
+    lines = []
+    for key, part in comparisons.items():
+        low, high = part["interval"]
+        verdict = "lower" if high < 0 else "higher" if low > 0 else "no difference was found"
+        lines.append(f"{groups[key]['label']}: {verdict}, {with_interval(part)}")
+    seeds = min(part["seeds"] for part in comparisons.values())
+    over = "cases only, for there is one seed" if seeds == 1 else f"cases and {seeds} seeds"
+    over += f"; all {len(lines)} together" * (len(lines) > 1)
+    return (
+        f"Mean Dice against the same network without INR, paired by case and seed (95 % intervals over {over}): "
+        f"{'; '.join(lines)}."
+    )

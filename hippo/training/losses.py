@@ -1,29 +1,32 @@
-"""The loss: soft Dice and focal loss or cross-entropy."""
+"""The loss: soft Dice and cross-entropy, or the focal loss."""
 
-import torch
 import torch.nn.functional as F
 
 
-def dice_focal_loss(logits, target, gamma=2.0, smooth=1e-5):
-    """0.5 x Dice loss + 0.5 x focal loss.
+def dice_ce_loss(logits, target, focal_gamma=0.0, smooth=1e-5):
+    """0.5 x Dice loss + 0.5 x cross-entropy, computed in float32: a scalar, the mean over the batch.
 
-    logits: (B, C, *S); target: (B, *S) integers in [0, C). Dice: 1 - soft Dice, averaged over samples and foreground
-    classes (Milletari et al. 2016); focal: -(1 - p)^gamma log p of the true class, averaged over voxels (Lin et al.
-    2017; gamma 0 is cross-entropy). Computed in float32. A list of logits, finest first (deep supervision), is
-    weighted 1, 1/2, 1/4, ..., as in nnU-Net, against the target resampled to each size.
+    logits: (B, C, *S), or a list of them, finest first (deep supervision); target: (B, *S) integers in [0, C).
+    Dice loss: 1 - soft Dice, averaged over samples and foreground classes (Milletari et al. 2016), `smooth` voxels
+    added to both sides of the fraction. focal_gamma > 0 weighs each voxel's cross-entropy by (1 - p)^focal_gamma of its
+    true class (Lin et al. 2017). A list is weighted 1, 1/2, 1/4, ..., as in nnU-Net. The target of a coarser output is
+    the share of each class in its voxels.
     """
-    if isinstance(logits, (list, tuple)):
-        weights = [0.5**i for i in range(len(logits))]
-        losses = [
-            dice_focal_loss(x, F.interpolate(target[:, None].float(), x.shape[2:])[:, 0].long(), gamma, smooth)
-            for x in logits
-        ]
-        return sum(w * loss for w, loss in zip(weights, losses)) / sum(weights)
-    log_p = F.log_softmax(logits.float().flatten(2), dim=1)  # (B, C, N)
-    p, target = log_p.exp(), target.flatten(1)[:, None].long()  # (B, 1, N)
-    log_p_true = log_p.gather(1, target)
-    focal = -((1 - log_p_true.exp()).clamp_min(0) ** gamma * log_p_true).mean() if gamma else -log_p_true.mean()
-    truth = torch.zeros_like(p).scatter_(1, target, 1.0)
-    overlap, total = (p * truth).sum(2)[:, 1:], (p.sum(2) + truth.sum(2))[:, 1:]  # (B, C - 1)
+    outputs = logits if isinstance(logits, (list, tuple)) else [logits]
+    one_hot = F.one_hot(target.long(), outputs[0].shape[1]).movedim(-1, 1).float()  # (B, C, *S)
+    total, weights = 0, [0.5**i for i in range(len(outputs))]
+    for weight, output in zip(weights, outputs):
+        size = output.shape[2:]
+        shares = one_hot if size == one_hot.shape[2:] else F.interpolate(one_hot, size, mode="area")
+        total = total + weight * _dice_ce(output, shares, focal_gamma, smooth)
+    return total / sum(weights)
+
+
+def _dice_ce(logits, shares, focal_gamma, smooth):
+    """dice_ce_loss of one output: logits (B, C, *S), shares of the classes (B, C, *S)."""
+    log_p, shares = F.log_softmax(logits.float().flatten(2), dim=1), shares.flatten(2)  # (B, C, N)
+    p = log_p.exp()
+    weighted = shares * (1 - p).clamp_min(0) ** focal_gamma * log_p if focal_gamma else shares * log_p
+    overlap, total = (p * shares).sum(2)[:, 1:], (p.sum(2) + shares.sum(2))[:, 1:]  # (B, C - 1)
     dice = ((2 * overlap + smooth) / (total + smooth)).mean()
-    return 0.5 * (1 - dice) + 0.5 * focal
+    return 0.5 * (1 - dice) - 0.5 * weighted.sum(1).mean()

@@ -1,6 +1,4 @@
-"""How the weights move: Muon for the kernels of the U-Net's convolutions, AdamW for everything else (at a rate of its own
-for the INR head), and the schedule of their learning rates.
-"""
+"""Optimisers: Muon for the kernels of the U-Net's convolutions, AdamW for everything else, and their schedule."""
 
 import math
 
@@ -10,8 +8,11 @@ QUINTIC = (3.4445, -4.7750, 2.0315)  # Jordan et al.'s coefficients: steep at ze
 
 
 def schedule(progress, warmup, cooldown):
-    """Share of the peak learning rate at `progress`, in [0, 1), of a run: a linear rise over its first `warmup`, then 1,
-    and half a cosine to zero over its last `cooldown`, each a share of the run; the rise comes first where both would be."""
+    """Share of the peak learning rate at `progress`, in [0, 1), of a run.
+
+    It rises linearly over the first `warmup`, stays at 1, and falls as half a cosine to zero over the last `cooldown`,
+    each a share of the run. Where the two overlap, the rise counts.
+    """
     if progress < warmup:
         return progress / warmup * 0.99 + 0.01
     start = max(warmup, 1 - cooldown)
@@ -19,9 +20,11 @@ def schedule(progress, warmup, cooldown):
 
 
 def make_optimisers(model, cfg):
-    """The optimisers of a model: [AdamW], or with cfg.muon_rate [AdamW, Muon], Muon for all kernels of model.unet with more
-    than one input channel. The INR head, whose sines magnify each step omega_0 times, moves at cfg.inr_rate.
-    cfg: learning_rate, inr_rate, weight_decay, muon_rate."""
+    """The optimisers of a model: [AdamW] or, with cfg.muon_rate, [AdamW, Muon].
+
+    Muon trains all kernels of model.unet with more than one input channel. The INR head, whose sines magnify each step
+    omega_0 times, has AdamW's rate cfg.inr_rate. cfg: learning_rate, inr_rate, weight_decay, muon_rate.
+    """
     kernels = [p for p in model.unet.parameters() if p.ndim >= 4 and p.shape[1] > 1] if cfg.muon_rate else []
     head = list(model.inr.parameters()) if model.inr is not None else []
     taken = set(map(id, kernels + head))
@@ -37,10 +40,10 @@ def make_optimisers(model, cfg):
 
 
 class Muon(torch.optim.Optimizer):
-    """Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon): Nesterov momentum, made orthogonal before
-    the step, a kernel being seen as a matrix with a row for each channel of its first axis (out; of an up-convolution: in);
-    so every direction in it moves equally far.
-    Weight decay is decoupled, as AdamW's.
+    """Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon): Nesterov momentum, orthogonalised.
+
+    A kernel is seen as a matrix with a row for each channel of its first axis. The step moves every direction of that
+    matrix equally far. Weight decay is decoupled, as AdamW's.
     """
 
     def __init__(self, params, lr, weight_decay=0.0, momentum=0.95):
@@ -63,8 +66,11 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalise(matrix, steps=5):
-    """A matrix (n, m) with the same singular vectors and all singular values near 1 (0.7 to 1.2; those below 1e-3 of the
-    norm stay smaller), by Newton-Schulz iterations. They run on the small matrix of the rows' products, in float32."""
+    """A matrix (n, m) with the same singular vectors and all singular values near 1, by Newton-Schulz iterations.
+
+    Values reach 0.7 to 1.2; those below 1e-3 of the norm stay smaller. The iterations run on the small matrix of the
+    rows' products, in float32.
+    """
     n, m = matrix.shape
     if n > m:
         return orthogonalise(matrix.T, steps).T

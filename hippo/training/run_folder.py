@@ -1,14 +1,20 @@
-"""The folder of a run: started, resumed, and what may differ between the two."""
+"""The folder of a run: started, resumed, and what may differ between the two.
+
+config.json     constants, data, model, device, versions: what a repeat needs
+last.pth        the newest weights, and all that --resume=True needs
+best_model.pth  the weights of the best mean validation Dice
+history.json    one list per quantity, one entry per epoch
+metrics.json    per case, of the final weights
+"""
 
 from pathlib import Path
 
-import torch
-
-from hippo.device import describe_environment
+from hippo.device import describe_environment, precision
 from hippo.errors import require
-from hippo.files import check_folder, fresh_folder, load_json, save_json
+from hippo.files import HALF_WRITTEN, check_folder, fresh_folder, load_json, save_json
 from hippo.models.blocks import count_parameters
 from hippo.models.checkpoint import load_checkpoint
+from hippo.options import RENAMED
 from hippo.processes import on_first, world_size
 
 NOT_PART_OF_A_RUN = ("resume", "num_workers", "out_dir", "device")  # constants that --resume=True may change
@@ -16,7 +22,7 @@ NOT_PART_OF_A_RUN = ("resume", "num_workers", "out_dir", "device")  # constants 
 
 def check_training(cfg):
     """Raises UserError for constants of the training loop that cannot work."""
-    for name in ("epochs", "min_steps", "batch_size", "base_channels", "inr_hidden_dim"):
+    for name in ("epochs", "min_steps", "batch_size", "base_channels", "unet_depth", "inr_hidden_dim"):
         require(getattr(cfg, name) >= 1, f"--{name}={getattr(cfg, name)}: expected 1 or more")
     for name in ("learning_rate", "inr_rate", "gradient_clip"):
         require(getattr(cfg, name) > 0, f"--{name}={getattr(cfg, name)}: expected more than 0")
@@ -29,68 +35,93 @@ def check_training(cfg):
     require(0 <= cfg.cooldown <= 1, f"--cooldown={cfg.cooldown}: expected 0 to 1")
 
 
-def start_run(cfg, defaults, model, model_info, data, device, dtype):
-    """Prepares cfg.out_dir and writes config.json: a fresh folder, or with cfg.resume the unfinished run's own.
+def check_preset(cfg, custom, ignored):
+    """Raises UserError for a constant that only the model `custom` takes, set beside another one.
 
-    defaults: common.constants of the script; model_info: {"name", "args"}; data: dataset.describe_data's. Returns
-    (plain values for the checkpoints, content of last.pth to go on from or None). Raises UserError where a resumed run
-    was started with other constants or data, naming the first difference.
+    ignored: {name: value that the script comes with}.
+    """
+    for name, value in ignored.items():
+        require(
+            cfg.model == custom or getattr(cfg, name) == value,
+            f"--{name}={getattr(cfg, name)}: {cfg.model} has a size of its own; take --model={custom}, or leave "
+            f"{name.upper()} at {value}",
+        )
+
+
+def start_run(cfg, defaults, trained, model_info, data, device, dtype):
+    """Prepares cfg.out_dir and writes config.json: a fresh folder or, with cfg.resume, the unfinished run's own.
+
+    defaults: options.constants of the script; trained: TrainedModel; model_info: {"name", "args"}; data: as
+    cases.describe_data returns it. Returns (plain values for the checkpoints, content of last.pth to go on from or
+    None). Raises UserError where a resumed run was started with other constants or data, naming the first difference.
     """
     constants = {name.upper(): value for name, value in sorted(vars(cfg).items())}
     config = {
         "constants": constants,
         "overrides": {name: value for name, value in constants.items() if value != defaults[name][0]},
         "model": model_info,
-        "parameters": count_parameters(model),
+        "preprocessing": trained.preprocessing,
+        "parameters": count_parameters(trained.model),
         "data": data,
         "device": str(device),
         "processes": world_size(),
-        "precision": str(dtype or torch.float32).removeprefix("torch."),
+        "precision": precision(dtype),
         "environment": describe_environment(),
     }
     print(f"model: {model_info['name']}, {config['parameters']:,} parameters", flush=True)
-    info = {"model": model_info, **{name: data[name] for name in ("synthetic", "train_cases", "val_cases", "fold")}}
-    return info, on_first(_open_folder, cfg, config)
+    info = {"model": model_info, "preprocessing": trained.preprocessing}
+    info |= {name: data[name] for name in ("synthetic", "train_cases", "val_cases", "fold")}
+    return info, on_first(_open_folder, cfg, defaults, config)
 
 
-def _open_folder(cfg, config):
-    """The folder of a run, see start_run; returns the content of last.pth to go on from, or None."""
+def _open_folder(cfg, defaults, config):
+    """The folder of a run, see start_run. Returns the content of last.pth to go on from, or None."""
     out_dir = Path(cfg.out_dir)
     if not cfg.resume:
         fresh_folder(out_dir)
         save_json(out_dir / "config.json", config)
         return None
     check_folder(out_dir)
-    for path in [*out_dir.glob(".[0-9]*.*"), *out_dir.glob("plots/.[0-9]*.*")]:
-        path.unlink()  # half-written when the run was killed
+    for path in [*out_dir.glob(HALF_WRITTEN), *out_dir.glob(f"plots/{HALF_WRITTEN}")]:
+        path.unlink()  # left when the run was killed
     if not (out_dir / "last.pth").is_file():
         finished = (out_dir / "metrics.json").exists()
         require(not finished, f"{out_dir} holds a finished run without its last.pth: start anew without --resume=True")
         print(f"{out_dir} holds no checkpoint yet: starting from the beginning", flush=True)
         save_json(out_dir / "config.json", config)
         return None
-    before = same_constants(out_dir, cfg)
+    before = same_constants(out_dir, cfg, defaults)
     other = f"{out_dir}: this run was started on other data or slices; start anew without --resume=True"
     require(before.get("data") == config["data"], other)
     state = load_checkpoint(out_dir / "last.pth")
     require(
-        {"begun", "optimisers"} <= state.get("training", {}).keys(),
-        f"{out_dir / 'last.pth'} cannot be resumed (weights only, or of another version); start anew without --resume=True",
+        {"unfinished_epoch", "optimisers"} <= state.get("training", {}).keys(),
+        f"{out_dir / 'last.pth'} cannot be resumed (weights only, or of another version); start anew without "
+        "--resume=True",
     )
+    now = {
+        "epoch": state["epoch"],
+        **{name: config[name] for name in ("device", "processes", "precision", "environment")},
+    }
+    save_json(out_dir / "config.json", {**before, "resumed": [*before.get("resumed", []), now]})
     return state
 
 
-def same_constants(folder, cfg):
-    """The config.json of a run. Raises UserError where its constants are not those of `cfg`, naming the first one."""
+def same_constants(folder, cfg, defaults):
+    """The config.json of a run. Raises UserError where its constants are not those of `cfg`, naming the first one.
+
+    defaults: options.constants of the script. A constant that the run did not know yet counts as its default.
+    """
     path = Path(folder) / "config.json"
     before = load_json(path, "a new run without --resume=True")
     known = isinstance(before, dict) and {"constants", "data"} <= before.keys()
     require(known, f"{path}: expected the constants and data of a run; start anew without --resume=True")
+    earlier = {RENAMED.get(name.lower(), name.lower()): value for name, value in before["constants"].items()}
     for name, value in sorted(vars(cfg).items()):
-        then = before["constants"].get(name.upper())
+        then = earlier.get(name, defaults[name.upper()][0])
         require(
             name in NOT_PART_OF_A_RUN or then == value,
-            f"{folder}: this run was started with --{name}={then}, not {value}; resume it with its own constants, or start anew "
-            "without --resume=True, or in another folder",
+            f"{folder}: this run was started with --{name}={then}, not {value}; resume it with its own constants, or "
+            "start anew without --resume=True, or in another folder",
         )
     return before

@@ -1,0 +1,157 @@
+"""Augmentation and the order of batches."""
+
+from hippo.data.augment import augment
+from hippo.data.cases import list_cases, load_case
+from hippo.data.intensity import normalise
+from hippo.data.loading import AugmentedDataset, EpochSampler
+
+import numpy as np
+import torch
+
+
+def test_normalise():
+    array = np.random.default_rng(0).normal(500, 100, (20, 20, 20))
+    array[3, 3, 3] = 1e6
+    result = normalise(array)
+    assert (
+        result.dtype == np.float32 and result.max() < 4 and abs(result.mean()) < 1e-5 and abs(result.std() - 1) < 1e-5
+    )
+    assert np.allclose(normalise(array * 1e4 + 7), result, atol=1e-3)
+    flat = np.full((20, 20, 20), 1000.1)
+    flat[0, 0, :10] = 5000
+    assert not normalise(flat).any()
+
+
+def volume_of(root, i=0):
+    return load_case(list_cases(root)[0][i])
+
+
+NONE = {"rotation_degrees": 0, "scale": 0, "shift_voxels": 0, "intensity": 0, "gamma": 0, "noise": 0, "blur_mm": 0}
+
+
+def test_no_augmentation_is_the_volume_itself(phantoms):
+    volume = volume_of(phantoms)
+    image, label = augment(volume.image, volume.label, volume.image.shape, np.random.default_rng(0), **NONE)
+    assert np.allclose(image[0], volume.image, atol=1e-4) and np.array_equal(label, volume.label)
+
+
+def test_a_larger_patch_replicates_edges(phantoms):
+    volume = volume_of(phantoms)
+    patch = [s + 4 for s in volume.image.shape]
+    image, label = augment(volume.image, volume.label, patch, np.random.default_rng(0), **NONE)
+    assert np.allclose(image[0], np.pad(volume.image, 2, mode="edge"), atol=1e-4)
+    assert np.array_equal(label, np.pad(volume.label, 2, mode="edge"))
+
+
+def test_flips_mirror_image_and_label_together(phantoms):
+    volume = volume_of(phantoms)
+    for axis, name in enumerate("xyz"):
+        results = [
+            augment(volume.image, volume.label, volume.image.shape, np.random.default_rng(i), flip_axes=name, **NONE)
+            for i in range(8)
+        ]
+        flipped = [np.array_equal(label, np.flip(volume.label, axis)) for _, label in results]
+        assert 0 < sum(flipped) < 8
+        for (image, label), is_flipped in zip(results, flipped):
+            assert np.allclose(image[0], np.flip(volume.image, axis) if is_flipped else volume.image, atol=1e-4)
+            assert is_flipped or np.array_equal(label, volume.label)
+
+
+def test_flips_of_slices_mirror_the_image(phantoms):
+    volume = volume_of(phantoms)
+    image, label = volume.image[16], volume.label[16]
+    for axis, name in enumerate("xy"):
+        moved = {**NONE, "shift_voxels": 3}
+        rngs = (np.random.default_rng(i) for i in range(8))
+        results = [augment(image, label, image.shape, rng, flip_axes=name, **NONE)[0][0].numpy() for rng in rngs]
+        flipped = [np.allclose(result, np.flip(image, axis), atol=1e-4) for result in results]
+        same = [np.allclose(result, image, atol=1e-4) for result in results]
+        assert 0 < sum(flipped) < 8 and sum(flipped) + sum(same) == 8
+        assert (
+            augment(image, label, image.shape, np.random.default_rng(0), flip_axes=name, **moved)[1].shape
+            == label.shape
+        )
+
+
+def test_rotation_moves_image_and_label_together(phantoms):
+    volume = volume_of(phantoms)
+    marked = volume.label.astype(np.float32) * 10
+    image, label = augment(
+        marked,
+        volume.label,
+        (40, 56, 40),
+        np.random.default_rng(3),
+        **{**NONE, "rotation_degrees": 15, "scale": 0.15, "shift_voxels": 4},
+    )
+    inside = image[0].numpy()[label.numpy() == 2]
+    assert np.median(inside) > 19 and (label > 0).sum() > 0.5 * (volume.label > 0).sum()
+    assert not np.array_equal(label.shape, volume.label.shape)
+
+
+def test_slices_are_augmented_like_volumes(phantoms):
+    volume = volume_of(phantoms)
+    image, label = volume.image[16], volume.label[16]
+    same, same_label = augment(image, label, image.shape, np.random.default_rng(0), **NONE)
+    assert np.allclose(same[0], image, atol=1e-4) and np.array_equal(same_label, label)
+    turned, turned_label = augment(
+        label * np.float32(10),
+        label,
+        (48, 48),
+        np.random.default_rng(1),
+        **{**NONE, "rotation_degrees": 90, "shift_voxels": 4},
+    )
+    assert turned.shape == (1, 48, 48) and turned_label.sum() > 0 and not np.array_equal(turned_label[:40], label[:40])
+    assert (turned[0].round() == turned_label * 10).float().mean() > 0.9
+
+
+def patches(root, cases, patch, seed):
+    volumes = [volume_of(root, i) for i in range(cases)]
+    return AugmentedDataset([v.image for v in volumes], [v.label for v in volumes], patch, seed, {})
+
+
+def test_items_depend_on_seed_epoch_and_index_only(phantoms):
+    data, again, other = (patches(phantoms, 3, (32, 40, 32), seed) for seed in (5, 5, 6))
+    for key in ((0, 1), (3, 2)):
+        assert all(torch.equal(a, b) for a, b in zip(data[key], again[key]))
+    assert not torch.equal(data[0, 1][0], data[1, 1][0]) and not torch.equal(data[0, 1][0], other[0, 1][0])
+    image, label = data[0, 0]
+    assert (
+        image.shape == (1, 32, 40, 32)
+        and image.dtype == torch.float32
+        and label.shape == (32, 40, 32)
+        and label.dtype == torch.uint8
+    )
+
+
+def test_workers_give_the_same_batches(phantoms):
+    data = patches(phantoms, 4, (24, 32, 24), 0)
+    batches = []
+    for workers in (0, 2):
+        loader = torch.utils.data.DataLoader(
+            data,
+            batch_sampler=EpochSampler(4, 2, 0),
+            num_workers=workers,
+            multiprocessing_context="spawn" if workers else None,
+        )
+        batches.append(list(loader))
+    assert all(torch.equal(a, b) for one, two in zip(*batches) for a, b in zip(one, two))
+
+
+def test_sampler_visits_each_case_once_an_epoch():
+    sampler = EpochSampler(7, 2, 0)
+    orders = []
+    for sampler.epoch in (0, 1):
+        keys = [key for batch in sampler for key in batch]
+        assert {e for e, _ in keys} == {sampler.epoch} and sorted(i for _, i in keys) == list(range(7))
+        orders.append([i for _, i in keys])
+    assert len(sampler) == 4 and orders[0] != orders[1]
+
+
+def test_few_cases_make_several_passes():
+    sampler = EpochSampler(5, 2, 0, min_steps=7)
+    seen = []
+    for sampler.epoch in (0, 1):
+        batches = list(sampler)
+        assert len(batches) == len(sampler) == 9
+        seen += [key for batch in batches for key in batch]
+    assert sorted(seen) == [(number, i) for number in range(6) for i in range(5)]

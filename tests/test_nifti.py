@@ -1,0 +1,143 @@
+"""NIfTI files: any that are honest are read, the others are refused in one line."""
+
+import gzip
+import tracemalloc
+
+from hippo.data import nifti as module
+from hippo.data.nifti import MAX_VOXELS, read_nifti, voxel_volume_mm3
+from hippo.data.spatial import resample
+from hippo.errors import UserError
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.uint16, np.int32, np.float32, np.float64])
+def test_reads_any_orientation_and_type(nifti, dtype):
+    array = np.arange(4 * 5 * 6).reshape(4, 5, 6).astype(dtype)
+    path = nifti("ras.nii.gz", array)
+    expected, _ = read_nifti(path)
+    assert np.array_equal(expected, array)
+    stored = nib.load(path)
+    for code in ("LPS", "PIR", "ASL"):
+        turned = stored.as_reoriented(
+            nib.orientations.ornt_transform(nib.io_orientation(stored.affine), nib.orientations.axcodes2ornt(code))
+        )
+        nib.save(turned, path.with_name("turned.nii.gz"))
+        assert np.array_equal(read_nifti(path.with_name("turned.nii.gz"))[0], array)
+
+
+def header_with(path, **values):
+    """Rewrites fields of a .nii file's header in place."""
+    content = bytearray(path.read_bytes())
+    header = nib.Nifti1Header(bytes(content[:348]), check=False)
+    for name, value in values.items():
+        header[name] = value
+    path.write_bytes(header.binaryblock + bytes(content[348:]))
+
+
+VOLUME = np.arange(6 * 7 * 8, dtype=np.float32).reshape(6, 7, 8)
+
+
+@pytest.mark.parametrize(
+    "values, words",
+    [
+        ({"dim": [3, 30000, 30000, 30000, 1, 1, 1, 1]}, "30000 x 30000"),
+        ({"dim": [3, -6, 7, 8, 1, 1, 1, 1]}, ""),
+        ({"dim": [3, 0, 7, 8, 1, 1, 1, 1]}, ""),
+        ({"pixdim": [1, 1, 1, np.nan, 1, 1, 1, 1], "sform_code": 0}, ""),
+        ({"srow_x": [0, 0, 0, 0]}, "affine"),
+        ({"srow_x": [np.nan, 0, 0, 0]}, ""),
+        ({"datatype": 32, "bitpix": 64}, "complex"),
+        ({"dim": [2, 6, 7, 1, 1, 1, 1, 1]}, "2D"),
+        ({"vox_offset": 1e9}, ""),
+    ],
+)
+def test_hostile_headers(nifti, values, words):
+    path = nifti("hostile.nii", VOLUME)
+    header_with(path, **values)
+    with pytest.raises(UserError, match=f"hostile.nii.*{words}"):
+        read_nifti(path)
+
+
+def test_bad_files(nifti, tmp_path):
+    whole = nifti("whole.nii.gz", np.random.default_rng(0).random((20, 20, 20)))
+    (tmp_path / "cut.nii.gz").write_bytes(whole.read_bytes()[:2000])
+    (tmp_path / "text.nii.gz").write_text("not a volume")
+    with gzip.open(tmp_path / "zipped_text.nii.gz", "wt") as file:
+        file.write("not a volume" * 100)
+    (tmp_path / "empty.nii.gz").touch()
+    for name in ("cut", "text", "zipped_text", "empty", "absent"):
+        with pytest.raises(UserError, match=f"{name}.nii.gz"):
+            read_nifti(tmp_path / f"{name}.nii.gz")
+    for value in (np.nan, np.inf, 1e300):
+        with pytest.raises(UserError, match="1 voxels are NaN or infinite"):
+            read_nifti(nifti("bad.nii.gz", np.where(np.arange(60).reshape(3, 4, 5) == 7, value, 1.0)))
+    with pytest.raises(UserError, match="4D"):
+        read_nifti(nifti("four.nii.gz", np.zeros((4, 4, 4, 2))))
+
+
+def test_a_head_of_small_voxels_is_not_too_large(nifti, monkeypatch):
+    """366 x 366 x 274 voxels of 0.7 mm are read; a header that promises more than its file can hold is not."""
+    assert 366 * 366 * 274 < 512**3 <= MAX_VOXELS
+    small = nifti("small.nii", VOLUME)
+    monkeypatch.setattr(module, "MAX_VOXELS", VOLUME.size)
+    assert read_nifti(small)[0].shape == VOLUME.shape
+    monkeypatch.setattr(module, "MAX_VOXELS", VOLUME.size - 1)
+    with pytest.raises(UserError, match="expected 1 to 335 voxels"):
+        read_nifti(small)
+
+
+@pytest.mark.parametrize("ending", [".nii", ".nii.gz"])
+def test_a_file_shorter_than_its_header_says(nifti, tmp_path, ending):
+    """Refused before memory is asked for: 800^3 voxels in a file of kilobytes."""
+    path = nifti("liar.nii", VOLUME)
+    header_with(path, dim=[3, 800, 800, 800, 1, 1, 1, 1])
+    if ending == ".nii.gz":
+        path = tmp_path / "liar.nii.gz"
+        path.write_bytes(gzip.compress((tmp_path / "liar.nii").read_bytes()))
+    tracemalloc.start()
+    with pytest.raises(UserError, match="shorter than its header says"):
+        read_nifti(path)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 2**24
+
+
+def test_a_trailing_axis_of_one_is_dropped(nifti):
+    array, image = read_nifti(nifti("a.nii.gz", VOLUME[..., None], np.diag([-1, 1, 1, 1])))
+    assert np.array_equal(array, VOLUME[::-1]) and image.shape == (6, 7, 8, 1)
+
+
+def test_dicom_is_told_of_its_converter(tmp_path):
+    path = tmp_path / "IM0001.dcm"
+    path.write_bytes(bytes(128) + b"DICM" + bytes(100))
+    with pytest.raises(UserError, match="IM0001.dcm: a DICOM file.*dcm2niix"):
+        read_nifti(path)
+
+
+def test_the_volume_of_a_voxel(nifti):
+    sheared = np.array([[0, 2, 0, 0], [-1, 1, 0, 0], [0, 0, 1.5, 0], [0, 0, 0, 1.0]])
+    assert voxel_volume_mm3(nib.Nifti1Image(VOLUME, sheared)) == pytest.approx(3.0)
+
+
+# ---- resampling
+
+
+def test_resampling_keeps_places():
+    """A ramp stays the same ramp: half a voxel off would fail."""
+    n, m = 40, 23
+    ramp = np.broadcast_to(np.arange(n, dtype=np.float32)[:, None, None], (n, 5, 6))
+    for size in (m, 2 * n, 3 * n):
+        expected = (np.arange(size) + 0.5) * n / size - 0.5
+        inner = (expected > 4) & (expected < n - 5)  # edges are replicated
+        result = resample(ramp, (size, 5, 6))
+        assert np.abs(result[inner, 2, 3] - expected[inner]).max() < 1e-3
+
+
+def test_integers_are_not_truncated_when_they_shrink():
+    array = np.random.default_rng(0).integers(0, 7, (20, 20, 20)).astype(np.uint8)
+    result = resample(array, (9, 9, 9))
+    assert result.dtype == np.float32 and np.allclose(result, resample(array.astype(np.float32), (9, 9, 9)))
+    assert resample(array, array.shape).dtype == np.float32 and resample(array, (9, 9, 9), order=0).dtype == np.uint8

@@ -1,0 +1,99 @@
+"""The pages: their numbers are those of the published results, their links, commands, tests and code are real."""
+
+import re
+import subprocess
+
+from hippo.options import RENAMED, configure, constants
+from tools import report
+
+import pytest
+from conftest import ROOT
+
+WRITTEN_BY_HAND = ["docs/DEVELOPING.md", "CONTRIBUTING.md", "CHANGELOG.md", "Task04_Hippocampus/README.md"]
+PAGES = {name: (ROOT / name).read_text(encoding="utf-8") for name in [*report.PAGES, *WRITTEN_BY_HAND]}
+
+
+@pytest.mark.parametrize("name", report.PAGES)
+def test_the_numbers_are_those_of_the_published_results(monkeypatch, name):
+    monkeypatch.chdir(ROOT)
+    blocks = report.sections(configure(vars(report), []))
+    assert report.rewrite(PAGES[name], blocks) == PAGES[name], "run: python -m tools.report"
+
+
+def test_every_block_is_on_a_page(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    marks = set(re.findall(r"^<!-- /(\S+) -->$", "\n".join(PAGES.values()), re.M)) - {"test"}
+    assert marks == set(report.sections(configure(vars(report), [])))
+
+
+def test_a_row_for_each_finished_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    for name in ("3d_2_b", "3d_1_a_c", "3d_1_a_c_seed1", "3d_3_not_finished", "default_1_d"):
+        folder = tmp_path / "ablations" / name
+        folder.mkdir(parents=True)
+        if name != "3d_3_not_finished":
+            (folder / "metrics.json").touch()
+    found = report.Published(tmp_path).ablations("3d_*")
+    assert found == {("1", "a c"): ["ablations/3d_1_a_c", "ablations/3d_1_a_c_seed1"], ("2", "b"): ["ablations/3d_2_b"]}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_file_that_the_page_names_is_there(page):
+    folder = (ROOT / page).parent
+    for link in re.findall(r"\]\((?!http)([^)#]+)\)", PAGES[page]):
+        assert (folder / link).exists(), link
+    for script in re.findall(r"python (\w+\.py)", PAGES[page]):
+        assert (ROOT / script).is_file(), script
+    for name in re.findall(r"`((?:hippo|tools|tests|docs|results)/[\w/.-]*)`", PAGES[page]):
+        assert (ROOT / name).exists(), name
+    for module in re.findall(r"python -m (tools\.\w+)", PAGES[page]):
+        assert (ROOT / f"{module.replace('.', '/')}.py").is_file(), module
+
+
+def test_every_heading_that_a_page_links_to_is_there():
+    def anchors(text):
+        return {
+            re.sub(r"[^\w -]", "", h).strip().lower().replace(" ", "-") for h in re.findall(r"^#+ (.*)$", text, re.M)
+        }
+
+    for page, text in PAGES.items():
+        for target, anchor in re.findall(r"\]\((?!http)([^)#]*)#([^)]+)\)", text):
+            path = ((ROOT / page).parent / target).resolve() if target else ROOT / page
+            assert anchor in anchors(path.read_text(encoding="utf-8")), (page, target, anchor)
+
+
+def test_every_test_that_a_page_names_is_there():
+    tests = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").glob("test_*.py"))
+    names = set(re.findall(r"`(test_\w+)`", "".join(PAGES.values())))
+    assert len(names) > 10 and not [name for name in names if f"def {name}(" not in tests]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_option_that_the_page_names_is_one(page):
+    commands = re.split(r"&&|;|\||`|\n", PAGES[page])
+    found = [re.search(r"python (?:-m )?((?:tools\.)?\w+)(?:\.py)?( .*)$", command) for command in commands]
+    for script, rest in (match.groups() for match in found if match):
+        if not (ROOT / f"{script.replace('.', '/')}.py").is_file():
+            continue
+        module = __import__(script, fromlist=["run"])
+        known = {name.lower() for name in constants(vars(module))} | RENAMED.keys()
+        for option in re.findall(r"--([\w-]+)=", rest):
+            assert option.replace("-", "_") in known, (script, option)
+
+
+def test_the_code_on_the_page_runs(capsys):
+    for block in re.findall(r"```python\n(.*?)```", PAGES["README.md"], re.S):
+        exec(compile(block, "README.md", "exec"), {})  # our own page
+    assert "torch.Size([1, 3, 35, 51, 36])" in capsys.readouterr().out
+
+
+def test_pictures_are_small_enough_for_a_page():
+    for page in report.PAGES:
+        for text, link in re.findall(r"!\[([^]]*)\]\((?!http)([^)]+)\)", PAGES[page]):
+            path = (ROOT / page).parent / link
+            assert text and path.stat().st_size < 600_000, link
+
+
+def test_no_volumes_are_committed():
+    tracked = subprocess.run(["git", "-C", str(ROOT), "ls-files"], capture_output=True, text=True).stdout.split()
+    assert not [name for name in tracked if name.endswith((".nii", ".nii.gz", ".mgz", ".npy", ".npz"))]

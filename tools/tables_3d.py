@@ -1,0 +1,265 @@
+"""The tables of the 3D runs, of the cross-validation and of the steps that led to the recipe."""
+
+import cross_validate
+from hippo.scoring.statistics import bootstrap, paired_differences
+from hippo.scoring.tables import markdown_table, search_table, with_interval
+from hippo.training.search import RESULTS
+
+import numpy as np
+
+DEFAULT_SEEDS = ("3d", "ablations/seed_1", "ablations/seed_2")  # runs of the default recipe
+
+
+def sections(published):
+    """{name of a block: function that returns it}."""
+    steps = {("8", "two poolings, a smaller patch: **the default**"): DEFAULT_SEEDS}
+    steps |= {("", "for comparison: step 5 for 24 epochs"): ["ablations/adamw_24_epochs"]}
+    default = {("0", "**the default**"): DEFAULT_SEEDS}
+    return {
+        "headline": lambda: headline(published),
+        "epochs-3d": lambda: epochs_table(published("3d/history.json"), published("3d/metrics.json")),
+        "labels-3d": lambda: labels_table(published("3d/metrics.json")),
+        "seeds-3d": lambda: seeds_table(published),
+        "steps-3d": lambda: steps_table(published, published.ablations("3d_*") | steps),
+        "original-3d": lambda: original_3d(published),
+        "without-3d": lambda: steps_table(published, default | published.ablations("default_*"), DEFAULT_SEEDS),
+        "tta-3d": lambda: tta_table(published),
+        "together": lambda: together_table(
+            published("ensemble/metrics.json"), published("ablations/three_seeds/metrics.json")
+        ),
+        "errors": lambda: errors_table(published("cross_validation.json")["mean"]),
+        "cross-validation": lambda: cross_validation_table(published("cross_validation.json"), published.references),
+        "unseen": lambda: unseen_table(published("cross_validation.json"), published("3d/config.json")),
+        "flips": lambda: flips_table(published),
+        "comparison-3d": lambda: comparison_table(published),
+        "grid-3d": lambda: search_table(published(f"search_3d/{RESULTS}")),
+        "grid-3d-inr-rate": lambda: search_table(published(f"ablations/grid_3d_inr_rate/{RESULTS}")),
+        "grid-3d-deep": lambda: search_table(published(f"ablations/grid_3d_deep_supervision/{RESULTS}")),
+    }
+
+
+def mean_dice(values):
+    """The mean of any array of Dice, as text."""
+    return f"{np.mean(values):.4f}"
+
+
+def headline(published):
+    config, folds = published("3d/config.json"), published("cross_validation.json")
+    references = published.references
+    _, alone = next(iter(folds["members"].items()))
+    scores = [np.mean(published(f"{name}/metrics.json")["mean"]["dice"]) for name in DEFAULT_SEEDS]
+    held_out = len(published("3d/metrics.json")["cases"])
+    return (
+        f"**Mean Dice {alone['interval']['mean']:.4f}** in five-fold cross-validation on nnU-Net's own folds, "
+        f"{len(folds['cases'])} cases, after **{np.mean(alone['training_minutes']):.1f} minutes** of training a fold on "
+        f"{config['environment']['threads']} CPU cores, with {config['parameters'] / 1e6:.2f} M parameters. nnU-Net's "
+        f"official release has {references['cross_validation']['mean_dice']:.4f}; difference case by case, with its 95 % "
+        f"interval: {with_interval(alone['difference'])}. Averaged with a 2D model, "
+        f"{np.mean(folds['training_minutes']):.0f} minutes a fold in all: **{folds['interval']['mean']:.4f}**, "
+        f"{with_interval(folds['difference'])}. On the {held_out} held-out cases of the default split, {len(scores)} seeds "
+        f"score {min(scores):.4f} to {max(scores):.4f}, and nnU-Net {references['same_52_cases']['mean_dice']:.4f}."
+    )
+
+
+def labels_table(metrics):
+    """Mean ± standard deviation of each label; n where a quantity is not defined in all cases."""
+    rows = []
+    for i, label in enumerate(("anterior", "posterior")):
+        cells = []
+        for name, digits in (("dice", 4), ("nsd_1mm", 4), ("nsd_2mm", 4), ("hd95_mm", 2)):
+            n = sum(case[name][i] is not None for case in metrics["cases"].values())
+            text = f"{metrics['mean'][name][i]:.{digits}f} ± {metrics['std'][name][i]:.{digits}f}"
+            cells.append(text + f" (n = {n})" * (n < len(metrics["cases"])))
+        rows.append([label, *cells])
+    return markdown_table(["label", "Dice", "NSD at 1 mm", "NSD at 2 mm", "HD95 in mm"], rows)
+
+
+def epochs_table(history, metrics):
+    n, rows = len(history["seconds"]), []
+    for text, share in (("first", 0), ("quarter", 1 / 4), ("half", 1 / 2), ("three quarters", 3 / 4), ("last", 1)):
+        epoch = max(1, round(share * n))
+        cells = [f"{v:.4f}" for name in ("train_dice", "val_dice", "val_nsd") for v in history[name][epoch - 1]]
+        loss, minutes = f"{history['val_loss'][epoch - 1]:.4f}", f"{sum(history['seconds'][:epoch]) / 60:.1f}"
+        rows.append([f"{text} ({epoch})", *cells, loss, minutes])
+    for text, mean in (
+        (f"final weights, TTA {'on' if metrics['tta'] else 'off'}", metrics["mean"]),
+        (f"best epoch ({metrics['best']['epoch']}) by validation Dice, the same TTA", metrics["best"]["mean"]),
+    ):
+        rows.append([text, "–", "–", *(f"{v:.4f}" for name in ("dice", "nsd_1mm") for v in mean[name]), "–", "–"])
+    parts = [f"{name} {part}." for name in ("train Dice", "val Dice", "val NSD") for part in ("ant", "post")]
+    return markdown_table(["epoch", *parts, "val loss", "minutes"], rows)
+
+
+def flips_table(published):
+    rows = []
+    for axes, meaning in (("none", "none"), ("x", "left-right"), ("y", "front-back"), ("z", "up-down")):
+        metrics, history = (published(f"ablations/flips_{axes}/{name}.json") for name in ("metrics", "history"))
+        plain, tta = history["val_dice"][-1], metrics["mean"]["dice"]
+        rows.append([meaning, mean_dice(plain), mean_dice(tta), len(history["seconds"])])
+    return markdown_table(["flips", "mean Dice, one view", "mean Dice, test-time augmentation", "epochs"], rows)
+
+
+def seeds_table(published):
+    """The default recipe with three seeds."""
+    rows = []
+    for name in DEFAULT_SEEDS:
+        metrics, config = published.run(name)
+        dice, nsd = metrics["mean"]["dice"], metrics["mean"]["nsd_1mm"]
+        rows.append([config["constants"]["SEED"], np.mean(dice), *dice, np.mean(nsd), metrics["training_minutes"]])
+    mean = np.mean(rows, axis=0)
+    text = [[f"{row[0]:.0f}", *(f"{v:.4f}" for v in row[1:5]), f"{row[5]:.1f}"] for row in rows]
+    text.append(["**mean**", f"**{mean[1]:.4f}**", *(f"{v:.4f}" for v in mean[2:5]), f"{mean[5]:.1f}"])
+    return markdown_table(["seed", "mean Dice", "anterior", "posterior", "NSD at 1 mm", "minutes"], text)
+
+
+def tta_table(published):
+    """The final weights without and with test-time augmentation."""
+    rows = []
+    for name in DEFAULT_SEEDS:
+        metrics, config = published.run(name)
+        plain, tta = np.mean(published(f"{name}/history.json")["val_dice"][-1]), np.mean(metrics["mean"]["dice"])
+        rows.append([config["constants"]["SEED"], f"{plain:.4f}", f"{tta:.4f}", f"{tta - plain:+.4f}"])
+    return markdown_table(["seed", "mean Dice, one view", "mean Dice, test-time augmentation", "difference"], rows)
+
+
+def steps_table(published, experiments, reference=()):
+    """One row for each experiment: {(number, what changed): names of the runs of its seeds}.
+
+    reference: names of runs to which each experiment is compared, paired by case and seed.
+    """
+    rows = []
+    for (number, changed), names in experiments.items():
+        runs = [published.run(name) for name in names]
+        scores = [np.mean(metrics["mean"]["dice"]) for metrics, _ in runs]
+        config, minutes = runs[0][1], np.mean([metrics["training_minutes"] for metrics, _ in runs])
+        row = [number, changed, f"{config['parameters']:,}", config["constants"]["EPOCHS"], f"{np.mean(scores):.4f}"]
+        row += [", ".join(f"{s:.4f}" for s in scores), f"{minutes:.1f}"]
+        if reference:
+            same = list(names) == list(reference)
+            row.append("–" if same else with_interval(difference(runs, [published.run(name) for name in reference])))
+        rows.append(row)
+    header = ["", "recipe", "parameters", "epochs", "mean Dice", "each seed", "minutes"]
+    return markdown_table(header + ["difference (95 % interval)"] * bool(reference), rows)
+
+
+def difference(runs, others):
+    """statistics.bootstrap of the differences of runs, each (metrics.json, config.json), paired by case and seed."""
+    ours, theirs = (
+        [
+            {"seed": config["constants"]["SEED"], "case_dice": {c: v["dice"] for c, v in metrics["cases"].items()}}
+            for metrics, config in part
+        ]
+        for part in (runs, others)
+    )
+    return bootstrap(paired_differences(ours, theirs))
+
+
+def original_3d(published):
+    """The epochs of the original 3D recipe that say where it overfits, and its best epoch beside the recorded one."""
+    name = "ablations/3d_0_the_original_recipe"
+    history, (metrics, _) = published(f"{name}/history.json"), published.run(name)
+    (recorded,) = (r["dice"] for r in published.references["others"] if r["who"].startswith("the original design"))
+    lowest, best, last = int(np.argmin(history["val_loss"])) + 1, metrics["best"]["epoch"], len(history["seconds"])
+    rows = []
+    for text, epoch, tta in (
+        ("lowest validation loss", lowest, None),
+        ("best validation Dice, chosen on the scored cases", best, metrics["best"]["mean"]["dice"]),
+        ("last", last, metrics["mean"]["dice"]),
+    ):
+        losses = [f"{history[f'{part}_loss'][epoch - 1]:.4f}" for part in ("train", "val")]
+        dice = [mean_dice(history["val_dice"][epoch - 1]), mean_dice(tta) if tta else "–"]
+        rows.append([f"{text} ({epoch})", *losses, *dice])
+    rows.append(["the original's own history, so chosen", "–", "–", recorded, "–"])
+    return markdown_table(["epoch", "training loss", "validation loss", "Dice, one view", "Dice, TTA"], rows)
+
+
+def together_table(metrics, several):
+    """Both runs and their average; and, for comparison, the average of several seeds of the first."""
+    parts = [*metrics["members"].items(), ("**3D and 2D together**", metrics["mean"])]
+    parts.append((f"for comparison: {len(several['members'])} seeds of the 3D run together", several["mean"]))
+    rows = [
+        [name, mean_dice(part["dice"]), *(f"{d:.4f}" for d in part["dice"]), mean_dice(part["nsd_1mm"])]
+        for name, part in parts
+    ]
+    return markdown_table(["run", "mean Dice", "anterior", "posterior", "NSD at 1 mm"], rows)
+
+
+def member_label(name, total):
+    """What a member of cross_validation.json is called in a table; "" is all of them together."""
+    if name:
+        return f"{name[:2].upper()} alone, seed {name[3:]}"
+    return f"**all {total} together**" if total > 2 else "**3D and 2D together**"
+
+
+def cross_validation_table(result, references):
+    members, rows = {**result["members"], "": result}, []
+    for name, part in members.items():
+        (low, high), dice = part["interval"]["interval"], part["mean"]["dice"]
+        rows.append(
+            [
+                member_label(name, len(members) - 1),
+                f"**{part['interval']['mean']:.4f}** ({low:.4f} to {high:.4f})",
+                f"{dice[0]:.4f} / {dice[1]:.4f}",
+                ", ".join(mean_dice(fold["mean"]["dice"]) for fold in part["folds"]),
+                with_interval(part["difference"]),
+                f"{np.mean(part['training_minutes']):.1f}",
+            ]
+        )
+    peer = references["cross_validation"]
+    rows.append([peer["who"], f"{peer['mean_dice']:.4f}", peer["labels"], peer["folds"], "–", peer["cost"]])
+    header = ["who", f"mean Dice, {len(result['cases'])} cases (95 % interval)", "anterior / posterior", "folds 0 to 4"]
+    return markdown_table([*header, "difference from nnU-Net, case by case", "minutes of training a fold"], rows)
+
+
+def unseen_table(result, config):
+    """The same on the cases of which no score chose the recipe, and the gain of all together over 3D alone."""
+    unseen, theirs = config["data"]["train_cases"], cross_validate.read_peer(cross_validate.PEER)
+    scores = {name: part["dice"] for name, part in result["members"].items()}
+    scores[""] = {case: values["dice"] for case, values in result["cases"].items()}
+    rows = [["nnU-Net v1 3d_fullres, official release", mean_dice([theirs[case] for case in unseen]), "–"]]
+    for name, dice in scores.items():
+        ours = [np.mean(dice[case]) for case in unseen]
+        difference = bootstrap([d - theirs[case] for d, case in zip(ours, unseen)])
+        rows.append([member_label(name, len(scores) - 1), mean_dice(ours), with_interval(difference)])
+    rows.append([f"all {len(result['cases'])} cases: together, less 3D alone", "–", with_interval(result["gain"])])
+    return markdown_table(["who", f"mean Dice, {len(unseen)} cases", "difference (95 % interval)"], rows)
+
+
+def errors_table(mean):
+    """What the outline and what the border between the parts costs, in the cross-validation of both models together."""
+    rows = [
+        ["the two parts", mean_dice(mean["dice"])],
+        ["the whole hippocampus, as one label", mean_dice(mean["dice_whole"])],
+        [
+            "the two parts, were the border right wherever truth and prediction overlap",
+            mean_dice(mean["dice_true_border"]),
+        ],
+    ]
+    return markdown_table(["what is scored", "mean Dice"], rows)
+
+
+def comparison_table(published):
+    references, folds = published.references, published("cross_validation.json")
+    runs = [published(f"{name}/metrics.json") for name in DEFAULT_SEEDS]
+    dice, same = np.array([metrics["mean"]["dice"] for metrics in runs]), references["same_52_cases"]
+    rows = [
+        [
+            "**this repository**, 3D",
+            f"{len(runs[0]['cases'])} held-out cases, final weights, mean of {len(runs)} seeds",
+            f"**{dice.mean():.4f}** ({' / '.join(f'{d:.4f}' for d in dice.mean(0))})",
+            "measured, the table of seeds above",
+        ],
+        [same["who"], same["protocol"], f"{same['mean_dice']:.4f}", same["source"]],
+    ]
+    for name, part in (("3D", next(iter(folds["members"].values()))), ("3D and 2D (three planes) together", folds)):
+        dice = part["mean"]["dice"]
+        rows.append(
+            [
+                f"**this repository**, {name}",
+                f"5-fold cross-validation, {len(folds['cases'])} cases",
+                f"**{mean_dice(dice)}** ({dice[0]:.4f} / {dice[1]:.4f})",
+                "measured, see above",
+            ]
+        )
+    rows += [[r["who"], r["protocol"], r["dice"], r["source"]] for r in references["others"]]
+    return markdown_table(["who", "protocol", "mean Dice (anterior / posterior)", "source"], rows)
