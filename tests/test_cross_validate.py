@@ -26,7 +26,7 @@ def jobs(monkeypatch):
         values = {
             "nsd_1mm": [1.0, 1.0],
             "hd95_mm": [1.0, 2.0],
-            "volume_mm3": [90.0, 80.0],
+            "volume_mm3": [90.0 + 3 * fold, 80.0 - 2 * fold],
             "true_volume_mm3": [100.0, 80.0],
         }
         content = {
@@ -174,7 +174,7 @@ def test_the_figures_of_a_cross_validation(finished, tmp_path):
     pictures = {p.stem: p for p in (tmp_path / "out" / "plots").iterdir()}
     assert set(pictures) == {f"cross_validation_{n}" for n in ("peer", "worst", "volumes")}
     for name, path in pictures.items():
-        assert has_colour(path, plots.COLOURS[1]) and (name.endswith("peer") or has_colour(path, plots.COLOURS[2]))
+        assert has_colour(path, plots.COLOURS[1] if name.endswith("peer") else plots.COLOURS[2]), name
 
 
 def test_nnunets_figures_are_there():

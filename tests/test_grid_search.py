@@ -14,8 +14,8 @@ import pytest
 from conftest import one_error_line
 from runs import has_colour
 
-SMALL = ("--base_channels=4", "--unet_depth=2", "--inr_hidden_dim=[8]", "--epochs=1", "--min_steps=1")
-SMALL_3D = (*SMALL, "--patch=[24,32,24]", "--batch_size=4")
+SMALL = ("--base_channels=2", "--unet_depth=2", "--inr_hidden_dim=[8]", "--epochs=1", "--min_steps=1")
+SMALL_3D = (*SMALL, "--patch=[24,32,24]", "--batch_size=4", "--max_cases=5")
 
 
 def entries(out_dir):
@@ -44,8 +44,8 @@ def test_a_search_in_3d(script, phantoms, tmp_path):
     code, out, err = script(grid_search_3d, *command)
     assert code == 0, err
     found = entries(out_dir)
-    keys = [f"nnUNet_BC4_D2_{v}_LR3e-03_WD1e-02" for v in ("NoINR", "INR8")] + [
-        "nnUNet_BC4_D2_NoINR_LR3e-03_WD1e-02_DS"
+    keys = [f"nnUNet_BC2_D2_{v}_LR3e-03_WD1e-02" for v in ("NoINR", "INR8")] + [
+        "nnUNet_BC2_D2_NoINR_LR3e-03_WD1e-02_DS"
     ]
     assert list(found) == [f"{key}_S3" for key in keys]
     for key, entry in found.items():
@@ -67,7 +67,7 @@ def test_a_search_in_3d(script, phantoms, tmp_path):
 def test_one_point_in_2d(script, phantoms, tmp_path):
     slices, out_dir = tmp_path / "slices", tmp_path / "search"
     script(data_aug, "--size=32", "--slices_per_plane=3", f"--data_root={phantoms}", f"--out_dir={slices}")
-    key = "nnUNet_BC4_D2_INR8_LR1e-04_WD1e-05"
+    key = "nnUNet_BC2_D2_INR8_LR1e-04_WD1e-05"
     where = (f"--data_root={phantoms}", f"--data_dir={slices}", f"--out_dir={out_dir}", "--max_cases=0")
     code, _, err = script(grid_search, *SMALL, *where, f"--only={key}")
     assert code == 0, err
@@ -75,7 +75,7 @@ def test_one_point_in_2d(script, phantoms, tmp_path):
     code, out, _ = script(grid_search, *SMALL, *where, "--collect=True")
     assert code == 0 and list(entries(out_dir)) == [key] and "2 of 3 points are not there yet" in out
     config = json.loads((out_dir / "runs" / key / "config.json").read_text())
-    assert config["model"]["args"]["base_channels"] == 4 and config["model"]["args"]["use_inr"]
+    assert config["model"]["args"]["base_channels"] == 2 and config["model"]["args"]["use_inr"]
     assert set(entries(out_dir)[key]["slices"]) == {"dice", "nsd_1mm", "dice_original", "nsd_1mm_original"}
 
 
@@ -128,7 +128,7 @@ def test_a_search_with_other_settings_is_kept_aside(script, phantoms, tmp_path, 
     script(grid_search_3d, *command, "--epochs=2")
     assert len(entries(tmp_path / "search.previous-1")) == 1
     one_error_line(
-        script(grid_search_3d, *command, "--only=nnUNet_BC4_D2_NoINR_LR3e-03_WD1e-02"), "other settings", "--out_dir"
+        script(grid_search_3d, *command, "--only=nnUNet_BC2_D2_NoINR_LR3e-03_WD1e-02"), "other settings", "--out_dir"
     )
 
 
@@ -161,7 +161,7 @@ def test_single_points_and_collecting_give_what_one_search_gives(script, phantom
 @pytest.mark.parametrize(
     "options, words",
     [
-        (["--only=nnUNet_BC4_D2_INR8_LR3e-03"], ["did you mean nnUNet_BC4_D2_INR8_LR3e-03_WD1e-02"]),
+        (["--only=nnUNet_BC2_D2_INR8_LR3e-03"], ["did you mean nnUNet_BC2_D2_INR8_LR3e-03_WD1e-02"]),
         (["--collect=True"], ["no results to collect"]),
         (["--epochs=0"], ["--epochs=0"]),
         (["--use_inr=[]", "--deep_supervision=False"], ["the grid is empty"]),

@@ -46,8 +46,8 @@ def finish(process, seconds=240):
 @pytest.mark.parametrize("name", ["3d", "2d"])
 def test_two_processes_give_what_one_gives(jobs, whole, tmp_path, name):
     module, options = jobs[name]
-    # bf16 rounds differently in other batches; 6 cases in 3D: batches of 4 and 2, of which each process takes half
-    options = (*options, "--amp=False", "--batch_size=4" if name == "3d" else "--batch_size=5")
+    # bf16 rounds differently in other batches; 4 cases in 3D: batches of 3 and 1, of which the processes take 2 and 1, and 1 and none
+    options = (*options, "--amp=False", "--batch_size=3" if name == "3d" else "--batch_size=5")
     single = tmp_path / "one"
     module.run(configure(vars(module), [*options, f"--out_dir={single}"]))
     process = torchrun(module, *options, f"--out_dir={tmp_path / 'two'}")

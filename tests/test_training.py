@@ -39,6 +39,7 @@ def losses(monkeypatch):
 
 def test_a_step_that_is_not_finite_is_skipped_and_counted(script, jobs, tmp_path, losses):
     module, options = jobs["3d"]
+    options = (*options, "--max_cases=0")  # three steps an epoch
     losses(lambda step: step in (1, 4, 5))
     code, out, err = script(module, *options, f"--out_dir={tmp_path / 'run'}")
     assert code == 0 and "1 steps skipped" in out and "2 steps skipped" in out, err
@@ -51,6 +52,7 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted(script, jobs, tmp_path
 
 def test_a_run_that_keeps_failing_stops(script, jobs, whole, tmp_path, monkeypatch, losses):
     module, options = jobs["3d"]
+    options = (*options, "--max_cases=0")  # three steps an epoch
     monkeypatch.setattr(engine, "MAX_BAD_STEPS", 4)
     losses(lambda step: step >= 5)  # the third step of the second epoch
     result = script(module, *options, f"--out_dir={tmp_path / 'run'}")
@@ -109,6 +111,7 @@ class FakeScaler:
 def test_the_path_of_the_gradient_scaler(script, jobs, tmp_path, monkeypatch):
     """As on CUDA: fp16 with a scaler, in the right order, its state saved and resumed."""
     module, options = jobs["3d"]
+    options = (*options, "--max_cases=0")  # three steps an epoch
     monkeypatch.setattr(torch.amp, "GradScaler", FakeScaler)
     monkeypatch.setattr(module, "set_up_device", lambda *_: (torch.device("cpu"), torch.float16))
     monkeypatch.setattr(FakeScaler, "log", [])
@@ -133,6 +136,7 @@ def test_the_path_of_the_gradient_scaler(script, jobs, tmp_path, monkeypatch):
 def test_random_numbers_go_on_where_they_stopped(script, jobs, tmp_path, monkeypatch):
     """With dropout in the network, an interrupted run still ends as one that never was."""
     module, options = jobs["3d"]
+    options = (*options, "--max_cases=0")  # three steps an epoch
     build = module.build_model
 
     def with_dropout(cfg):
