@@ -1,4 +1,4 @@
-"""Five-fold cross-validation of the 3D model, and of the 3D and the 2D model together, on nnU-Net's own folds, compared
+"""Cross-validates the 3D model, and the 3D and the 2D model together, on nnU-Net's own five folds, and compares them
 case by case with nnU-Net's predictions.
 
     python cross_validate.py          runs the folds, one after another, about 14 minutes each on two CPU cores with
@@ -26,7 +26,7 @@ from hippo.files import load_json, save_json, set_aside
 from hippo.options import configure, constants, run_script
 from hippo.pictures import plots
 from hippo.processes import refuse_several_processes
-from hippo.scoring.ensemble import score_together
+from hippo.scoring.ensemble import score_ensemble
 from hippo.scoring.statistics import bootstrap, summarise
 from hippo.training.run_folder import same_constants
 
@@ -53,7 +53,7 @@ NUM_WORKERS = 0  # processes that augment; 0: the main one
 # the short 2D recipe: small slices, stored as they are and augmented anew in each epoch, and Muon
 PLAIN_SLICES = {"share_none": 1.0, "share_rotation": 0.0, "share_affine": 0.0, "share_flip": 0.0}
 SHORT_RECIPE_2D = {"muon_rate": 0.04, "cooldown": 0.0, "ema": 0.998, "shift_voxels": 4.0, "dice_smooth": 8.0}
-_SLICES_AGREE = ("fold", "size", "slices_per_plane")  # settings by which slices that are there are the right ones
+_OTHER = ("DATA_ROOT", "OUT_DIR", "MAX_CASES", "NUM_WORKERS")  # constants of data_aug.py that make no other slices
 
 
 def main():
@@ -76,7 +76,10 @@ def run(cfg):
     if missing:
         print(f"still to run: {', '.join(map(str, missing))}; then: python cross_validate.py")
         return None
-    result = collect_members(folders, names, peer)
+    for fold in range(5):
+        check_fold(cfg, fold)
+    result = {"constants": {name.upper(): value for name, value in sorted(vars(cfg).items())}}
+    result |= collect_members(folders, names, peer)
     save(result, Path(cfg.out_dir) / "cross_validation.json")
     draw(result, peer, Path(cfg.out_dir) / "plots")
     for text, part in (("mean", result["interval"]), ("difference from nnU-Net", result.get("difference"))):
@@ -133,7 +136,7 @@ def jobs(cfg, fold):
 
 
 def run_fold(cfg, fold):
-    """Trains and scores the models of a fold, as far as they are not there yet."""
+    """Trains and scores the models of a fold that are not there yet."""
     folder, names, slices = Path(cfg.runs) / f"fold_{fold}", member_names(cfg), None
     for script, options in jobs(cfg, fold):
         job = configure(vars(script), [], **options)
@@ -141,6 +144,7 @@ def run_fold(cfg, fold):
             slices = job  # made when a training needs them
         elif (Path(job.out_dir) / "metrics.json").is_file():
             check_finished(script, job, slices)
+            print(f"{job.out_dir} is done already")
         else:
             if script is train2d:
                 make_slices(slices)
@@ -154,10 +158,26 @@ def run_fold(cfg, fold):
 def check_finished(script, job, slices):
     """Raises UserError where a finished run was trained with other constants, or on other slices, than `job` asks for."""
     before = same_constants(job.out_dir, job, constants(vars(script)))
-    then = before["data"].get("slices", {})
-    wrong = [n for n in _SLICES_AGREE if script is train2d and then.get(n.upper()) != getattr(slices, n)]
-    require(not wrong, f"{job.out_dir} was trained on other slices ({', '.join(wrong)}); choose another --runs")
-    print(f"{job.out_dir} is done already")
+    if script is train2d:
+        wrong = differences(before["data"].get("slices", {}), slices)
+        require(not wrong, f"{job.out_dir} was trained on other slices ({', '.join(wrong)}); choose another --runs")
+
+
+def differences(settings, slices):
+    """The names of the constants in which slices with these settings differ from a data_aug.py configuration."""
+    defaults = {name: value for name, (value, _) in constants(vars(data_aug)).items() if name not in _OTHER}
+    return [n.lower() for n, value in defaults.items() if settings.get(n, value) != getattr(slices, n.lower())]
+
+
+def check_fold(cfg, fold):
+    """Raises UserError where a finished run of a fold is not what the configuration asks for."""
+    slices = None
+    for script, options in jobs(cfg, fold):
+        job = configure(vars(script), [], **options)
+        if script is data_aug:
+            slices = job
+        else:
+            check_finished(script, job, slices)
 
 
 def score_fold(cfg, folder, names):
@@ -167,7 +187,7 @@ def score_fold(cfg, folder, names):
     path = out_dir / "metrics.json"
     if not path.is_file() or load_json(path, "python cross_validate.py").get("members") != means:
         device, dtype = set_up_device(cfg.device, cfg.amp)
-        score_together(runs, cfg.data_root, out_dir, True, device, dtype)
+        score_ensemble(runs, cfg.data_root, out_dir, True, device, dtype)
 
 
 def make_slices(cfg):
@@ -175,7 +195,7 @@ def make_slices(cfg):
     folder = Path(cfg.out_dir)
     if (folder / "index.csv").is_file():
         there = load_json(folder / "settings.json", "python cross_validate.py")
-        if all(there.get(name.upper()) == getattr(cfg, name) for name in _SLICES_AGREE):
+        if not differences(there, cfg):
             return
         shutil.rmtree(folder)
     data_aug.run(cfg)

@@ -2,20 +2,19 @@
 
     python data_aug.py        260 volumes to about 11,700 slices in dataset_2d/, in 10 to 20 seconds on two cores
 
-Each volume is resampled to SIZE^3 (image linearly, label to the nearest voxel), its intensity clipped and brought to
-[0, 1]; from each of the axial, coronal and sagittal planes at most SLICES_PER_PLANE slices are drawn among those that
-contain hippocampus. A training slice is kept as it is, rotated, scaled and shifted, or mirrored; a validation slice is
-always kept as it is. Cases, not slices, are split.
+Each volume is clipped, brought to [0, 1] and resampled to SIZE^3 (image linearly, label to the nearest voxel). Among the
+axial, coronal and sagittal slices that contain hippocampus, at most SLICES_PER_PLANE are drawn of each plane. A training
+slice is kept as it is, rotated, scaled and shifted, or mirrored. A validation slice is always kept as it is. Cases, not
+slices, are split.
 
 Writes images/img_XXXXXX.npy (float32), masks/mask_XXXXXX.npy (uint8, 0-2) and, last, index.csv. The same constants give
-the same files, whatever the number of processes; started again after a break it completes the folder.
+the same files, whatever the number of processes. Started again after a break, it completes the folder.
 """
 
 import csv
 import json
 import multiprocessing
 import os
-import signal
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -24,11 +23,12 @@ from pathlib import Path
 from hippo.data.augment import augment_slice
 from hippo.data.cases import describe_data, list_cases, load_case, split_cases
 from hippo.data.intensity import to_unit_range
-from hippo.data.slices import PLANES
+from hippo.data.slices import INDEX_COLUMNS, PLANES
 from hippo.data.spatial import resample
 from hippo.errors import UserError, require
 from hippo.files import atomic, fresh_folder, save_json
 from hippo.options import configure, run_script
+from hippo.processes import ignore_interrupts
 
 import numpy as np
 import torch
@@ -53,8 +53,6 @@ SHIFT_PIXELS = 5.0  # largest shift along each axis
 # system
 SEED = 0  # of the choice of slices and of their augmentation
 NUM_WORKERS = 0  # processes; 0: one for each CPU core
-
-_HEADER = ("number", "case", "plane", "position", "augmentation", "parameters", "split")
 
 
 def main():
@@ -85,12 +83,12 @@ def run(cfg):
 
     jobs = [(cfg, volume, i, volume.id in training) for i, volume in enumerate(volumes)]
     rows = []
-    with workers(cfg) as pool:
+    with workers(cfg, len(jobs)) as pool:
         parts = pool.map(write_case, jobs, chunksize=4) if pool else map(write_case, jobs)
         for part in tqdm(parts, total=len(jobs), desc="volumes", disable=None):
             rows += part
     with atomic(out_dir / "index.csv") as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([_HEADER, *rows])
+        csv.writer(file).writerows([INDEX_COLUMNS, *rows])
     n_train = sum(row[-1] == "train" for row in rows)
     print(
         f"{len(rows)} slices of {len(cases)} volumes in {out_dir}, {n_train} of them to train on; next: python train2d.py"
@@ -102,7 +100,7 @@ def check(cfg):
     """Raises UserError for constants that cannot work."""
     shares = [cfg.share_none, cfg.share_rotation, cfg.share_affine, cfg.share_flip]
     require(min(shares) >= 0 and abs(sum(shares) - 1) < 1e-6, f"the four shares are {shares}; expected a sum of 1")
-    require(cfg.size >= 16, f"--size={cfg.size}: expected 16 or more")
+    require(16 <= cfg.size <= 1024, f"--size={cfg.size}: expected 16 to 1024")
     require(cfg.slices_per_plane >= 1, f"--slices_per_plane={cfg.slices_per_plane}: expected 1 or more")
     require(0 <= cfg.scale < 1, f"--scale={cfg.scale}: expected at least 0 and less than 1")
     for name in ("max_cases", "num_workers", "seed", "rotation_degrees", "shift_pixels"):
@@ -110,18 +108,18 @@ def check(cfg):
 
 
 def is_unfinished(out_dir, settings):
-    """Whether a folder was begun with the same settings and data and never got its index.csv."""
+    """Whether a folder has the same settings and data, and no index.csv yet."""
     try:
-        begun = json.loads((out_dir / "settings.json").read_text(encoding="utf-8"))
+        earlier = json.loads((out_dir / "settings.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
-    return begun == settings and not (out_dir / "index.csv").exists()
+    return earlier == settings and not (out_dir / "index.csv").exists()
 
 
 @contextmanager
-def workers(cfg):
-    """A pool of cfg.num_workers processes, or None for one. Raises UserError where a process dies."""
-    n = min(cfg.num_workers or os.cpu_count() or 1, 61)  # Windows allows no more
+def workers(cfg, n_jobs):
+    """A pool of cfg.num_workers processes, at most one a job, or None for one. Raises UserError where a process dies."""
+    n = min(cfg.num_workers or available_cores(), n_jobs, 61)  # Windows allows no more
     if n == 1:
         yield None
         return
@@ -137,8 +135,14 @@ def workers(cfg):
         pool.shutdown(cancel_futures=True)
 
 
+def available_cores():
+    """The number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def start_worker():
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's
+    """Prepares a worker process."""
+    ignore_interrupts()
     torch.set_num_threads(1)  # the processes share the cores between them
 
 

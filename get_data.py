@@ -6,6 +6,7 @@ A download that was broken off goes on where it stopped. The archive (CC-BY-SA 4
 Communications 13, 4128, 2022) holds 260 labelled volumes (imagesTr, labelsTr) and 130 without labels (imagesTs).
 """
 
+import errno
 import http.client
 import os
 import shutil
@@ -40,7 +41,7 @@ def run(cfg):
     """Downloads, verifies and unpacks; returns True, or False where the data was there already."""
     root = Path(cfg.data_root).absolute()
     if (root / "imagesTr").exists():
-        problem = whats_wrong(root)
+        problem = find_problem(root)
         if not problem:
             print(f"{root} is there and whole: nothing to do")
             return False
@@ -49,14 +50,14 @@ def run(cfg):
     if not (archive.is_file() and digest(archive, "md5") == cfg.md5):
         download(cfg.url, archive, cfg.md5, cfg.timeout_s)
     unpack(archive, root)
-    problem = whats_wrong(root)
+    problem = find_problem(root)
     require(not problem, f"{root}: the archive was unpacked but {problem}; report this, with the address {cfg.url}")
     archive.unlink()
     print(f"{len(list_cases(root)[0])} labelled cases in {root}; next: python train_3d.py")
     return True
 
 
-def whats_wrong(root):
+def find_problem(root):
     """What is wrong with a Decathlon folder, every file read and its checksum tested; "" if nothing is."""
     try:
         for case in list_cases(root)[0]:
@@ -88,6 +89,8 @@ def download(url, archive, md5, timeout_s=30.0):
                     f"{url}: the server answered {error.code} {error.reason}; check --url, or download the archive by hand to {archive}"
                 ) from None
         except (urllib.error.URLError, OSError, http.client.HTTPException) as error:
+            if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                raise OSError(f"{part}: could not be written ({error}); is there room?") from None
             reason = getattr(error, "reason", None) or error
             raise UserError(
                 f"{url}: no connection or a broken one ({reason}); run python get_data.py again to go on, "

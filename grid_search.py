@@ -8,13 +8,13 @@
 
 With --only, any scheduler spreads a search over machines that share OUT_DIR. Needs the slices of data_aug.py. Writes
 into OUT_DIR: small_models_results.json after each point, small_grid_search_analysis.png, and runs/<KEY>/, each as
-train2d.py writes it; prints the table of the README.
+train2d.py writes it; prints a table.
 """
 
 import sys
 
 import train2d
-from hippo.data.slices import load_slices
+from hippo.data.slices import read_index
 from hippo.options import configure, run_script
 from hippo.training.search import search
 
@@ -57,7 +57,7 @@ def main():
 def run(cfg):
     """Runs the search of a configuration; returns whether every point went well."""
     if not cfg.collect and cfg.only != "list":
-        load_slices(cfg.data_dir)  # missing or damaged slices are one error, not one for each point
+        read_index(cfg.data_dir)  # missing slices are one error, not one for each point
     return search(cfg, train2d)
 
 

@@ -7,7 +7,7 @@
 
 With --only, any scheduler spreads a search over machines that share OUT_DIR. The defaults take 35 minutes on two CPU
 cores with bf16. Writes into OUT_DIR: small_models_results.json after each point, small_grid_search_analysis.png, and
-runs/<KEY>/, each as train_3d.py writes it; prints the table of the README.
+runs/<KEY>/, each as train_3d.py writes it; prints a table.
 """
 
 import sys

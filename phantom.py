@@ -3,10 +3,10 @@
     python phantom.py                       24 volumes into phantom/, in about 6 seconds
     python train_3d.py --data_root=phantom --out_dir=results_phantom-3D --epochs=3
 
-Each volume shows a curved head-body-tail shape, cut into anterior and posterior by one coronal plane, between
-structures of its own intensity (amygdala, cortex, thalamus) and of others (ventricle, white matter), under a bias
-field and noise. It serves to try and to test the scripts; a score on it says nothing about real scans. dataset.json,
-file names and headers say that it is synthetic.
+Each volume shows a curved shape of head, body and tail, cut into anterior and posterior by one coronal plane. Around it
+lie structures of the same intensity (amygdala, cortex, thalamus) and of others (ventricle, white matter), under a bias
+field and noise. The volumes serve to try and to test the scripts; a score on them says nothing about real scans.
+dataset.json, file names and headers say that they are synthetic.
 """
 
 from pathlib import Path

@@ -6,12 +6,13 @@
     python predict.py scan.nii.gz --checkpoint=one.pth --partner=another.pth      the average of two models, 3D or 2D
 
 Writes into OUT_DIR: <name>_seg.nii.gz on the input's own grid (0 background, 1 anterior, 2 posterior), and
-volumes.csv in mm3. Each scan is brought to the orientation (RAS) and spacing (1 mm) of the training data and the
-result back. Expected is what the model was trained on: a T1-weighted crop of about 35 x 50 x 36 mm around ONE
-hippocampus, on the side that the training crops show; for the other side use --mirror=True. About 0.2 s a volume on
-two CPU cores. A bad file is reported, the others are done, the exit code is 2.
+volumes.csv in mm3. Each scan is brought to the orientation (RAS) and spacing (1 mm) of the training data, and the
+result back. A scan must be what the model was trained on: a T1-weighted crop of about 35 x 50 x 36 mm around ONE
+hippocampus, on the side that the training crops show; --mirror is for the other side. About 0.2 s a volume on two CPU
+cores. A bad file is reported, the others are done, and the exit code is 2.
 """
 
+import contextlib
 import csv
 import sys
 import time
@@ -81,6 +82,11 @@ def load_members(cfg, device):
         if info.get("synthetic"):
             synthetic = True
             print(f"{path} was trained on SYNTHETIC phantoms: its results say nothing about real scans")
+    require(members, "--checkpoint=: expected a checkpoint")
+    spacings = {trained.preprocessing["spacing_mm"] for trained in members}
+    require(
+        len(spacings) == 1, f"{cfg.partner}: trained on another spacing than {cfg.checkpoint}; use one of them alone"
+    )
     return members, synthetic
 
 
@@ -94,8 +100,7 @@ def check_out_dir(out_dir, files):
 
 
 def find_inputs(inputs):
-    """The NIfTI files among the inputs, folders opened; and a list of UserErrors for what is missing, empty or of a
-    name met before."""
+    """(NIfTI files of the inputs and of the folders among them, UserErrors for the inputs that cannot be used)."""
     files, problems = {}, []
     for item in map(Path, inputs):
         found = list_volumes(item) if item.is_dir() else [item]
@@ -118,8 +123,9 @@ def find_inputs(inputs):
 
 def why_empty(folder):
     """What to say of a folder without NIfTI files."""
-    if any(path.is_file() and is_dicom(path) for path in folder.rglob("*")):
-        return f"DICOM files; convert them first, and then predict the new folder: dcm2niix -z y -o FOLDER {folder}"
+    with contextlib.suppress(OSError):  # a file that cannot be read
+        if any(path.is_file() and is_dicom(path) for path in folder.rglob("*")):
+            return f"DICOM files; convert them first, and then predict the new folder: dcm2niix -z y -o FOLDER {folder}"
     return "no .nii.gz or .nii files in this folder; name the folder that holds the volumes"
 
 

@@ -3,9 +3,9 @@
     python data_aug.py && python train2d.py     the default recipe, about an hour on two CPU cores with bf16
     python train2d.py --resume=True             goes on with an unfinished run
 
-Slices are predicted for their volume's own voxels, and scored as the original design did (a label absent from both
-counts 1) and as here (a slice counts for a label only if truth or prediction has it). Volumes are scored as in 3D, on
-their own grid: every slice in three planes is predicted and the probabilities averaged. Writes into OUT_DIR:
+Slices are predicted for their volume's own voxels. They are scored as the original design did (a label absent from both
+counts 1), and here (a slice counts for a label only if truth or prediction has it). Volumes are scored as in 3D, on their
+own grid: every slice in three planes is predicted, and the probabilities are averaged. Writes into OUT_DIR:
 best_model.pth, last.pth, history.json, config.json, metrics.json and plots/*.png.
 """
 
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from hippo.data.cases import load_volumes
 from hippo.data.loading import AugmentedDataset, make_loader
-from hippo.data.slices import first_cases, load_slices, slice_grids, take
+from hippo.data.slices import first_cases, load_slices, select, slice_grids
 from hippo.device import seed_everything, set_up_device
 from hippo.errors import require
 from hippo.models.inference import TrainedModel, make_preprocessing
@@ -59,7 +59,7 @@ WARMUP = 0.05  # share of the schedule with a rising learning rate
 COOLDOWN = 1.0  # share of the schedule, at its end, with a falling one; in between it stays at the peak
 GRADIENT_CLIP = 1.0  # largest norm of the gradient
 FOCAL_GAMMA = 0.0  # exponent of the focal loss; 0 is cross-entropy
-DICE_SMOOTH = 32.0  # pixels added to both sides of the Dice fraction, so that an absent label has a gradient
+DICE_SMOOTH = 32.0  # pixels added to numerator and denominator of the Dice, so that an absent label has a gradient
 EMA = 0.999  # decay of the moving average of the weights, which is then evaluated; 0: none
 # system
 SEED = 0  # of weights and order
@@ -85,7 +85,7 @@ def run(cfg):
     train, val, data = load_data(cfg)
     size = data["slices"]["SIZE"]
     volumes = load_volumes(cfg.data_root, sorted(set(val.cases)))
-    sample = take(train, range(0, len(train.cases), max(1, len(train.cases) // 320)))  # fixed, for the training NSD
+    sample = select(train, range(0, len(train.cases), max(1, len(train.cases) // 320)))  # fixed, for the training NSD
     grids = slice_grids(cfg.data_root, volumes, set(sample.cases), size)
     device, dtype = set_up_device(cfg.device, cfg.amp)
     model, model_info = build_model(cfg)

@@ -114,7 +114,7 @@ def check(cfg):
     )
     # only deep supervision needs a multiple of the network's stride; else it pads a patch itself
     stride = 2 ** (cfg.unet_depth if cfg.model == _CUSTOM else 3) if cfg.deep_supervision else 1
-    fitting = [-(-max(p, 1) // stride) * stride for p in cfg.patch]
+    fitting = [-(-min(max(p, 1), 1024) // stride) * stride for p in cfg.patch]
     require(
         len(cfg.patch) == 3 and cfg.patch == fitting,
         f"--patch={cfg.patch}: expected three {f'multiples of {stride}' if stride > 1 else 'sizes in voxels'}, as "

@@ -15,7 +15,7 @@ from hippo.options import configure, run_script
 
 
 class UNet3DWithINR(UNetWithINR):
-    """The customisable 3D network, named after the INR head that it can have; by default it has none, for it brought no Dice.
+    """The customisable 3D network, named after the INR head that it can have; by default it has none, as no gain was found.
 
     in_channels, num_classes: channels of the image; classes, background included.
     base_channels, depth, max_channels: channels of the first stage, doubled by each of `depth` poolings up to nnU-Net's cap.
@@ -71,8 +71,11 @@ MODELS = {model.__name__: model for model in (UNet3DWithINR, UNet3DWithINRLightw
 
 
 INPUT = (1, 1, 40, 56, 40)  # shape (B, C, *S) that the table is made for
-TABLE = {"UNet3DWithINR, depth 2 (train_3d.py's)": partial(UNet3DWithINR, depth=2), **MODELS}
-TABLE.pop("UNet3DWithINR")  # as it is the same as the lightweight one
+TABLE = {
+    "UNet3DWithINR, depth 2 (train_3d.py's)": partial(UNet3DWithINR, depth=2),
+    "UNet3DWithINRLightweight": UNet3DWithINRLightweight,
+    "UNet3DWithINRBalanced": UNet3DWithINRBalanced,
+}
 
 
 def main():

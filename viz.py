@@ -4,9 +4,9 @@
     python viz.py --case=hippocampus_393 --by_label=True anterior and posterior in colours of their own
     python viz.py --checkpoint=results_hippocampus-3D/last.pth      any 3D or 2D checkpoint; --checkpoint= for none
 
-Writes OUT: the labelled hippocampus inside the surface of the brighter tissue of the crop (Otsu's threshold, grey; the
-crop holds no whole brain); and <OUT>_prediction.png: label and prediction with the Dice of each part, and the right,
-the additional and the missing voxels of each part. Where there is a display, the same scenes open as windows.
+Writes OUT: the labelled hippocampus inside the surface of the crop's brighter tissue (Otsu's threshold, grey; a crop
+holds no whole brain). Writes <OUT>_prediction.png: label and prediction with the Dice of each part, and the true
+positive, false positive and false negative voxels of each part. Where there is a display, the scenes open as windows.
 """
 
 import os
@@ -39,7 +39,7 @@ TTA = True  # predict with test-time augmentation
 DEVICE = "auto"  # auto (CUDA where there is one, CPU otherwise), cpu, cuda, cuda:1
 AMP = True  # mixed precision: fp16 on CUDA, bf16 on a CPU that has it
 
-_RIGHT, _ADDITIONAL, _MISSING = "#999999", "#D55E00", "#0072B2"
+_TRUE_POSITIVE, _FALSE_POSITIVE, _FALSE_NEGATIVE = "#999999", "#D55E00", "#0072B2"
 
 
 def main():
@@ -103,7 +103,7 @@ def add_mask(plotter, mask, spacing_mm, colour, opacity=1.0, smooth=True):
         plotter.add_mesh(mesh, color=colour, opacity=opacity, smooth_shading=smooth)
 
 
-def look(plotter, text, legend):
+def annotate(plotter, text, legend):
     """The caption, legend (names in their colours), axes and camera of a panel."""
     plotter.set_background("white")
     plotter.add_text(text, position="upper_edge", font_size=9, color="black")
@@ -136,12 +136,12 @@ def draw_anatomy(plotter, volume, by_label, data):
         legend = [["hippocampus", "crimson"]]
         add_mask(plotter, volume.label > 0, volume.spacing_mm, "crimson")
     legend += [["brighter tissue in the crop", "grey"], add_bar(plotter)]
-    look(plotter, f"{volume.id}: {data}", legend)
+    annotate(plotter, f"{volume.id}: {data}", legend)
     plotter.camera.zoom(1.2)
 
 
 def draw_prediction(plotter, volume, prediction, seen, data):
-    """Four panels with one camera: label, prediction, and each part's right, additional and missing voxels."""
+    """Four panels with one camera: label, prediction, and the errors of each part."""
     parts = [[name, COLOURS[label]] for label, name in LABELS.items()]
     scores = {label: dice(prediction == label, volume.label == label) for label in LABELS}
     text = ", ".join(f"{name} {scores[label]:.3f}" for label, name in LABELS.items())
@@ -150,14 +150,22 @@ def draw_prediction(plotter, volume, prediction, seen, data):
         plotter.subplot(0, column)
         for label in LABELS:
             add_mask(plotter, labels == label, volume.spacing_mm, COLOURS[label])
-        look(plotter, caption, parts if column else [*parts, add_bar(plotter)])
+        annotate(plotter, caption, parts if column else [*parts, add_bar(plotter)])
     for column, (label, name) in enumerate(LABELS.items()):
         plotter.subplot(1, column)
         p, t = prediction == label, volume.label == label
-        for mask, colour, opacity in ((p & t, _RIGHT, 0.25), (p & ~t, _ADDITIONAL, 1.0), (t & ~p, _MISSING, 1.0)):
+        for mask, colour, opacity in (
+            (p & t, _TRUE_POSITIVE, 0.25),
+            (p & ~t, _FALSE_POSITIVE, 1.0),
+            (t & ~p, _FALSE_NEGATIVE, 1.0),
+        ):
             add_mask(plotter, mask, volume.spacing_mm, colour, opacity, smooth=False)
-        legend = [["true positive", _RIGHT], ["false positive", _ADDITIONAL], ["false negative", _MISSING]]
-        look(plotter, f"errors, {name}", legend)
+        legend = [
+            ["true positive", _TRUE_POSITIVE],
+            ["false positive", _FALSE_POSITIVE],
+            ["false negative", _FALSE_NEGATIVE],
+        ]
+        annotate(plotter, f"errors, {name}", legend)
     plotter.link_views()
 
 

@@ -11,7 +11,7 @@ import subprocess
 from hippo import __version__
 from hippo.errors import UserError, require
 from hippo.files import ROOT
-from hippo.processes import world_size
+from hippo.processes import gather, world_size
 
 import numpy as np
 import torch
@@ -46,8 +46,8 @@ def set_random_state(state, device):
 def keep_freed_memory():
     """Keeps freed blocks for the next step instead of returning them to the system, on Linux with glibc.
 
-    There each new large tensor would pay for fresh pages: a CPU training step becomes 10 to 20 % faster. Elsewhere
-    this does nothing.
+    Without this, each large tensor takes fresh pages from the system, which slows a CPU training step. On other systems
+    it does nothing.
     """
     if platform.system() == "Linux":
         with contextlib.suppress(OSError, AttributeError):
@@ -68,12 +68,16 @@ def pick_device(name="auto", amp=True):
     unknown name and for a device that is not there.
     """
     require(re.fullmatch(r"auto|cpu|cuda(:\d+)?", name), f"--device={name}: expected auto, cpu, cuda or cuda:1")
+    several = f"--device={name} is one device, and torchrun gives each process its own; use --device=cuda"
+    require(world_size() == 1 or ":" not in name, several)
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and world_size() > 1:
         name = f"cuda:{os.environ['LOCAL_RANK']}"
     try:
         device = torch.device(name)
+        if name == "cuda":  # with its number, which torch.cuda.set_device needs
+            device = torch.device("cuda", torch.cuda.current_device())
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:
         raise UserError(
@@ -85,8 +89,16 @@ def pick_device(name="auto", amp=True):
 
 
 def set_up_device(name="auto", amp=True):
-    """What pick_device returns, made ready for a run: the current CUDA device, or the CPU's memory; printed in one line."""
-    device, dtype = pick_device(name, amp)
+    """Returns pick_device's result. Makes the CUDA device current, or sets the CPU's memory allocator, and prints a line.
+
+    With several processes, an error of any of them is raised in all.
+    """
+    try:
+        (device, dtype), problem = pick_device(name, amp), ""
+    except UserError as error:
+        problem = str(error)
+    for text in gather(problem):
+        require(not text, text)
     if device.type == "cuda":
         torch.cuda.set_device(device)
         text = torch.cuda.get_device_name(device)

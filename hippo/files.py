@@ -32,6 +32,12 @@ def atomic(path, durable=True):
             with open(temporary, "rb+") as file:
                 os.fsync(file.fileno())
         os.replace(temporary, path)
+        if durable and os.name == "posix":  # the folder's entry too
+            folder = os.open(path.parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
     except OSError as error:
         raise OSError(f"{path}: could not be written ({error}); is there room, and permission?") from None
     finally:

@@ -74,7 +74,7 @@ def _converter(default):
             if not math.isfinite(value):
                 raise ValueError
             return value
-        except (KeyError, ValueError, SyntaxError, OverflowError):
+        except (KeyError, TypeError, ValueError, SyntaxError, OverflowError):
             expected = {bool: "True or False", int: "a whole number", float: "a number"}
             words = expected.get(kind, f"a list such as {default}")
             raise argparse.ArgumentTypeError(f"expected {words}, got {text!r}") from None
@@ -87,7 +87,8 @@ def _list(text, default):
     value = ast.literal_eval(text)
     value = list(value) if isinstance(value, (list, tuple)) else [value]
     for v in value:
-        if default and not (isinstance(v, type(default[0])) or (type(v) is int and type(default[0]) is float)):
+        kind = type(default[0]) if default else type(v)
+        if not (type(v) is kind or (type(v) is int and kind is float)) or (kind is float and not math.isfinite(v)):
             raise ValueError
     return type(default)(value)
 

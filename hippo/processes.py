@@ -99,5 +99,5 @@ class Interrupt:
 
 
 def ignore_interrupts(*_):
-    """For worker processes: Ctrl-C is the main process's to answer."""
+    """Ignores Ctrl-C in a worker process; the main process handles it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -70,7 +70,7 @@ def jobs(monkeypatch):
     monkeypatch.setattr(train_3d, "run", train("3d", 0.88))
     monkeypatch.setattr(train2d, "run", train("2d", 0.86))
     monkeypatch.setattr(data_aug, "run", slices)
-    monkeypatch.setattr(cross_validate, "score_together", together)
+    monkeypatch.setattr(cross_validate, "score_ensemble", together)
     return asked
 
 

@@ -6,7 +6,8 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import predict
-from hippo.device import autocast, pick_device
+from hippo import device
+from hippo.device import autocast, pick_device, set_up_device
 from hippo.errors import UserError
 from hippo.files import atomic, fresh_folder, save_json, set_aside
 from hippo.models.checkpoint import load_checkpoint, load_model
@@ -104,9 +105,26 @@ def test_the_shipped_models_are_found_from_any_folder(tmp_path, monkeypatch):
         load_model("pretrained/none.pth")
 
 
+def test_a_cuda_device_has_its_number(monkeypatch):
+    """torch.cuda.set_device takes no device without one. CUDA itself is not here: torch's functions are replaced."""
+    current = []
+    for name, value in {"is_available": True, "current_device": 0, "get_device_name": "a GPU"}.items():
+        monkeypatch.setattr(torch.cuda, name, lambda *_, value=value: value)
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
+    monkeypatch.setattr(torch, "zeros", lambda *_, **__: None)
+    for name in ("auto", "cuda", "cuda:0"):
+        assert set_up_device(name) == (torch.device("cuda:0"), torch.float16)
+    assert current == [torch.device("cuda:0")] * 3 and set_up_device("cuda", amp=False)[1] is None
+    monkeypatch.setattr(device, "world_size", lambda: 2)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert pick_device("cuda")[0] == torch.device("cuda:1")
+    with pytest.raises(UserError, match="--device=cuda:0 is one device"):
+        pick_device("cuda:0")
+
+
 def test_devices():
-    device, dtype = pick_device("cpu", amp=True)
-    assert device.type == "cpu" and dtype in (None, torch.bfloat16)
+    cpu, dtype = pick_device("cpu", amp=True)
+    assert cpu.type == "cpu" and dtype in (None, torch.bfloat16)
     assert pick_device("cpu", amp=False)[1] is None
-    with autocast(device, None):
+    with autocast(cpu, None):
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32

@@ -186,5 +186,5 @@ def test_a_damaged_data_folder_is_mended(get, archive):
     (root / "README.md").write_text("mine")
     (root / "imagesTr" / "phantom_002.nii.gz").write_bytes(b"broken")
     (code, out, err), _ = get(archive)
-    assert code == 0 and "not whole" in out and not get_data.whats_wrong(root), err
+    assert code == 0 and "not whole" in out and not get_data.find_problem(root), err
     assert (root / "README.md").read_text() == "mine" and (root / "imagesTr.previous-1").is_dir()

@@ -1,6 +1,7 @@
 """The house: which room may import which, and how long a file and a function may be."""
 
 import ast
+import os
 import subprocess
 import sys
 
@@ -92,7 +93,7 @@ def test_importing_changes_nothing(tmp_path):
         f"for name in {modules!r}: importlib.import_module(name)\n"
         "assert before == (sys.stdout, signal.getsignal(signal.SIGINT), nibabel.imageglobals.logger.level, logging.root.level)\n"
     )
-    environment = {"PYTHONPATH": str(ROOT), "PATH": "", "MPLCONFIGDIR": str(tmp_path / "m"), "SYSTEMROOT": ""}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "MPLCONFIGDIR": str(tmp_path / "matplotlib")}
     (tmp_path / "empty").mkdir()
     command = [sys.executable, "-W", "ignore", "-c", program]
     result = subprocess.run(command, cwd=tmp_path / "empty", env=environment, capture_output=True, text=True)

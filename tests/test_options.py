@@ -2,6 +2,7 @@
 
 import importlib
 
+import grid_search_3d
 import model2d
 import predict
 import train_3d
@@ -76,6 +77,9 @@ def test_the_model_modules_have_help(script, module):
         ("--learning_rate=nan", ["a number"]),
         ("--patch=big", ["--patch", "a list"]),
         ("--patch=[1.5,2,3]", ["a list"]),
+        ("--patch=[True,2,3]", ["a list"]),
+        ("--patch={[]:1}", ["a list"]),
+        ("--patch=[2000,52,36]", ["--patch=[2000, 52, 36]", "[1024, 52, 36]"]),
         ("stray", ["stray"]),
         ("--epochs", ["--epochs"]),
         ("--epochs=0", ["--epochs=0", "1 or more"]),
@@ -95,6 +99,10 @@ def test_wrong_options_are_one_line(script, phantoms, tmp_path, argument, words)
         *words,
     )
     assert not (tmp_path / "out").exists()
+
+
+def test_numbers_in_lists_are_finite(script):
+    one_error_line(script(grid_search_3d, "--learning_rate=[1e999]"), "--learning_rate", "a list")
 
 
 def test_help_lists_every_constant(script):

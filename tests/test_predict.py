@@ -177,6 +177,13 @@ def test_bad_files_are_reported_and_the_others_done(run, nifti, phantoms, tmp_pa
     assert "1 segmentations" in out
 
 
+def test_folders_without_nifti_files_are_told_what_to_do(run, tmp_path):
+    (tmp_path / "dicom" / "series").mkdir(parents=True)
+    (tmp_path / "dicom" / "series" / "IM1").write_bytes(bytes(128) + b"DICM")
+    one_error_line(run(tmp_path / "dicom"), "dicom: DICOM files", "dcm2niix")
+    one_error_line(run(tmp_path / "Task04_Hippocampus" / "imagesTs"), "imagesTs: no such folder", "python get_data.py")
+
+
 def test_results_do_not_go_into_the_folder_of_the_scans(script, checkpoint, phantoms, tmp_path):
     scans = shutil.copytree(phantoms / "imagesTr", tmp_path / "scans")
     one_error_line(
@@ -194,6 +201,7 @@ def test_inputs_may_stand_around_options(script, checkpoint, phantoms, tmp_path)
 def test_nothing_good_leaves_nothing(run, tmp_path):
     one_error_line(run(tmp_path / "absent.nii.gz"), "absent.nii.gz", "no such file")
     one_error_line(run(), "no input")
+    one_error_line(run(tmp_path, "--checkpoint="), "expected a checkpoint")
     assert not (tmp_path / "out").exists()
 
 

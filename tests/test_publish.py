@@ -12,6 +12,8 @@ import train_3d
 import viz
 import viz_aug
 from hippo.files import save_json
+from hippo.options import configure
+from hippo.training import search
 from tools import publish
 
 import pytest
@@ -68,7 +70,8 @@ def test_what_a_user_runs_leaves_the_repository_clean(clone, script, phantoms):
 def finished_run(folder, **changes):
     """Made-up files of a finished run of real data."""
     metrics = {"synthetic": False, "cases": {}, "mean": {"dice": [0.8, 0.7]}}
-    config = {"constants": {"MAX_CASES": 0, "EPOCHS": 8}, "overrides": {"OUT_DIR": "x"}, "data": {}}
+    config = {"constants": {"MAX_CASES": 0, "EPOCHS": 8, "DATA_ROOT": "elsewhere"}, "data": {}}
+    config["environment"] = {"git_commit": "abc"}
     for name, content in (("metrics", metrics), ("config", config), ("history", {})):
         save_json(folder / f"{name}.json", {**content, **changes.get(name, {})})
     for name in ("dice_train_vs_val", "loss_train_vs_val", "val_nsd", "per_case_dice", "predictions"):
@@ -83,7 +86,7 @@ def test_publishing_copies_json_and_pictures(clone, script, monkeypatch):
     finished_run(clone / "ablations" / "3d_9_something_else.previous-1")
     save_json(clone / "benchmark.json", {"new": 1})
     code, out, err = script(publish)
-    assert code == 0 and "checkpoints-2d is not published: no config.json in it" in out, err
+    assert code == 0 and "not published: checkpoints-2d: no config.json in it" in out, err
     assert json.loads((clone / "results/3d/metrics.json").read_text())["mean"]["dice"] == [0.8, 0.7]
     assert (clone / "docs/pictures/3d_predictions.png").read_bytes() == b"predictions"
     assert sorted(p.name for p in (clone / "results/ablations/3d_9_something_else").iterdir()) == [
@@ -102,11 +105,30 @@ def test_publishing_copies_json_and_pictures(clone, script, monkeypatch):
     [
         ({"metrics": {"synthetic": True}}, "SYNTHETIC"),
         ({"config": {"constants": {"MAX_CASES": 40}}}, "40 cases only"),
-        ({"config": {"overrides": {"EPOCHS": 2, "DEVICE": "cpu"}}}, "not of the default recipe (epochs)"),
+        ({"config": {"constants": {"MAX_CASES": 0, "EPOCHS": 2}}}, "--epochs=2, not 8"),
     ],
 )
 def test_other_runs_are_not_published(clone, script, monkeypatch, changes, words):
     monkeypatch.setattr(publish, "draw", lambda folder: [])
     finished_run(clone / "results_hippocampus-3D", **changes)
+    code, out, err = script(publish)
+    assert code == 0 and words in out and git_status() == "", err
+
+
+@pytest.mark.parametrize(
+    "settings, keys, words",
+    [
+        ({}, [], "points of this search are missing"),
+        ({"EPOCHS": 1}, None, "other settings (EPOCHS)"),
+        ({"MAX_CASES": 6}, None, "other settings (MAX_CASES)"),
+    ],
+)
+def test_other_searches_are_not_published(clone, script, monkeypatch, settings, keys, words):
+    monkeypatch.setattr(publish, "draw", lambda folder: [])
+    folder, cfg = clone / "finetuning_results-3d", configure(vars(grid_search_3d), [])
+    points = search.grid_points(cfg) if keys is None else dict.fromkeys(keys)
+    save_json(folder / "search.json", {**search.settings(cfg), **settings})
+    save_json(folder / search.RESULTS, {key: {"synthetic": False} for key in points})
+    (folder / search.FIGURE).write_bytes(b"figure")
     code, out, err = script(publish)
     assert code == 0 and words in out and git_status() == "", err

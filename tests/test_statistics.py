@@ -95,6 +95,14 @@ def test_the_intervals_of_a_search_hold_together():
     assert search_table(found).count("| INR-") == 8
 
 
+def test_a_search_that_is_not_finished_has_a_table():
+    """As gathered from a cluster: a configuration may share no seed with the one that it is compared to yet."""
+    found = made_up_search([0.01, 0.01])
+    for key in ("False1", "True0"):
+        del found[key]
+    assert "no pair" in search_conclusion(found) and "INR-32" in search_table(found)
+
+
 def test_without_a_pair_there_is_nothing_to_conclude():
     found = {key: entry for key, entry in made_up_search([0.0]).items() if key.startswith("True")}
     assert "no pair" in search_conclusion(found) and "–" in search_table(found)

@@ -1,4 +1,4 @@
-"""Measures what things cost on this machine: predictions, training steps, every model, the making of slices, the metrics,
+"""Measures time and memory on this machine: of predictions, training steps, every model, the making of slices, the metrics,
 and the same steps of nnU-Net's and MONAI's networks.
 
     python -m tools.benchmark       about twelve minutes on two CPU cores; writes benchmark.json
@@ -62,7 +62,7 @@ def main():
     results = {"threads": torch.get_num_threads(), "torch": torch.__version__}
     alone = ("slices", "models", "metrics", "products")
     results |= {only: in_its_own_process(only, cfg, cfg.checkpoints[0]) for only in alone}
-    # in turn, so that a machine that slows down meanwhile is no one's advantage
+    # interleaved, so that a slowdown of the machine affects all alike
     rounds = [{name: in_its_own_process(name, cfg, cfg.checkpoints[0]) for name in PEERS} for _ in range(_ROUNDS)]
     results["peers"] = {name: median_run([done[name] for done in rounds]) for name in PEERS}
     results["runs"] = {

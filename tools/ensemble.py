@@ -12,7 +12,7 @@ from hippo.device import set_up_device
 from hippo.errors import require
 from hippo.options import configure, run_script
 from hippo.processes import refuse_several_processes
-from hippo.scoring.ensemble import score_together
+from hippo.scoring.ensemble import score_ensemble
 
 RUNS = ["results_hippocampus-3D", "checkpoints-2d-64"]  # folders of finished runs
 DATA_ROOT = "Task04_Hippocampus"  # Decathlon folder that they were trained on
@@ -28,10 +28,10 @@ def main():
 
 def run(cfg):
     """Scores the runs of a configuration together; returns the content of metrics.json."""
-    refuse_several_processes("start it")
+    refuse_several_processes("use python -m tools.ensemble")
     require(cfg.runs, "--runs=[]: expected the folders of finished runs")
     device, dtype = set_up_device(cfg.device, cfg.amp)
-    return score_together(cfg.runs, cfg.data_root, cfg.out_dir, cfg.tta, device, dtype)
+    return score_ensemble(cfg.runs, cfg.data_root, cfg.out_dir, cfg.tta, device, dtype)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
-"""Makes a small checkpoint to share from a finished run: the weights in half precision and what predict.py needs, no
-optimiser state.
+"""Makes a small checkpoint to share from a finished run: weights in half precision, no optimiser state.
 
     python -m tools.export        results_hippocampus-3D/last.pth to pretrained/hippocampus_3d.pth (0.7 MB), at once
     python -m tools.export --checkpoint=checkpoints-2d-64/last.pth --out=pretrained/hippocampus_2d.pth      the 2D model
+
+It never overwrites a file.
 """
 
 from pathlib import Path

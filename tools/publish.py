@@ -2,7 +2,7 @@
 
     python -m tools.publish        copies what is there, says what is not; then: python -m tools.report
 
-A run is copied with its pictures, and only when it is finished, of real data and of all cases. A run of a script's
+A run is copied with its pictures, and only when it is finished, of real data and of all cases. What lies in a script's
 default folder must also be of its default recipe. The pictures of viz.py, of viz_aug.py and of the network are drawn
 anew, from the real data. Files that are published already are replaced: git keeps them.
 """
@@ -10,6 +10,8 @@ anew, from the real data. Files that are published already are replaced: git kee
 import shutil
 import tempfile
 from pathlib import Path
+from types import ModuleType
+from typing import NamedTuple
 
 import cross_validate
 import generate_architecture_diagram
@@ -23,9 +25,9 @@ from hippo.data.cases import is_synthetic, list_cases
 from hippo.data.slices import read_index
 from hippo.errors import UserError, require
 from hippo.files import atomic, load_json
-from hippo.options import configure, run_script
-from hippo.training.run_folder import NOT_PART_OF_A_RUN
-from hippo.training.search import FIGURE, RESULTS
+from hippo.options import configure, constants, run_script
+from hippo.training.run_folder import same_constants
+from hippo.training.search import FIGURE, RESULTS, grid_points, settings
 from tools import benchmark, ensemble
 
 SHORT_2D = "checkpoints-2d-64"  # folder of the short 2D run, see docs/RESULTS.md
@@ -35,6 +37,7 @@ PICTURES_DIR = "docs/pictures"  # where the pictures go
 
 _RUN = ("config.json", "history.json", "metrics.json")
 _SEARCH = ("search.json", RESULTS)
+_PLACES = ("data_root", "data_dir")  # where the data were
 
 
 def main():
@@ -44,46 +47,101 @@ def main():
 def run(cfg):
     """Copies everything that can be published; returns the list of the files written."""
     written = []
-    for source, target, names, pictures, is_default in parts(cfg):
-        reason = why_not(source, names, is_default)
-        if reason:
-            print(f"{source} is not published: {reason}")
+    for part in parts(cfg):
+        try:
+            check(part)
+        except UserError as error:
+            print(f"not published: {error}")
             continue
-        files = {source / name: Path(cfg.results_dir) / target / name for name in names}
-        files |= {source / name: Path(cfg.pictures_dir) / picture for name, picture in pictures.items()}
+        files = {part.folder / name: Path(cfg.results_dir) / part.target / name for name in part.names}
+        files |= {part.folder / name: Path(cfg.pictures_dir) / picture for name, picture in part.pictures.items()}
         written += copy(files)
-    written += copy({Path(benchmark.OUT): Path(cfg.results_dir) / "benchmark.json"})
+    if Path(benchmark.OUT).is_file():
+        written += copy({Path(benchmark.OUT): Path(cfg.results_dir) / "benchmark.json"})
     written += draw(Path(cfg.pictures_dir))
     print(f"{len(written)} files published; next: python -m tools.report")
     return written
 
 
+class Part(NamedTuple):
+    """What can be published together."""
+
+    folder: Path
+    target: str  # folder in results/
+    names: tuple  # JSON files
+    pictures: dict = {}  # {file in the folder: name in docs/pictures/}
+    script: ModuleType | None = None  # the script whose recipe it has to be; None: any
+    options: dict = {}  # what the recipe changes of the script's constants
+
+
 def parts(cfg):
-    """(folder, its name in results/, JSON files, {picture: published name}, whether it has to be the default recipe)."""
+    """Every Part that may be there."""
     plots_3d = {"dice_train_vs_val": "dice", "loss_train_vs_val": "loss", "val_nsd": "nsd"}
     plots_3d |= {name: name for name in ("per_case_dice", "predictions")}
     pictures_3d = {f"plots/{name}.png": f"3d_{published}.png" for name, published in plots_3d.items()}
     folds = {f"plots/cross_validation_{n}.png": f"cross_validation_{n}.png" for n in ("peer", "volumes", "worst")}
+    short = {"epochs": cross_validate.EPOCHS_2D, **cross_validate.SHORT_RECIPE_2D}
     result = [
-        (Path(train_3d.OUT_DIR), "3d", _RUN, pictures_3d, True),
-        (Path(train2d.OUT_DIR), "2d", _RUN, pictures_2d("2d"), True),
-        (Path(cfg.short_2d), "2d_short", _RUN, {}, False),
-        (Path(ensemble.OUT_DIR), "ensemble", ("metrics.json",), {}, False),
-        (Path(cross_validate.OUT_DIR), "", ("cross_validation.json",), folds, False),
-        (Path(grid_search_3d.OUT_DIR), "search_3d", _SEARCH, {FIGURE: "search_3d.png"}, False),
-        (Path(grid_search.OUT_DIR), "search_2d", _SEARCH, {FIGURE: "search_2d.png"}, False),
+        Part(Path(train_3d.OUT_DIR), "3d", _RUN, pictures_3d, train_3d),
+        Part(Path(train2d.OUT_DIR), "2d", _RUN, pictures_2d("2d"), train2d),
+        Part(Path(cfg.short_2d), "2d_short", _RUN, {}, train2d, short),
+        Part(Path(ensemble.OUT_DIR), "ensemble", ("metrics.json",)),
+        Part(Path(cross_validate.OUT_DIR), "", ("cross_validation.json",), folds, cross_validate),
+        Part(Path(grid_search_3d.OUT_DIR), "search_3d", _SEARCH, {FIGURE: "search_3d.png"}, grid_search_3d),
+        Part(Path(grid_search.OUT_DIR), "search_2d", _SEARCH, {FIGURE: "search_2d.png"}, grid_search),
     ]
     drawn = {"2d_original": pictures_2d("2d_original"), "grid_3d_inr_rate": {FIGURE: "search_3d_inr_rate.png"}}
     for folder in sorted(Path(cfg.ablations).glob("*")):
         if folder.is_dir() and ".previous-" not in folder.name:
             names = _SEARCH if (folder / "search.json").exists() else ("metrics.json",)
             names = _RUN if (folder / "config.json").exists() else names
-            result.append((folder, f"ablations/{folder.name}", names, drawn.get(folder.name, {}), False))
+            result.append(Part(folder, f"ablations/{folder.name}", names, drawn.get(folder.name, {})))
     return result
 
 
 def pictures_2d(name):
+    """The pictures of a 2D run, under a name."""
     return {f"plots/{plot}.png": f"{name}_{plot}.png" for plot in ("predictions", "training_curves")}
+
+
+def check(part):
+    """Raises UserError where the results of a Part are not whole, not of real data, or not of the recipe."""
+    folder, again = part.folder, "the script that wrote it"
+    for name in [*part.names, *part.pictures]:
+        require((folder / name).is_file(), f"{folder}: no {name} in it")
+    content = load_json(folder / part.names[-1], again)
+    entries = list(content.values()) if RESULTS in part.names else [content]
+    require(not any("error" in entry for entry in entries), f"{folder}: a point of this search failed")
+    require(not any(entry["synthetic"] for entry in entries), f"{folder}: of SYNTHETIC phantoms")
+    if "config.json" in part.names:
+        config = load_json(folder / "config.json", again)
+        n = config["constants"]["MAX_CASES"]
+        require(not n, f"{folder}: of {n} cases only")
+        if config["environment"]["git_commit"].endswith("-dirty"):
+            print(f"{folder}: of code that was not committed ({config['environment']['git_commit']})")
+    if part.script in (train_3d, train2d):
+        places = {name: config["constants"][name.upper()] for name in _PLACES if name.upper() in config["constants"]}
+        cfg = configure(vars(part.script), [], **part.options, **places)
+        same_constants(folder, cfg, constants(vars(part.script)))
+    elif part.script is cross_validate:
+        changed = [n for n, (v, _) in constants(vars(cross_validate)).items() if content["constants"].get(n, v) != v]
+        wrong = [name for name in changed if name.lower() not in (*_PLACES, "runs", "folds", "device", "num_workers")]
+        require(not wrong, f"{folder}: a cross-validation with other settings ({', '.join(wrong)})")
+    elif part.script:
+        cfg = configure(vars(part.script), [])
+        there, wanted = load_json(folder / "search.json", again), settings(cfg)
+        wrong = [n for n, value in wanted.items() if n.lower() not in _PLACES and there.get(n, value) != value]
+        require(not wrong, f"{folder}: a search with other settings ({', '.join(wrong)})")
+        missing = grid_points(cfg).keys() - content.keys()
+        require(not missing, f"{folder}: {len(missing)} points of this search are missing")
+
+
+def copy(files):
+    """Copies files {source: target}; returns the targets."""
+    for source, target in files.items():
+        with atomic(target) as temporary:
+            shutil.copyfile(source, temporary)
+    return list(files.values())
 
 
 def draw(folder):
@@ -104,38 +162,6 @@ def draw(folder):
     with tempfile.TemporaryDirectory() as temporary:
         drawn = viz_aug.run(configure(vars(viz_aug), [], out_dir=f"{temporary}/slices"))
         return paths + copy({path: folder / path.name.replace("viz_", "slices_") for path in drawn.glob("*.png")})
-
-
-def why_not(folder, names, is_default):
-    """Why a folder's results cannot be published; "" if they can."""
-    missing = [name for name in names if not (folder / name).is_file()]
-    if missing:
-        return f"no {missing[0]} in it"
-    content = load_json(folder / names[-1], "the script that wrote it")
-    entries = content.values() if RESULTS in names else [content]
-    if any("error" in entry for entry in entries):
-        return "a point of it failed"
-    if any(entry["synthetic"] for entry in entries):
-        return "it is of SYNTHETIC phantoms"
-    if "config.json" in names:
-        config = load_json(folder / "config.json", "the script that wrote it")
-        if config["constants"]["MAX_CASES"]:
-            return f"it is of {config['constants']['MAX_CASES']} cases only"
-        changed = {n.lower() for n in config["overrides"]} - {*NOT_PART_OF_A_RUN, "data_root", "data_dir"}
-        if is_default and changed:
-            return f"it is not of the default recipe ({', '.join(sorted(changed))})"
-    return ""
-
-
-def copy(files):
-    """Copies files {source: target} as far as they are there; returns the targets."""
-    done = []
-    for source, target in files.items():
-        if source.is_file():
-            with atomic(target) as temporary:
-                shutil.copyfile(source, temporary)
-            done.append(target)
-    return done
 
 
 if __name__ == "__main__":

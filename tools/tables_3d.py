@@ -24,7 +24,7 @@ def sections(published):
         "original-3d": lambda: original_3d(published),
         "without-3d": lambda: steps_table(published, default | published.ablations("default_*"), DEFAULT_SEEDS),
         "tta-3d": lambda: tta_table(published),
-        "together": lambda: together_table(
+        "together": lambda: ensemble_table(
             published("ensemble/metrics.json"), published("ablations/three_seeds/metrics.json")
         ),
         "errors": lambda: errors_table(published("cross_validation.json")["mean"]),
@@ -56,7 +56,7 @@ def headline(published):
         f"official release has {references['cross_validation']['mean_dice']:.4f}; difference case by case, with its 95 % "
         f"interval: {with_interval(alone['difference'])}. Averaged with a 2D model, "
         f"{np.mean(folds['training_minutes']):.0f} minutes a fold in all: **{folds['interval']['mean']:.4f}**, "
-        f"{with_interval(folds['difference'])}. On the {held_out} held-out cases of the default split, {len(scores)} seeds "
+        f"difference {with_interval(folds['difference'])}. On the {held_out} held-out cases of the default split, {len(scores)} seeds "
         f"score {min(scores):.4f} to {max(scores):.4f}, and nnU-Net {references['same_52_cases']['mean_dice']:.4f}."
     )
 
@@ -91,12 +91,15 @@ def epochs_table(history, metrics):
 
 
 def flips_table(published):
-    rows = []
+    """Runs with mirrored training images, along one axis each, compared case by case to one without."""
+    rows, none = [], published.run("ablations/flips_none")
     for axes, meaning in (("none", "none"), ("x", "left-right"), ("y", "front-back"), ("z", "up-down")):
-        metrics, history = (published(f"ablations/flips_{axes}/{name}.json") for name in ("metrics", "history"))
+        name = f"ablations/flips_{axes}"
+        (metrics, config), history = published.run(name), published(f"{name}/history.json")
         plain, tta = history["val_dice"][-1], metrics["mean"]["dice"]
-        rows.append([meaning, mean_dice(plain), mean_dice(tta), len(history["seconds"])])
-    return markdown_table(["flips", "mean Dice, one view", "mean Dice, test-time augmentation", "epochs"], rows)
+        change = "–" if axes == "none" else with_interval(difference([(metrics, config)], [none]))
+        rows.append([meaning, mean_dice(plain), mean_dice(tta), change, len(history["seconds"])])
+    return markdown_table(["flips", "Dice, one view", "Dice, TTA", "difference of TTA (95 % interval)", "epochs"], rows)
 
 
 def seeds_table(published):
@@ -125,21 +128,23 @@ def tta_table(published):
 def steps_table(published, experiments, reference=()):
     """One row for each experiment: {(number, what changed): names of the runs of its seeds}.
 
-    reference: names of runs to which each experiment is compared, paired by case and seed.
+    Each is compared, paired by case and seed, to the runs that `reference` names or, without any, to the row above.
     """
-    rows = []
+    rows, above = [], list(reference)
     for (number, changed), names in experiments.items():
         runs = [published.run(name) for name in names]
         scores = [np.mean(metrics["mean"]["dice"]) for metrics, _ in runs]
         config, minutes = runs[0][1], np.mean([metrics["training_minutes"] for metrics, _ in runs])
         row = [number, changed, f"{config['parameters']:,}", config["constants"]["EPOCHS"], f"{np.mean(scores):.4f}"]
         row += [", ".join(f"{s:.4f}" for s in scores), f"{minutes:.1f}"]
-        if reference:
-            same = list(names) == list(reference)
-            row.append("–" if same else with_interval(difference(runs, [published.run(name) for name in reference])))
+        compared = above and above != list(names)
+        row.append(with_interval(difference(runs, [published.run(name) for name in above])) if compared else "–")
         rows.append(row)
+        above = above if reference else list(names)
     header = ["", "recipe", "parameters", "epochs", "mean Dice", "each seed", "minutes"]
-    return markdown_table(header + ["difference (95 % interval)"] * bool(reference), rows)
+    return markdown_table(
+        [*header, f"difference from the {'default' if reference else 'row above'} (95 % interval)"], rows
+    )
 
 
 def difference(runs, others):
@@ -173,7 +178,7 @@ def original_3d(published):
     return markdown_table(["epoch", "training loss", "validation loss", "Dice, one view", "Dice, TTA"], rows)
 
 
-def together_table(metrics, several):
+def ensemble_table(metrics, several):
     """Both runs and their average; and, for comparison, the average of several seeds of the first."""
     parts = [*metrics["members"].items(), ("**3D and 2D together**", metrics["mean"])]
     parts.append((f"for comparison: {len(several['members'])} seeds of the 3D run together", several["mean"]))
@@ -226,7 +231,7 @@ def unseen_table(result, config):
 
 
 def errors_table(mean):
-    """What the outline and what the border between the parts costs, in the cross-validation of both models together."""
+    """What errors of the outline and of the border between the parts cost, in the cross-validation of both models."""
     rows = [
         ["the two parts", mean_dice(mean["dice"])],
         ["the whole hippocampus, as one label", mean_dice(mean["dice_whole"])],

@@ -22,7 +22,9 @@ def models_table(models):
 
 def peers_table(benchmark):
     """Our networks beside nnU-Net's and MONAI's."""
-    slowest = benchmark["peers"]["nnU-Net's PlainConvUNet, 32-64-128-256 channels"]["seconds_per_training_volume"]
+    reference_seconds = benchmark["peers"]["nnU-Net's PlainConvUNet, 32-64-128-256 channels"][
+        "seconds_per_training_volume"
+    ]
     rows = []
     for name, peer in benchmark["peers"].items():
         most, rate = benchmark["products"][peer["precision"]], peer["training_gflops_per_second"]
@@ -32,7 +34,7 @@ def peers_table(benchmark):
                 f"{peer['parameters']:,}",
                 f"{peer['precision']}, {peer['batch']}",
                 f"{peer['seconds_per_training_volume']:.3f}",
-                f"{slowest / peer['seconds_per_training_volume']:.1f}",
+                f"{reference_seconds / peer['seconds_per_training_volume']:.1f}",
                 f"{peer['seconds_per_predicted_volume']:.3f}",
                 f"{peer['peak_memory_mib']:,}",
                 f"{rate} of {most} ({100 * rate / most:.0f} %)",

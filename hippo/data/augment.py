@@ -73,7 +73,7 @@ def augment(
 def change_intensities(image, rng, intensity, gamma, noise, blur_mm):
     """A float32 tensor of the same shape with random contrast, brightness, gamma, blur and noise.
 
-    intensity: contrast up to 1 +- and brightness up to +- so much (p = 1/2). gamma: an exponent between
+    intensity: largest change of contrast (a factor of 1 +- intensity) and of brightness (+- intensity), with p = 1/2. gamma: an exponent between
     1 / (1 + gamma) and 1 + gamma (p = 1/3). blur_mm: largest sigma of a Gaussian, in voxels of 1 mm (p = 1/5).
     noise: largest standard deviation (p = 1/3).
     """

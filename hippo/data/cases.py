@@ -44,7 +44,7 @@ def case_id(path):
 
 
 def list_cases(root, max_cases=0):
-    """The labelled cases of a Decathlon folder, sorted by id; max_cases > 0 keeps the first so many.
+    """The labelled cases of a Decathlon folder, sorted by id; max_cases > 0 keeps the first max_cases.
 
     Returns (cases, info), info being dataset.json's content. Raises UserError where the folder, dataset.json, an
     image or a label is missing.

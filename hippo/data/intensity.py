@@ -3,6 +3,7 @@
 import numpy as np
 
 CLIP_PERCENTILES = (0.5, 99.5)
+NORMALISATION = "clipped at the 0.5 and 99.5 percentile, zero mean, unit variance"  # what normalise does
 
 
 def normalise(array):

@@ -33,9 +33,9 @@ def read_nifti(path):
     """
     path = Path(path)
     require(path.is_file(), f"{path}: no such file")
-    require(not is_dicom(path), f"{path}: a DICOM file; convert its series: dcm2niix -z y -o FOLDER {path.parent}")
-    require(path.name.endswith((".nii", ".nii.gz")), f"{path}: expected a NIfTI file, .nii or .nii.gz; convert it")
     try:
+        require(not is_dicom(path), f"{path}: a DICOM file; convert its series: dcm2niix -z y -o FOLDER {path.parent}")
+        require(path.name.endswith((".nii", ".nii.gz")), f"{path}: expected a NIfTI file, .nii or .nii.gz; convert it")
         _check_header(path)
         with LoggingOutputSuppressor():  # nibabel reports small faults that it mends
             image = nib.load(path)

@@ -12,6 +12,7 @@ from hippo.errors import UserError, require
 import numpy as np
 
 PLANES = ("sagittal", "coronal", "axial")  # slices perpendicular to x, y and z
+INDEX_COLUMNS = ("number", "case", "plane", "position", "augmentation", "parameters", "split")  # of index.csv
 _SLICES_AGAIN = "make the slices again with: python data_aug.py"
 
 
@@ -25,20 +26,21 @@ class Slices(NamedTuple):
 
 
 def read_index(folder):
-    """(rows of index.csv as dicts, "number" an int; settings with "SIZE", "FOLD" and "DATA") of a folder that data_aug.py
-    wrote.
+    """(rows, settings) of a folder that data_aug.py wrote.
 
-    Raises UserError where it is missing or not finished, where index.csv and the files do not match, and where a case
-    has slices on both sides.
+    rows: those of index.csv as dicts, "number" an int. settings: its constants, with "SIZE", "FOLD" and "DATA". Raises
+    UserError where the folder is missing or not finished, where index.csv and the files do not match, and where a case
+    has slices in training and in validation.
     """
     folder, again = Path(folder), _SLICES_AGAIN
     require(folder.is_dir(), f"{folder}: no such folder; make it with: python data_aug.py")
     index = folder / "index.csv"
     require(index.is_file(), f"{index}: missing, so {folder} is not finished; complete it with: python data_aug.py")
-    names = ("number", "case", "plane", "position", "augmentation", "parameters", "split")
     try:
         with open(index, newline="", encoding="utf-8") as file:
-            rows = [{name: r[name] for name in names} | {"number": int(r["number"])} for r in csv.DictReader(file)]
+            rows = [
+                {name: r[name] for name in INDEX_COLUMNS} | {"number": int(r["number"])} for r in csv.DictReader(file)
+            ]
         settings = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
         settings = {**settings, "SIZE": int(settings["SIZE"]), "FOLD": int(settings["FOLD"])}
         expected = {"train": set(settings["DATA"]["train_cases"]), "val": set(settings["DATA"]["val_cases"])}
@@ -63,8 +65,10 @@ def read_index(folder):
 
 
 def load_slice(folder, number, size):
-    """(image float32, mask uint8), both (size, size), of one slice. Raises UserError for an array of another shape or type
-    and for a mask with other values than 0, 1 and 2."""
+    """(image float32, mask uint8), both (size, size), of one slice.
+
+    Raises UserError for an array of another shape or type, and for a mask with other values than 0, 1 and 2.
+    """
     arrays = []
     for kind, name, kinds in (("images", "img", "f"), ("masks", "mask", "iu")):
         path = Path(folder) / kind / f"{name}_{number:06d}.npy"
@@ -83,8 +87,10 @@ def load_slice(folder, number, size):
 
 
 def load_slices(folder):
-    """(training Slices, validation Slices, settings) of a folder that data_aug.py wrote. Raises UserError, see read_index
-    and load_slice."""
+    """(training Slices, validation Slices, settings) of a folder that data_aug.py wrote.
+
+    Raises UserError, see read_index and load_slice.
+    """
     rows, settings = read_index(folder)
     size, parts = settings["SIZE"], []
     for split in ("train", "val"):
@@ -97,9 +103,9 @@ def load_slices(folder):
     return *parts, settings
 
 
-def take(slices, chosen):
-    """The chosen ones (indices) of Slices."""
-    chosen = list(chosen)
+def select(slices, indices):
+    """The Slices at the given indices."""
+    chosen = list(indices)
     lists = ([values[i] for i in chosen] for values in (slices.cases, slices.planes))
     return type(slices)(slices.images[chosen], slices.masks[chosen], *lists)
 
@@ -107,7 +113,7 @@ def take(slices, chosen):
 def first_cases(slices, n):
     """The Slices of the first n sorted cases."""
     kept = set(sorted(set(slices.cases))[:n])
-    return take(slices, (i for i, case in enumerate(slices.cases) if case in kept))
+    return select(slices, (i for i, case in enumerate(slices.cases) if case in kept))
 
 
 def slice_grids(root, volumes, names, size):

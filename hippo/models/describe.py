@@ -3,7 +3,7 @@
 import itertools
 import time
 
-from hippo.device import autocast, pick_device
+from hippo.device import autocast, set_up_device
 from hippo.models.blocks import count_parameters
 
 import torch
@@ -12,8 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 def describe_models(models, shape):
     """Rows [name, parameters, multiply-adds, CPU milliseconds] of models {name: class}, each without and with the INR
-    head, on one input of `shape` (B, C, *S). Milliseconds are the least of ten runs."""
-    device, dtype = pick_device("cpu")
+    head, on one input of `shape` (B, C, *S). Milliseconds are the minimum of ten runs."""
+    device, dtype = set_up_device("cpu")
     rows = []
     for name, use_inr in itertools.product(models, (False, True)):
         model, x, seconds = models[name](use_inr=use_inr), torch.zeros(shape), []
@@ -31,7 +31,7 @@ def describe_models(models, shape):
 
 def print_models(models, shape):
     """Prints describe_models as a table."""
-    size = " x ".join(map(str, shape[2:]))
+    rows, size = describe_models(models, shape), " x ".join(map(str, shape[2:]))
     print(f"{'model':<45} {'parameters':>11} {'multiply-adds':>15} {'ms on the CPU':>14}   at {size}")
-    for name, parameters, multiply_adds, milliseconds in describe_models(models, shape):
+    for name, parameters, multiply_adds, milliseconds in rows:
         print(f"{name:<45} {parameters:>11,} {multiply_adds / 1e9:>13.2f} G {milliseconds:>14.1f}")

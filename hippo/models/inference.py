@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from hippo.data.intensity import CLIP_PERCENTILES, to_unit_range
+from hippo.data.intensity import NORMALISATION, to_unit_range
 from hippo.data.spatial import anti_alias
 from hippo.device import autocast
 
@@ -18,7 +18,7 @@ class TrainedModel(NamedTuple):
     preprocessing: dict
 
     def to(self, device):
-        """The same on another device."""
+        """The TrainedModel on another device."""
         return TrainedModel(self.model.to(device), self.preprocessing)
 
 
@@ -27,12 +27,13 @@ def make_preprocessing(
     flip_axes="",
     window=(36, 52, 36),
     spacing_mm=1.0,
-    normalisation=f"clipped at percentiles {CLIP_PERCENTILES}, zero mean, unit variance",
+    normalisation=NORMALISATION,
 ):
     """How a model's images are prepared, as the checkpoint holds it: a dict of plain values.
 
     slice_size: pixels along each side of a 2D model's slices. flip_axes: axes of "xyz" that training mirrored.
-    window: voxels of a 3D model's training patch. spacing_mm: of its voxels. Raises ValueError for anything else.
+    window: voxels of a 3D model's training patch. spacing_mm: of its voxels. normalisation: the one that
+    data.intensity.normalise does. Raises ValueError for anything else.
     """
     if not (type(slice_size) is int and 8 <= slice_size <= 1024):
         raise ValueError("slice_size")
@@ -40,8 +41,10 @@ def make_preprocessing(
         raise ValueError("flip_axes")
     if not (len(window) == 3 and all(type(n) is int and 1 <= n <= 1024 for n in window)):
         raise ValueError("window")
-    if not (isinstance(spacing_mm, float) and 0.1 <= spacing_mm <= 10 and isinstance(normalisation, str)):
-        raise ValueError("spacing_mm or normalisation")
+    if not (isinstance(spacing_mm, float) and 0.1 <= spacing_mm <= 10):
+        raise ValueError("spacing_mm")
+    if normalisation != NORMALISATION:
+        raise ValueError("normalisation")
     return {
         "spacing_mm": spacing_mm,
         "window": list(window),
@@ -54,9 +57,8 @@ def make_preprocessing(
 def tta_views(trained):
     """Test-time augmentation: (shift in voxels, axes to flip) of each view of a volume for a 3D model.
 
-    A shift pads the volume at its low sides with replicated edges. That moves it against the grid of the poolings
-    without interpolation; with two poolings and the network's own padding to whole strides, by one voxel in all. Flips
-    help only along axes that training flipped too.
+    A shift pads the low sides with replicated edges, so that the poolings meet other voxels. With two poolings, and the
+    network's own padding, the grid moves by one voxel. Flips help only along axes that training flipped too.
     """
     shifts = [(0, 0, 0), (trained.model.unet.stride // 2,) * 3]
     flips = [()] + [(axis,) for axis in ("xyz".index(a) for a in trained.preprocessing["flip_axes"])]

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from hippo.data.cases import load_volumes
 from hippo.errors import require
-from hippo.files import fresh_folder, load_json, save_json
+from hippo.files import check_folder, fresh_folder, load_json, save_json
 from hippo.models.checkpoint import load_model
 from hippo.scoring.evaluation import draw_results, evaluate
 from hippo.scoring.statistics import summarise
@@ -12,13 +12,14 @@ from hippo.scoring.statistics import summarise
 MADE_BY = "train_3d.py or train2d.py"
 
 
-def score_together(runs, data_root, out_dir, tta, device, dtype):
+def score_ensemble(runs, data_root, out_dir, tta, device, dtype):
     """Scores finished runs of one split on the cases that it held out; writes metrics.json and plots/ into out_dir.
 
     runs: folders of train_3d.py and train2d.py; tta: test-time augmentation of the 3D models. Returns the content of
     metrics.json, with "members": the mean of each run. Raises UserError for a run that is not finished and for runs on
     different splits.
     """
+    check_folder(out_dir)
     members, splits, parts = [], [], []
     for folder in map(Path, runs):
         part = load_json(folder / "metrics.json", MADE_BY)

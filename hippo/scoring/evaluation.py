@@ -92,9 +92,9 @@ def evaluate_slices(model, slices, grids, batch_size, device, dtype, loss_functi
     """(means over slices {"dice", "nsd_1mm", "dice_original", "nsd_1mm_original"}, each [anterior, posterior]; mean loss).
 
     slices: data.slices.Slices; grids: data.slices.slice_grids. A slice counts for a label only if truth or prediction
-    has it; by the original's definition it counts 1 otherwise. own_grid: the decision is made for the volume's own
-    voxels, over which the probabilities are averaged, and enlarged as the truth was. Otherwise each pixel of the slice
-    is decided by itself.
+    has it; by the original's definition it counts 1 otherwise. own_grid: probabilities are averaged over each
+    of the volume's own voxels, the label is chosen there, and the label map is enlarged as the truth was. Otherwise the
+    label of each pixel is chosen by itself.
     """
     values, losses = {"dice": [], "nsd_1mm": []}, []
     for start in range(rank() * batch_size, len(slices.cases), world_size() * batch_size):

@@ -64,7 +64,7 @@ def _surface(mask, sizes):
 
 
 def _bounding_box(mask):
-    """Slices that hold everything that is set in a boolean array; empty ones where nothing is."""
+    """Slices of the box around all True voxels of an array; empty ones where there is none."""
     box, rest = [], mask
     for _ in range(mask.ndim):
         there = np.flatnonzero(rest.reshape(len(rest), -1).any(1))
@@ -124,9 +124,9 @@ def case_metrics(prediction, truth, spacing_mm):
     """All metrics of one case: label maps (integers 0-2) of one shape on the case's own grid, spacing in mm.
 
     Returns {"dice": [anterior, posterior], "nsd_1mm": [..], "nsd_2mm": [..], "hd95_mm": [..], "volume_mm3": [..],
-    "true_volume_mm3": [..]}; an undefined HD95 is nan. And, to tell the errors apart, "dice_whole": [Dice of both labels
-    as one], and "dice_true_border": [..], were each voxel that truth and prediction both call hippocampus of the right
-    label. Raises ValueError for shapes that differ.
+    "true_volume_mm3": [..]}; an undefined HD95 is nan. Two more tell the errors apart: "dice_whole" [Dice of both labels
+    as one], and "dice_true_border" [..], where each voxel that truth and prediction both call hippocampus is given the
+    true label. Raises ValueError for shapes that differ.
     """
     if prediction.shape != truth.shape:
         raise ValueError(f"prediction {prediction.shape} and truth {truth.shape} differ in shape")

@@ -32,9 +32,9 @@ def _of_finite(function, column):
 
 def bootstrap(values, level=0.95, seed=0):
     """{"mean", "interval": [low, high]} of values (cases,) or (seeds, cases), by resampling cases and seeds (Efron &
-    Tibshirani 1993), each by itself.
+    Tibshirani 1993) independently.
 
-    Of few seeds, resampling knows the spread poorly; of one, not at all: the interval is then over cases only.
+    With few seeds, the bootstrap estimates their spread poorly. With one seed, the interval covers cases only.
     """
     values, rng = np.atleast_2d(values), np.random.default_rng(seed)
     n_seeds, n_cases = values.shape

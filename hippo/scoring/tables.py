@@ -38,13 +38,14 @@ def search_groups(found):
 def search_comparisons(groups):
     """{values of GRID: difference of mean Dice from the same network with neither INR nor deep supervision}.
 
-    A difference is statistics.bootstrap of the pairs by case and seed, and "seeds", the number of seeds. The intervals
-    hold together at 95 %, by Bonferroni's correction for their number.
+    A difference is statistics.bootstrap of the pairs by case and seed, and "seeds", the number of seeds. Configurations
+    that share no seed with that network are left out. The intervals hold together at 95 % (Bonferroni's correction).
     """
     pairs = {}
     for key, part in groups.items():
         plain = groups.get((*key[:4], False, None, False))
-        if plain and plain is not part:
+        seeds = {run["seed"] for run in part["runs"]}
+        if plain and plain is not part and any(run["seed"] in seeds for run in plain["runs"]):
             pairs[key] = paired_differences(part["runs"], plain["runs"])
     level = 1 - 0.05 / max(len(pairs), 1)
     return {key: {**bootstrap(values, level), "seeds": len(values)} for key, values in pairs.items()}

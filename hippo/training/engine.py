@@ -47,7 +47,7 @@ class TrainingState:
         return len(self.history["seconds"])
 
     def begin_epoch(self):
-        """Forgets the epoch that is finished."""
+        """Starts an epoch with no steps done."""
         self.unfinished_epoch = {"step": 0, "losses": [], "dices": [], "skipped": 0, "seconds": 0.0}
 
     def save(self, name, **more):
@@ -100,7 +100,7 @@ def fit(model, loader, loss_function, validate, cfg, device, dtype, info, resume
     info, resume_from: as run_folder.start_run returned them.
 
     Returns the history; the model ends with its final (with ema, averaged) weights. A step whose gradient is not finite
-    is skipped and counted. A Ctrl-C is answered after the step, which is saved. With several processes (torchrun), each
+    is skipped and counted. After Ctrl-C, the current step is finished and saved. With several processes (torchrun), each
     takes its part of every batch and of the validation, and the first one writes.
     """
     state = TrainingState(model, cfg, device, dtype, info)
@@ -115,7 +115,7 @@ def fit(model, loader, loss_function, validate, cfg, device, dtype, info, resume
             model.train()
             rate = train_epoch(state, parallel, loader, loss_function, interrupt, start)
             state.average.eval()
-            finish_epoch(state, rate, validate(state.average), start)
+            end_epoch(state, rate, validate(state.average), start)
             if any_process(interrupt.asked):
                 raise KeyboardInterrupt(how_to_go_on(state.out_dir))
     if cfg.ema:
@@ -187,7 +187,7 @@ def descend(model, loss, optimisers, scaler, largest_norm):
     return finite
 
 
-def finish_epoch(state, learning_rate, validation, start):
+def end_epoch(state, learning_rate, validation, start):
     """Adds an epoch to the history, and writes the checkpoints and history.json."""
     losses, dices = gather_steps(state.unfinished_epoch)
     entry = {
@@ -237,9 +237,9 @@ def how_to_go_on(out_dir):
 
 def why_it_stopped(state, loss):
     """What to say when the steps of a run keep failing."""
-    good = f"{state.out_dir / 'last.pth'} holds the weights after epoch {state.epoch}, which are good"
+    good = f"{state.out_dir / 'last.pth'} holds the newest saved weights, after epoch {state.epoch}"
     return (
-        f"epoch {state.epoch + 1}: stopped, for the gradient was not finite in {MAX_BAD_STEPS} steps one after the other "
-        f"(last loss: {loss:g}); {good if state.epoch else 'there is no good checkpoint yet'}; start anew with a smaller "
-        "--learning_rate or with --amp=False"
+        f"epoch {state.epoch + 1}: stopped: the gradient was not finite in {MAX_BAD_STEPS} consecutive steps (last loss: "
+        f"{loss:g}); {good if state.epoch else 'no checkpoint was saved yet'}; start anew with a smaller --learning_rate or "
+        "with --amp=False"
     )

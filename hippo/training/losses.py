@@ -8,7 +8,7 @@ def dice_ce_loss(logits, target, focal_gamma=0.0, smooth=1e-5):
 
     logits: (B, C, *S), or a list of them, finest first (deep supervision); target: (B, *S) integers in [0, C).
     Dice loss: 1 - soft Dice, averaged over samples and foreground classes (Milletari et al. 2016), `smooth` voxels
-    added to both sides of the fraction. focal_gamma > 0 weighs each voxel's cross-entropy by (1 - p)^focal_gamma of its
+    added to its numerator and denominator. focal_gamma > 0 weighs each voxel's cross-entropy by (1 - p)^focal_gamma of its
     true class (Lin et al. 2017). A list is weighted 1, 1/2, 1/4, ..., as in nnU-Net. The target of a coarser output is
     the share of each class in its voxels.
     """

@@ -68,8 +68,8 @@ class Muon(torch.optim.Optimizer):
 def orthogonalise(matrix, steps=5):
     """A matrix (n, m) with the same singular vectors and all singular values near 1, by Newton-Schulz iterations.
 
-    Values reach 0.7 to 1.2; those below 1e-3 of the norm stay smaller. The iterations run on the small matrix of the
-    rows' products, in float32.
+    Values reach 0.7 to 1.2; those below 1e-3 of the norm stay smaller. The iterations run on the Gram matrix X X^T
+    (n, n), in float32.
     """
     n, m = matrix.shape
     if n > m:

@@ -17,6 +17,7 @@ from hippo.models.checkpoint import load_checkpoint
 from hippo.options import RENAMED
 from hippo.processes import on_first, world_size
 
+RESUMABLE = ("weights", "optimisers", "scaler", "history", "best", "unfinished_epoch", "random")  # in last.pth
 NOT_PART_OF_A_RUN = ("resume", "num_workers", "out_dir", "device")  # constants that --resume=True may change
 
 
@@ -95,7 +96,7 @@ def _open_folder(cfg, defaults, config):
     require(before.get("data") == config["data"], other)
     state = load_checkpoint(out_dir / "last.pth")
     require(
-        {"unfinished_epoch", "optimisers"} <= state.get("training", {}).keys(),
+        set(RESUMABLE) <= state.get("training", {}).keys(),
         f"{out_dir / 'last.pth'} cannot be resumed (weights only, or of another version); start anew without "
         "--resume=True",
     )
@@ -121,7 +122,7 @@ def same_constants(folder, cfg, defaults):
         then = earlier.get(name, defaults[name.upper()][0])
         require(
             name in NOT_PART_OF_A_RUN or then == value,
-            f"{folder}: this run was started with --{name}={then}, not {value}; resume it with its own constants, or "
-            "start anew without --resume=True, or in another folder",
+            f"{folder}: this run was started with --{name}={then}, not {value}; go on with its own constants, or use "
+            "another folder",
         )
     return before

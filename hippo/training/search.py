@@ -128,15 +128,19 @@ def refusal(train, run):
 
 
 def settings(cfg):
+    """The constants that make a search what it is, for search.json."""
     return {name.upper(): value for name, value in sorted(vars(cfg).items()) if name not in _NOT_PART_OF_A_SEARCH}
 
 
 def open_folder(folder, wanted, points, single):
-    """Makes the folder of a search, or leaves that of an unfinished one with the same settings. A finished one, and one
-    with other settings, is kept aside; but not for a single point, beside which others may be running."""
+    """Makes the folder of a search, or leaves that of an unfinished one with the same settings as it is.
+
+    A folder that holds a finished search, or one with other settings, is set aside; for a single point it is refused,
+    because others may be running beside it.
+    """
     path = folder / "search.json"
-    begun = load_json(path, "a new search in another --out_dir") if path.is_file() else None
-    if begun == wanted:
+    earlier = load_json(path, "a new search in another --out_dir") if path.is_file() else None
+    if earlier == wanted:
         done = results(folder)
         finished = (folder / FIGURE).exists() and all(key in done and "error" not in done[key] for key in points)
         if single or not finished:
