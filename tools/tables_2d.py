@@ -19,7 +19,6 @@ def sections(published):
         "2d-3d": lambda: both_table(published),
         "grid-2d": lambda: search_table(published(f"search_2d/{RESULTS}")),
         "grid-2d-rate": lambda: search_table(published(f"ablations/grid_2d_rate/{RESULTS}")),
-        "grid-2d-deep": lambda: search_table(published(f"ablations/grid_2d_deep_supervision/{RESULTS}")),
         "original": lambda: original_table(published),
     }
 
