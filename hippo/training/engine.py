@@ -237,9 +237,9 @@ def how_to_go_on(out_dir):
 
 def why_it_stopped(state, loss):
     """What to say when the steps of a run keep failing."""
-    good = f"{state.out_dir / 'last.pth'} holds the newest saved weights, after epoch {state.epoch}"
+    good = f"{state.out_dir / 'last.pth'} holds the weights after epoch {state.epoch}"
     return (
-        f"epoch {state.epoch + 1}: stopped: the gradient was not finite in {MAX_BAD_STEPS} consecutive steps (last loss: "
-        f"{loss:g}); {good if state.epoch else 'no checkpoint was saved yet'}; start anew with a smaller --learning_rate or "
-        "with --amp=False"
+        f"epoch {state.epoch + 1}: stopped: the gradient was not finite in {MAX_BAD_STEPS} steps in a row (last loss: "
+        f"{loss:g}); {good if state.epoch else 'there is no good checkpoint yet'}; start anew with a smaller "
+        "--learning_rate or with --amp=False"
     )
