@@ -76,6 +76,7 @@ def convolutions(block):
 
 
 def kernel(conv):
+    """As "3x3x3" of a convolution."""
     return "x".join(map(str, conv.kernel_size))
 
 
@@ -96,10 +97,12 @@ class Canvas:
         return width / 2, height / 2
 
     def arrow(self, start, end, colour="black", style="-"):
+        """An arrow between two points."""
         options = {"arrowstyle": "-|>", "mutation_scale": 14, "color": colour, "linestyle": style, "linewidth": 1.6}
         self.axes.add_patch(FancyArrowPatch(start, end, shrinkA=0, shrinkB=0, **options))
 
     def text(self, x, y, words, **style):
+        """Words at a point, centred by default."""
         self.axes.text(x, y, words, **{"fontsize": 9, "ha": "center", "va": "center", **style})
 
 

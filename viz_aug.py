@@ -65,12 +65,14 @@ def show(axes, image, mask=None, title=""):
 
 
 def show_mask(axes, mask, title=""):
+    """The parts of a mask (H, W) on a dark ground."""
     axes.set_axis_off()
     axes.imshow(mask.T, cmap=_MASK, origin="lower", vmin=0, vmax=2, interpolation="nearest")
     axes.set_title(title, fontsize=9)
 
 
 def legend(figure):
+    """The colours of the parts, below a figure."""
     handles = [Patch(color=_COLOURS[label], label=name) for label, name in LABELS.items()]
     figure.legend(handles=handles, loc="outside lower center", ncols=2)
 
@@ -93,6 +95,7 @@ def elegant_grid(samples, path, title):
 
 
 def dataset_overview(samples, path, title):
+    """Twenty slices with their masks."""
     figure, axes = plots.panels(4, 5, (12, 11.5))
     for panel in axes.flat:
         panel.set_axis_off()

@@ -186,7 +186,7 @@ def train(checkpoint, data_root):
 
 
 def our_network(base_channels, depth):
-
+    """Our 3D network of a size."""
     return unet_inr_3d.UNet3DWithINR(base_channels=base_channels, depth=depth)
 
 
@@ -246,7 +246,6 @@ PEERS = {  # name: (network, whether with our precision and layout, patch, batch
 def peer(name, checkpoint, data_root):
     """Seconds a volume (a patch that holds one), in training (forward, loss, backward; each in its own trainer's batch) and in
     prediction (one view)."""
-
     build, ours, patch, batch = PEERS[name]
     # set_up_device also tunes the memory allocator, which the peers' own trainers do not
     device, dtype = set_up_device("cpu") if ours else (torch.device("cpu"), None)
@@ -281,6 +280,7 @@ def peer(name, checkpoint, data_root):
 
 
 def median_seconds(function, repeats):
+    """The median time of a function over `repeats` calls, after two to warm up."""
     seconds = []
     for _ in range(repeats + 2):  # two to warm up
         start = time.perf_counter()
@@ -302,7 +302,6 @@ def products(checkpoint, data_root):
 
 def metrics(checkpoint, data_root):
     """Milliseconds a case of NSD and HD95 of both labels, ours and the surface-distance package's, on predictions."""
-
     import surface_distance
 
     trained, volumes = model_and_volumes(checkpoint, data_root, _REPEATS)

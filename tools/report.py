@@ -49,6 +49,7 @@ class Published:
         self.references = load_json("references/published.json", "git checkout references/published.json")
 
     def __call__(self, name):
+        """The content of a file."""
         return load_json(self.folder / name, "its command in the pages, and python -m tools.publish")
 
     def run(self, name):

@@ -38,6 +38,7 @@ def short_recipe():
 
 
 def slices_table(metrics):
+    """Scores of single slices, by both ways of deciding and of counting."""
     rows = []
     for key, decided in (("slices", "the volume's own voxels"), ("slices_by_pixel", "the slice's pixels")):
         ours, theirs = "truth or prediction has it", "always; 1 if both lack it (the original's)"
@@ -70,6 +71,7 @@ def steps_2d_table(published):
 
 
 def epochs_2d_table(history, metrics):
+    """Scores of single slices in the first, some middle and the best epoch."""
     n, best = len(history["seconds"]), metrics["best"]["epoch"]
     rows = []
     twenty, fifty = ("20 or the nearest", 20), ("50 or the nearest", min(50, n))

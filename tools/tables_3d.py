@@ -44,6 +44,7 @@ def mean_dice(values):
 
 
 def headline(published):
+    """The figures that come first in the README."""
     config, folds = published("3d/config.json"), published("cross_validation.json")
     references = published.references
     _, alone = next(iter(folds["members"].items()))
@@ -75,6 +76,7 @@ def labels_table(metrics):
 
 
 def epochs_table(history, metrics):
+    """Five epochs of a run, its final weights and its best epoch."""
     n, rows = len(history["seconds"]), []
     for text, share in (("first", 0), ("quarter", 1 / 4), ("half", 1 / 2), ("three quarters", 3 / 4), ("last", 1)):
         epoch = max(1, round(share * n))
@@ -197,6 +199,7 @@ def member_label(name, total):
 
 
 def cross_validation_table(result, references):
+    """Each model alone, all together, and nnU-Net, on all folds."""
     members, rows = {**result["members"], "": result}, []
     for name, part in members.items():
         (low, high), dice = part["interval"]["interval"], part["mean"]["dice"]
@@ -244,6 +247,7 @@ def errors_table(mean):
 
 
 def comparison_table(published):
+    """Our figures beside those that others published."""
     references, folds = published.references, published("cross_validation.json")
     runs = [published(f"{name}/metrics.json") for name in DEFAULT_SEEDS]
     dice, same = np.array([metrics["mean"]["dice"] for metrics in runs]), references["same_52_cases"]

@@ -13,6 +13,7 @@ def sections(published):
 
 
 def models_table(models):
+    """Parameters, multiply-adds and latency of each model."""
     rows = []
     for shape, key in (("128 x 128", "2d"), ("40 x 56 x 40", "3d")):
         for name, parameters, multiply_adds, milliseconds in models[key]:

@@ -44,8 +44,8 @@ def check_preset(cfg, custom, ignored):
     for name, value in ignored.items():
         require(
             cfg.model == custom or getattr(cfg, name) == value,
-            f"--{name}={getattr(cfg, name)}: {cfg.model} has a size of its own; take --model={custom}, or leave "
-            f"{name.upper()} at {value}",
+            f"--{name}={getattr(cfg, name)}: {cfg.model} does not take it; use --model={custom}, or leave {name.upper()} "
+            f"at {value}",
         )
 
 
