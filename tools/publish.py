@@ -124,7 +124,9 @@ def check(part):
         cfg = configure(vars(part.script), [], **part.options, **places)
         same_constants(folder, cfg, constants(vars(part.script)))
     elif part.script is cross_validate:
-        changed = [n for n, (v, _) in constants(vars(cross_validate)).items() if content["constants"].get(n, v) != v]
+        changed = [
+            n for n, (v, _) in constants(vars(cross_validate)).items() if content.get("constants", {}).get(n, v) != v
+        ]
         wrong = [name for name in changed if name.lower() not in (*_PLACES, "runs", "folds", "device", "num_workers")]
         require(not wrong, f"{folder}: a cross-validation with other settings ({', '.join(wrong)})")
     elif part.script:
