@@ -1,9 +1,11 @@
 """Downloads Task04_Hippocampus of the Medical Segmentation Decathlon (28 MB), verifies and unpacks it.
 
     python get_data.py        about a minute on a home connection; does nothing when the data is already there and whole
+    python get_data.py --anatomies=anatomies      instead, 20 label maps of heads (32 MB) that train_locate.py draws from
 
 A download that was broken off goes on where it stopped. The archive (CC-BY-SA 4.0; Antonelli et al., Nature
 Communications 13, 4128, 2022) holds 260 labelled volumes (imagesTr, labelsTr) and 130 without labels (imagesTs).
+The label maps are those of BBillot/SynthSeg (Apache 2.0); references/anatomies.json holds their address and checksums.
 """
 
 import errno
@@ -20,7 +22,7 @@ from pathlib import Path, PurePosixPath
 from hippo.data.cases import list_cases, list_volumes
 from hippo.data.nifti import read_nifti
 from hippo.errors import UserError, require
-from hippo.files import digest, set_aside
+from hippo.files import ROOT, digest, load_json, set_aside
 from hippo.options import configure, run_script
 
 from tqdm import tqdm
@@ -28,6 +30,7 @@ from tqdm import tqdm
 DATA_ROOT = "Task04_Hippocampus"  # folder to unpack into
 URL = "https://msd-for-monai.s3-us-west-2.amazonaws.com/Task04_Hippocampus.tar"  # the official archive
 MD5 = "9d24dba78a72977dbd1d2e110310f31b"  # of the archive
+ANATOMIES = ""  # folder for the label maps; empty: get the Decathlon's data
 TIMEOUT_S = 30.0  # seconds without an answer before giving up
 
 _CHUNK = 1 << 18
@@ -39,6 +42,8 @@ def main():
 
 def run(cfg):
     """Downloads, verifies and unpacks; returns True, or False where the data was there already."""
+    if cfg.anatomies:
+        return get_anatomies(Path(cfg.anatomies), load_json(ROOT / "references/anatomies.json", "git"), cfg.timeout_s)
     root = Path(cfg.data_root).absolute()
     if (root / "imagesTr").exists():
         problem = find_problem(root)
@@ -57,6 +62,22 @@ def run(cfg):
     return True
 
 
+def get_anatomies(folder, source, timeout_s):
+    """Downloads the label maps that are missing or damaged; returns True, or False where all were there already.
+
+    source: {"url", "sha256": {name: checksum}}.
+    """
+    missing = [
+        name
+        for name, sha256 in source["sha256"].items()
+        if not (folder / name).is_file() or digest(folder / name) != sha256
+    ]
+    for name in missing:
+        download(source["url"] + name, folder / name, source["sha256"][name], timeout_s, "sha256")
+    print(f"{len(source['sha256'])} anatomies in {folder}; next: python train_locate.py --anatomies={folder}")
+    return bool(missing)
+
+
 def find_problem(root):
     """What is wrong with a Decathlon folder, every file read and its checksum tested; "" if nothing is."""
     try:
@@ -70,9 +91,9 @@ def find_problem(root):
     return ""
 
 
-def download(url, archive, md5, timeout_s=30.0):
-    """Downloads url to `archive` through <archive>.part, going on with a part that is there; then verifies the MD5. A
-    resumed part with a wrong MD5 is dropped and downloaded once more from the start. Raises UserError, keeping the
+def download(url, archive, checksum, timeout_s=30.0, algorithm="md5"):
+    """Downloads url to `archive` through <archive>.part, going on with a part that is there; then verifies the checksum. A
+    resumed part with a wrong one is dropped and downloaded once more from the start. Raises UserError, keeping the
     part where resuming helps.
     """
     part = archive.with_name(archive.name + ".part")
@@ -82,7 +103,7 @@ def download(url, archive, md5, timeout_s=30.0):
         try:
             _fetch(url, part, resumed, timeout_s)
         except urllib.error.HTTPError as error:
-            if error.code == 416 and resumed:  # the part is as long as the file, or longer: its MD5 decides
+            if error.code == 416 and resumed:  # the part is as long as the file, or longer: its checksum decides
                 pass
             else:
                 raise UserError(
@@ -98,14 +119,15 @@ def download(url, archive, md5, timeout_s=30.0):
             ) from None
         except ValueError as error:
             raise UserError(f"--url={url}: not an address ({error})") from None
-        found = digest(part, "md5")
-        if found == md5:
+        found = digest(part, algorithm)
+        if found == checksum:
             os.replace(part, archive)
             return
         part.unlink()
         if not resumed:
             raise UserError(
-                f"{url}: the download's MD5 is {found}, expected {md5}; it was deleted: run python get_data.py again, or check --url and --md5"
+                f"{url}: the download's {algorithm.upper()} is {found}, expected {checksum}; it was "
+                "deleted: run python get_data.py again, or check --url and --md5"
             )
         print("the download that was resumed is damaged: starting from the beginning")
 

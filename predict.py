@@ -1,15 +1,18 @@
-"""Segments MRI crops around a hippocampus with a trained checkpoint.
+"""Segments both hippocampi of a head, anterior and posterior: any T1-weighted scan in, labels and volumes out.
 
-    python predict.py scan.nii.gz                      one file, with the model that comes with the repository
-    python predict.py Task04_Hippocampus/imagesTs      every .nii.gz of a folder; several files and folders may be given
-    python predict.py scan.nii.gz --checkpoint=results_hippocampus-3D/last.pth --tta=False
-    python predict.py scan.nii.gz --checkpoint=one.pth --partner=another.pth      the average of two models, 3D or 2D
+    python predict.py head.nii.gz                  a whole head of any scanner: .nii, .nii.gz or .mgz; about 2 s
+    python predict.py scans more/head.mgz          folders and files; a bad one is reported, the others are done
+    python predict.py Task04_Hippocampus/imagesTs  crops of about 35 x 50 x 36 mm around one hippocampus
+    python predict.py head.nii.gz --etiv=1480000   your own intracranial volume in mm3; a CSV (scan, etiv_mm3) for many
 
-Writes into OUT_DIR: <name>_seg.nii.gz on the input's own grid (0 background, 1 anterior, 2 posterior), and
-volumes.csv in mm3. Each scan is brought to the orientation (RAS) and spacing (1 mm) of the training data, and the
-result back. A scan must be what the model was trained on: a T1-weighted crop of about 35 x 50 x 36 mm around ONE
-hippocampus, on the side that the training crops show; --mirror is for the other side. About 0.2 s a volume on two CPU
-cores. A bad file is reported, the others are done, and the exit code is 2.
+Writes into OUT_DIR, on each input's own grid:
+  NAME_hippocampus.nii.gz  of a head: 1 left anterior, 2 left posterior, 3 right anterior, 4 right posterior
+  NAME_seg.nii.gz          of a crop: 1 anterior, 2 posterior
+  NAME_hippocampus.png     the picture to check it by: look at it before you use a number
+  volumes.csv              a row for each scan and side: volumes in mm3, eTIV, quality, flags
+
+NOT FOR CLINICAL USE. Sides come from the header alone. The models learned from T1-weighted crops of one centre. A scan
+that is doubtful is flagged; one that cannot be done is a row with the flag "failed: ...", a line, and exit code 2.
 """
 
 import contextlib
@@ -18,76 +21,177 @@ import sys
 import time
 from pathlib import Path
 
-from hippo.data.cases import GET_DATA, LABELS, case_id, list_volumes
-from hippo.data.nifti import is_dicom, save_labels, voxel_volume_mm3
+from hippo.data.cases import GET_DATA, case_id, list_volumes
+from hippo.data.nifti import is_dicom, is_phantom, save_labels, save_like, to_stored_orientation
 from hippo.device import set_up_device
 from hippo.errors import UserError, fail, require
 from hippo.files import atomic, fresh_folder
-from hippo.heads.segment import segment
+from hippo.heads.locate import load_locator
+from hippo.heads.scan import read_scan
+from hippo.heads.segment import joint_labels, joint_probabilities, segment
 from hippo.models.checkpoint import load_model
 from hippo.options import configure, run_script
+from hippo.pictures.check import picture_of_scan
 
 import numpy as np
 from tqdm import tqdm
 
 CHECKPOINT = "pretrained/hippocampus_3d.pth"  # trained weights; last.pth and best_model.pth of any run fit as well
-PARTNER = ""  # a second checkpoint, whose probabilities are averaged with the first one's; empty: none
+PARTNER = "pretrained/hippocampus_2d.pth"  # a second one, averaged with the first; empty: none
+LOCATE = "pretrained/locate.pth"  # weights of the network that finds hippocampi in a head (train_locate.py)
 OUT_DIR = "predictions"  # folder for results; one that holds results is kept as <name>.previous-N
-TTA = True  # average over shifted (and, where training flipped, mirrored) views of the volume
-MIRROR = False  # mirror left and right before and after: for a hippocampus on the other side
+SIDE = "auto"  # of a crop: left, right, or auto (the one that the models are surer of); heads need none
+MIRROR = False  # an older way to say --side=right
+ETIV = ""  # your own intracranial volume in mm3, or a CSV with the columns scan, etiv_mm3; empty: the locator's
+LABELS = "parts"  # parts (see above) or freesurfer (17 left and 53 right, the whole hippocampus)
+PROBABILITIES = False  # write NAME_probabilities.nii.gz too: soft maps of each label, 0 to 1
+PICTURES = True  # write the picture of each scan
+TTA = True  # average over shifted (and, where training flipped, mirrored) views
 DEVICE = "auto"  # auto (CUDA where there is one, CPU otherwise), cpu, cuda, cuda:1
 AMP = True  # mixed precision: fp16 on CUDA, bf16 on a CPU that has it
 
+_COLUMNS = ["scan", "side", "anterior_mm3", "posterior_mm3", "total_mm3", "etiv_mm3"]
+_COLUMNS += ["quality", "flags", "seconds", "model"]
+_DESCRIPTIONS = {
+    ("parts", False): "L anterior 1, posterior 2; R anterior 3, posterior 4",
+    ("parts", True): "hippocampus: 1 anterior, 2 posterior",
+}
+
 
 def main():
-    cfg = configure(globals(), inputs="NIfTI files, or folders of them")
+    cfg = configure(globals(), inputs="scans (.nii, .nii.gz, .mgz), or folders of them")
     if not run(cfg):
         sys.exit(2)
 
 
 def run(cfg):
     """Predicts every input of a configuration; returns whether all went well."""
+    require(cfg.side in ("auto", "left", "right"), f"--side={cfg.side}: expected auto, left or right")
+    require(cfg.labels in ("parts", "freesurfer"), f"--labels={cfg.labels}: expected parts or freesurfer")
+    require(not (cfg.mirror and cfg.side == "left"), "--mirror=True and --side=left contradict each other; give --side")
+    side = "right" if cfg.mirror else cfg.side
+    etivs = read_etivs(cfg.etiv)
     files, problems = find_inputs(cfg.inputs)
-    require(files or problems, "no input: give NIfTI files or folders, as in: python predict.py scan.nii.gz")
+    require(files or problems, "no input: give scans or folders, as in: python predict.py head.nii.gz")
     check_out_dir(cfg.out_dir, files)
     device, dtype = set_up_device(cfg.device, cfg.amp)
-    members, synthetic = load_members(cfg, device)
-    made, rows, start = None, [], time.perf_counter()
-    for path in tqdm(files, desc="predict", disable=None):
-        try:
-            labels, image = segment(members, path, device, dtype, cfg.tta, cfg.mirror)
-        except UserError as error:
-            problems.append(error)
-            continue
-        made = made or fresh_folder(cfg.out_dir)
-        save_labels(made / f"{case_id(path)}_seg.nii.gz", labels, image, synthetic)
-        volumes = [np.count_nonzero(labels == label) * voxel_volume_mm3(image) for label in LABELS]
-        rows.append([str(path), *(f"{v:.1f}" for v in (*volumes, sum(volumes)))])
-    if rows:
-        with atomic(made / "volumes.csv") as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows([["file", *(f"{name}_mm3" for name in LABELS.values()), "total_mm3"], *rows])
-        seconds = (time.perf_counter() - start) / len(files)
-        print(f"{len(rows)} segmentations and volumes.csv in {made} ({seconds:.2f} s a volume)")
-    for error in problems:
-        fail(error)
-    return not problems
+    models, synthetic = load_models(cfg, device)
+    locator = load_locator(cfg.locate).to(device)
+    names = "+".join(Path(path).name for path in (cfg.checkpoint, cfg.partner) if path)
+    out_dir, start = fresh_folder(cfg.out_dir), time.perf_counter()
+    rows = [failed(path, error, names) for path, error in problems]
+    try:
+        for path in tqdm(files, desc="predict", disable=None):
+            try:
+                scan_rows = predict_scan(path, models, locator, cfg, out_dir, (device, dtype), etivs, synthetic, side)
+                rows += [{**row, "model": names} for row in scan_rows]
+            except UserError as error:
+                rows.append(failed(path, error, names))
+    finally:
+        write_rows(out_dir / "volumes.csv", rows)
+    seconds = (time.perf_counter() - start) / max(len(files), 1)
+    done = len({row["scan"] for row in rows if row["total_mm3"]})
+    print(f"{done} segmentations and volumes.csv in {out_dir} ({seconds:.2f} s a scan)")
+    failures = [row for row in rows if "failed: " in row["flags"]]
+    for row in failures:
+        reason = row["flags"].split("failed: ", 1)[1]
+        fail(UserError(f"{row['scan']}: {reason}"))
+    return not failures
 
 
-def load_members(cfg, device):
+def predict_scan(path, models, locator, cfg, out_dir, place, etivs, synthetic, side):
+    """Segments a scan and writes its files; returns its rows. Raises UserError, see scan.read_scan."""
+    start = time.perf_counter()
+    scan = read_scan(path)
+    strict = not (
+        synthetic or is_phantom(scan.image)
+    )  # the models are unsure of phantoms: they have seen none, or only those
+    sides, located = segment(models, locator, scan, *place, cfg.tta, side, strict)
+    etiv, etiv_flags = (located.etiv_mm3, located.flags) if located else (None, [])
+    own = etivs.get(path.name, etivs.get(case_id(path), etivs.get("")))
+    etiv = etiv if own is None else own
+    etiv_flags = [flag for flag in etiv_flags if own is None or flag != "etiv_implausible"]
+    name = case_id(path)
+    if not all(side.problem for side in sides):
+        whole = cfg.labels == "freesurfer"
+        labels = to_stored_orientation(joint_labels(sides, scan, whole), scan.image)
+        target = out_dir / f"{name}_{'seg' if scan.is_crop else 'hippocampus'}.nii.gz"
+        description = _DESCRIPTIONS.get((cfg.labels, scan.is_crop), "17 left, 53 right hippocampus")
+        save_labels(target, labels, scan.image, description, synthetic)
+        if cfg.probabilities:
+            soft = np.round(255 * joint_probabilities(sides, scan)).astype(np.uint8)
+            soft = to_stored_orientation(soft, scan.image)
+            save_like(out_dir / f"{name}_probabilities.nii.gz", soft, scan.image, description, 1 / 255, synthetic)
+    seconds = time.perf_counter() - start
+    rows = [make_row(path, scan, side, etiv, etiv_flags, seconds) for side in sides]
+    if cfg.pictures:
+        picture_of_scan(out_dir / f"{name}_hippocampus.png", scan, sides, rows)
+    return rows
+
+
+def make_row(path, scan, side, etiv, flags, seconds):
+    """The row of volumes.csv of one side of a scan."""
+    row = dict.fromkeys(_COLUMNS, "") | {"scan": str(path), "side": side.side, "seconds": f"{seconds:.2f}"}
+    row["flags"] = [*scan.flags, *flags, *side.flags]
+    row["etiv_mm3"] = "" if etiv is None else f"{etiv:.0f}"
+    if side.problem:
+        row["flags"].append(f"failed: {side.problem}".replace(";", ","))
+    else:
+        volumes = side.volumes_mm3(scan)
+        for column, volume in zip(_COLUMNS[2:5], (*volumes, sum(volumes))):
+            row[column] = f"{volume:.1f}"
+        row["quality"] = f"{side.quality:.3f}"
+    return {**row, "flags": ";".join(row["flags"])}
+
+
+def failed(path, error, names):
+    """The row of volumes.csv of an input that could not be done."""
+    reason = str(error).removeprefix(f"{path}: ").replace(";", ",").replace("\n", " ")
+    return dict.fromkeys(_COLUMNS, "") | {"scan": str(path), "flags": f"failed: {reason}", "model": names}
+
+
+def write_rows(path, rows):
+    """Writes volumes.csv."""
+    with atomic(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, _COLUMNS)
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def read_etivs(text):
+    """{name of a scan: eTIV in mm3} of the option --etiv; a single number counts for every scan, under the name ""."""
+    if not text:
+        return {}
+    try:
+        if not text.lower().endswith(".csv"):
+            values = {"": float(text)}
+        else:
+            with open(text, newline="", encoding="utf-8-sig") as file:
+                values = {Path(row["scan"]).name: float(row["etiv_mm3"]) for row in csv.DictReader(file)}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"--etiv={text}: expected a number of mm3, or a CSV with the columns scan, etiv_mm3 ({error!r})"
+        ) from None
+    wrong = [value for value in values.values() if not 1e5 <= value <= 1e7]
+    require(not wrong, f"--etiv={text}: {wrong[:1]} is no intracranial volume in mm3; expected about 1500000")
+    return values
+
+
+def load_models(cfg, device):
     """(models on the device, whether one of them was trained on phantoms)."""
-    members, synthetic = [], False
+    models, synthetic = [], False
     for path in filter(None, [cfg.checkpoint, cfg.partner]):
         trained, info = load_model(path)
-        members.append(trained.to(device))
+        models.append(trained.to(device))
         if info.get("synthetic"):
             synthetic = True
             print(f"{path} was trained on SYNTHETIC phantoms: its results say nothing about real scans")
-    require(members, "--checkpoint=: expected a checkpoint")
-    spacings = {trained.preprocessing["spacing_mm"] for trained in members}
+    require(models, "--checkpoint=: expected a checkpoint")
+    spacings = {trained.preprocessing["spacing_mm"] for trained in models}
     require(
         len(spacings) == 1, f"{cfg.partner}: trained on another spacing than {cfg.checkpoint}; use one of them alone"
     )
-    return members, synthetic
+    return models, synthetic
 
 
 def check_out_dir(out_dir, files):
@@ -100,33 +204,29 @@ def check_out_dir(out_dir, files):
 
 
 def find_inputs(inputs):
-    """(NIfTI files of the inputs and of the folders among them, UserErrors for the inputs that cannot be used)."""
+    """(files of the inputs and of the folders among them, [(path, UserError)] of the inputs that cannot be used)."""
     files, problems = {}, []
     for item in map(Path, inputs):
         found = list_volumes(item) if item.is_dir() else [item]
         if not found:
-            problems.append(UserError(f"{item}: {why_empty(item)}"))
+            problems.append((item, UserError(f"{item}: {why_empty(item)}")))
         if not item.exists() and item.name in ("imagesTr", "imagesTs"):
-            problems.append(UserError(f"{item}: no such folder; get data with: {GET_DATA}"))
+            problems.append((item, UserError(f"{item}: no such folder; get data with: {GET_DATA}")))
             continue
         for path in found:
             earlier = files.setdefault(case_id(path).casefold(), path)  # Windows and macOS ignore case in names
             if earlier.resolve() != path.resolve():
-                problems.append(
-                    UserError(
-                        f"{path}: {earlier} has the same name and would have the same result file; predict it in a run "
-                        "of its own"
-                    )
-                )
+                text = f"{path}: {earlier} has the same name and would have the same result file; predict it in a run "
+                problems.append((path, UserError(text + "of its own")))
     return list(files.values()), problems
 
 
 def why_empty(folder):
-    """What to say of a folder without NIfTI files."""
+    """What to say of a folder without scans."""
     with contextlib.suppress(OSError):  # a file that cannot be read
         if any(path.is_file() and is_dicom(path) for path in folder.rglob("*")):
             return f"DICOM files; convert them first, and then predict the new folder: dcm2niix -z y -o FOLDER {folder}"
-    return "no .nii.gz or .nii files in this folder; name the folder that holds the volumes"
+    return "no .nii.gz, .nii or .mgz files in this folder; name the folder that holds the scans"
 
 
 if __name__ == "__main__":

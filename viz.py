@@ -1,10 +1,14 @@
-"""Draws a case in 3D, in millimetres, with PyVista; needs no display.
+"""Draws a head or a case in 3D, in millimetres, with PyVista; needs no display.
 
+    python viz.py head.nii.gz                            the brain's surface with both hippocampi, in ten seconds
+    python viz.py head.nii.gz --by_label=True --mesh=head.stl      anterior and posterior; and the surfaces as a file
     python viz.py                                        a validation case and its prediction, in a few seconds
     python viz.py --case=hippocampus_393 --by_label=True anterior and posterior in colours of their own
     python viz.py --checkpoint=results_hippocampus-3D/last.pth      any 3D or 2D checkpoint; --checkpoint= for none
 
-Writes OUT: the labelled hippocampus inside the surface of the crop's brighter tissue (Otsu's threshold, grey; a crop
+Of a head, writes OUT: the surface of the intracranial space as the locating network sees it (grey), with both hippocampi
+as predict.py segments them, or as they are in SEGMENTATION; with MESH, the surfaces in the scanner's mm.
+Of a case, writes OUT: the labelled hippocampus inside the surface of the crop's brighter tissue (Otsu's threshold, grey; a crop
 holds no whole brain). Writes <OUT>_prediction.png: label and prediction with the Dice of each part, and the true
 positive, false positive and false negative voxels of each part. Where there is a display, the scenes open as windows.
 """
@@ -14,9 +18,13 @@ import sys
 from pathlib import Path
 
 from hippo.data.cases import LABELS, is_synthetic, list_cases, load_case
+from hippo.data.nifti import read_nifti
 from hippo.device import set_up_device
 from hippo.errors import require
 from hippo.files import atomic
+from hippo.heads.locate import load_locator, locate
+from hippo.heads.scan import read_scan
+from hippo.heads.segment import joint_labels, segment
 from hippo.models.checkpoint import load_model
 from hippo.models.inference import predict_volume
 from hippo.options import configure, run_script
@@ -31,7 +39,11 @@ from vtkmodules.vtkCommonCore import vtkLogger
 
 DATA_ROOT = "Task04_Hippocampus"  # Decathlon folder: dataset.json, imagesTr, labelsTr
 CASE = "hippocampus_338"  # case to draw; the default is a validation case
-CHECKPOINT = "pretrained/hippocampus_3d.pth"  # weights for the prediction; empty: none
+CHECKPOINT = "pretrained/hippocampus_3d.pth"  # weights for the prediction; empty: none (of a case)
+PARTNER = "pretrained/hippocampus_2d.pth"  # of a head: a second one, averaged with the first; empty: none
+LOCATE = "pretrained/locate.pth"  # of a head: weights of the network that finds hippocampi
+SEGMENTATION = ""  # of a head: a label map of predict.py (1 to 4) to draw; empty: the head is segmented
+MESH = ""  # of a head: file for the surfaces, .stl, or .vtk with a number for each (0 brain, 1 to 4 as predict.py's labels)
 OUT = "3D_vis.png"  # picture to write, overwritten
 BY_LABEL = False  # True: anterior and posterior in colours of their own; False: all crimson
 INTERACTIVE = "auto"  # open windows too: auto (where there is a display), True or False
@@ -43,7 +55,7 @@ _TRUE_POSITIVE, _FALSE_POSITIVE, _FALSE_NEGATIVE = "#999999", "#D55E00", "#0072B
 
 
 def main():
-    run(configure(globals()))
+    run(configure(globals(), inputs="a whole head (.nii, .nii.gz, .mgz); none: a case of DATA_ROOT"))
 
 
 def run(cfg):
@@ -51,6 +63,15 @@ def run(cfg):
     interactive = cfg.interactive.lower()
     require(interactive in ("auto", "true", "false"), f"--interactive={cfg.interactive}: expected auto, True or False")
     require(Path(cfg.out).suffix == ".png", f"--out={cfg.out}: expected a name that ends in .png")
+    inputs = getattr(cfg, "inputs", [])
+    require(len(inputs) <= 1, f"{' '.join(inputs)}: expected one head at a time")
+    scenes = head_scenes(cfg, inputs[0]) if inputs else case_scenes(cfg)
+    draw_scenes(scenes, interactive)
+    return list(scenes)
+
+
+def case_scenes(cfg):
+    """{path: (panels, function that draws into a plotter)} of a case of a Decathlon folder."""
     cases, info = list_cases(cfg.data_root)
     names = [case.id for case in cases]
     require(cfg.case in names, f"{cfg.data_root}: no case {cfg.case}; expected one such as --case={names[-1]}")
@@ -65,6 +86,75 @@ def run(cfg):
         seen = " (A TRAINING CASE)" if volume.id in checkpoint.get("train_cases", ()) else ""
         path = Path(cfg.out).with_name(f"{Path(cfg.out).stem}_prediction.png")
         scenes[path] = ((2, 2), lambda plotter: draw_prediction(plotter, volume, prediction, seen, data))
+    return scenes
+
+
+def head_scenes(cfg, path):
+    """{path: (panels, function that draws into a plotter)} of a whole head; writes the meshes, too. Raises UserError where
+    the head or its hippocampi are not found."""
+    require(
+        Path(cfg.mesh).suffix in ("", ".stl", ".vtk"), f"--mesh={cfg.mesh}: expected a name that ends in .stl or .vtk"
+    )
+    scan = read_scan(path)
+    require(not scan.is_crop, f"{path}: a crop; expected a whole head")
+    device, dtype = set_up_device(cfg.device, cfg.amp)
+    locator = load_locator(cfg.locate).to(device)
+    if cfg.segmentation:
+        labels, _ = read_nifti(cfg.segmentation)
+        fits = labels.shape == scan.array.shape and np.isin(np.unique(labels), range(5)).all()
+        require(fits, f"{cfg.segmentation}: expected labels 0 to 4 on the grid of {path}, as predict.py writes them")
+        located = locate(locator, scan, device, dtype)
+    else:
+        require(cfg.checkpoint, "--checkpoint=: expected a checkpoint, or a --segmentation")
+        models = [load_model(name)[0].to(device) for name in (cfg.checkpoint, cfg.partner) if name]
+        sides, located = segment(models, locator, scan, device, dtype, cfg.tta)
+        for side in sides:
+            require(not side.problem, f"{path}: {side.problem}")
+        labels = joint_labels(sides, scan)
+    meshes = head_meshes(scan, labels, located)
+    if cfg.mesh:
+        with atomic(cfg.mesh) as temporary:
+            pv.merge([mesh for _, mesh in meshes]).extract_surface(algorithm=None).save(temporary)
+        print(f"wrote {cfg.mesh}")
+    flags = [*scan.flags, *located.flags]
+    caption = f"{Path(path).name}{': FLAGS ' if flags else ''}{', '.join(flags)}"
+    return {Path(cfg.out): ((1, 1), lambda plotter: draw_head(plotter, meshes, cfg.by_label, caption))}
+
+
+def head_meshes(scan, labels, located):
+    """[(label, smooth mesh in the scanner's mm)]: 0 the intracranial space, 1 to 4 the parts of the hippocampi."""
+    window = located.window
+    inside = np.pad(gaussian_filter(located.inside, 0.7), 1)
+    place = np.eye(4)
+    place[:3, :3], place[:3, 3] = window.steps(), window.to_mm(np.array([-1.0] * 3)) + scan.middle_mm
+    meshes = [(0, surface(inside, 0.5, (1, 1, 1)).transform(place, inplace=False))]
+    place[:3, :3] = scan.matrix
+    for label in range(1, 5):
+        voxels = np.argwhere(labels == label)
+        if len(voxels):
+            low = voxels.min(0) - 1
+            part = np.pad(labels[tuple(map(slice, low + 1, voxels.max(0) + 1))] == label, 1)
+            place[:3, 3] = scan.middle_mm + scan.matrix @ (low - (np.array(labels.shape) - 1) / 2)
+            mesh = surface(part, 0.5, (1, 1, 1)).smooth_taubin(n_iter=20, pass_band=0.1)
+            meshes.append((label, mesh.transform(place, inplace=False)))
+    for label, mesh in meshes:
+        mesh.clear_data()
+        mesh["label"] = np.full(mesh.n_points, label, np.uint8)
+    return meshes
+
+
+def draw_head(plotter, meshes, by_label, caption):
+    """Both hippocampi inside the surface of the intracranial space."""
+    for label, mesh in meshes:
+        colour = ("crimson" if not by_label else COLOURS[2 - label % 2]) if label else "grey"
+        plotter.add_mesh(mesh, color=colour, opacity=1.0 if label else 0.15, smooth_shading=True)
+    parts = [[name, COLOURS[label]] for label, name in LABELS.items()] if by_label else [["hippocampi", "crimson"]]
+    annotate(plotter, caption, [*parts, ["intracranial space", "grey"]])
+    plotter.show_grid(color="#666666", font_size=8, xtitle="right (mm)", ytitle="front (mm)", ztitle="up (mm)")
+
+
+def draw_scenes(scenes, interactive):
+    """Writes the pictures and, where asked or where there is a display, shows them as windows."""
     if not has_display():
         vtkLogger.SetStderrVerbosity(vtkLogger.VERBOSITY_OFF)  # else VTK warns that there is none
     for path, (shape, draw) in scenes.items():
@@ -79,7 +169,6 @@ def run(cfg):
             plotter = pv.Plotter(shape=shape, title=path.stem)
             draw(plotter)
             plotter.show()
-    return list(scenes)
 
 
 def has_display():

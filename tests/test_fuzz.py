@@ -11,6 +11,8 @@ import zlib
 import predict
 from hippo.data.nifti import read_nifti
 from hippo.errors import UserError
+from hippo.heads.locate import load_locator
+from hippo.heads.scan import read_scan
 from hippo.heads.segment import segment
 from hippo.models.checkpoint import load_model, save_checkpoint
 from unet_inr_3d import UNet3DWithINR
@@ -55,6 +57,12 @@ def volume(path, **fields):
         content = header.binaryblock + content[348:]
         path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
     return path
+
+
+def segment_file(model, path):
+    """What predict.py does with a file and a model."""
+    locator = load_locator("pretrained/locate.pth")
+    return segment([model], locator, read_scan(path), CPU, None, False, "left", strict=False)
 
 
 def outcome(function, *args):
@@ -105,7 +113,7 @@ def outcome(function, *args):
 )
 def test_hostile_headers(tmp_path, model, fields, ending):
     path = volume(tmp_path / f"scan{ending}", **fields)
-    assert outcome(segment, model, path, CPU, None) == "refused"
+    assert outcome(segment_file, model, path) == "refused"
 
 
 def test_gz_bombs(tmp_path, model):
@@ -116,7 +124,7 @@ def test_gz_bombs(tmp_path, model):
     (tmp_path / "tail.nii.gz").write_bytes(
         bomb.compress(whole) + b"".join(bomb.compress(zeros) for _ in range(256)) + bomb.flush()
     )
-    assert outcome(segment, model, tmp_path / "tail.nii.gz", CPU, None) == "ok"
+    assert outcome(segment_file, model, tmp_path / "tail.nii.gz") == "ok"
     # extensions of the header that reach far into the zeros
     header = nib.Nifti1Header(whole[:348], check=False)
     header["vox_offset"] = 2**29
@@ -124,14 +132,14 @@ def test_gz_bombs(tmp_path, model):
     content = bomb.compress(header.binaryblock + b"\1\0\0\0" + struct.pack("<ii", 2**29 - 352, 4))
     content += b"".join(bomb.compress(zeros) for _ in range(256)) + bomb.flush()
     (tmp_path / "extension.nii.gz").write_bytes(content)
-    assert outcome(segment, model, tmp_path / "extension.nii.gz", CPU, None) == "refused"
+    assert outcome(segment_file, model, tmp_path / "extension.nii.gz") == "refused"
     # the same within the first bytes, where an honest extension may be
     header["vox_offset"] = 400
     bomb = zlib.compressobj(9, zlib.DEFLATED, 31)
     content = bomb.compress(header.binaryblock + b"\1\0\0\0" + struct.pack("<ii", 2**31 - 16, 4))
     content += b"".join(bomb.compress(zeros) for _ in range(256)) + bomb.flush()
     (tmp_path / "near.nii.gz").write_bytes(content)
-    assert outcome(segment, model, tmp_path / "near.nii.gz", CPU, None) == "refused"
+    assert outcome(segment_file, model, tmp_path / "near.nii.gz") == "refused"
 
 
 def test_honest_extensions_are_read(tmp_path, model):
@@ -139,10 +147,10 @@ def test_honest_extensions_are_read(tmp_path, model):
     image = nib.load(path)
     image.header.extensions.append(nib.nifti1.Nifti1Extension("comment", b"a remark of some length"))
     nib.save(image, tmp_path / "remark.nii.gz")
-    assert outcome(segment, model, tmp_path / "remark.nii.gz", CPU, None) == "ok"
+    assert outcome(segment_file, model, tmp_path / "remark.nii.gz") == "ok"
 
 
-@pytest.mark.parametrize("name", ["scan.mgz", "scan.hdr", "scan", "scan.nii.bz2"])
+@pytest.mark.parametrize("name", ["scan.mgh", "scan.hdr", "scan", "scan.nii.bz2"])
 def test_other_formats_are_refused_by_name(tmp_path, name):
     (tmp_path / name).write_bytes(b"\x1f\x8b" + bytes(400))
     with pytest.raises(UserError, match="expected a NIfTI file"):
@@ -263,7 +271,7 @@ def fuzz(tmp_path, model, count, seed):
             content = {"plain": plain, "packed": packed, "repacked": plain}[kind]
             content = mutate(content, rng)
             path.write_bytes(gzip.compress(content, 1) if kind == "repacked" else content)
-            result = outcome(segment, model, path, CPU, None, False)
+            result = outcome(segment_file, model, path)
         counts[result] += 1
         path.unlink()
     return counts

@@ -6,6 +6,7 @@ import threading
 
 import get_data
 from hippo.data.cases import list_cases
+from hippo.errors import UserError
 
 import pytest
 from conftest import one_error_line
@@ -188,3 +189,18 @@ def test_a_damaged_data_folder_is_mended(get, archive):
     (code, out, err), _ = get(archive)
     assert code == 0 and "not whole" in out and not get_data.find_problem(root), err
     assert (root / "README.md").read_text() == "mine" and (root / "imagesTr.previous-1").is_dir()
+
+
+def test_anatomies_are_got_once_and_checked(server, tmp_path):
+    server.files = {"a.nii.gz": b"first", "b.nii.gz": b"second"}
+    sums = {name: hashlib.sha256(content).hexdigest() for name, content in server.files.items()}
+    source = {"url": f"http://127.0.0.1:{server.server_port}/", "sha256": sums}
+    assert get_data.get_anatomies(tmp_path, source, 5.0)
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == server.files
+    assert not get_data.get_anatomies(tmp_path, source, 5.0)
+    (tmp_path / "b.nii.gz").write_bytes(b"broken")
+    assert get_data.get_anatomies(tmp_path, source, 5.0) and (tmp_path / "b.nii.gz").read_bytes() == b"second"
+    server.files["a.nii.gz"] = b"other"
+    (tmp_path / "a.nii.gz").unlink()
+    with pytest.raises(UserError, match="SHA256"):
+        get_data.get_anatomies(tmp_path, source, 5.0)

@@ -4,7 +4,7 @@ import gzip
 import tracemalloc
 
 from hippo.data import nifti as module
-from hippo.data.nifti import MAX_VOXELS, read_nifti, voxel_volume_mm3
+from hippo.data.nifti import MAX_VOXELS, orientation_flags, read_nifti, save_labels, voxel_volume_mm3
 from hippo.data.spatial import resample
 from hippo.errors import UserError
 
@@ -141,3 +141,48 @@ def test_integers_are_not_truncated_when_they_shrink():
     result = resample(array, (9, 9, 9))
     assert result.dtype == np.float32 and np.allclose(result, resample(array.astype(np.float32), (9, 9, 9)))
     assert resample(array, array.shape).dtype == np.float32 and resample(array, (9, 9, 9), order=0).dtype == np.uint8
+
+
+@pytest.mark.parametrize(
+    "sform, qform, flags",
+    [
+        (1, 1, []),
+        (2, 0, ["sform_only"]),
+        (0, 1, ["qform_only"]),
+        (0, 0, ["no_orientation"]),
+        ("moved", 1, ["sform_qform_disagree"]),
+        ("mirrored", 1, ["sform_qform_disagree", "sform_qform_sides_differ"]),
+    ],
+)
+def test_doubts_about_the_header_are_flags_and_both_forms_are_kept(tmp_path, sform, qform, flags):
+    affine = nib.affines.from_matvec(np.diag([1.0, 1.2, 1.5]), [3, 4, 5])
+    image = nib.Nifti1Image(np.arange(120, dtype=np.int16).reshape(4, 5, 6), affine)
+    image.set_qform(affine, code=qform)
+    other = {"moved": affine + np.eye(4)[:, [3, 1, 2, 0]] * 0 + np.outer([5, 0, 0, 0], [0, 0, 0, 1])}
+    other["mirrored"] = affine @ np.diag([-1.0, 1, 1, 1])
+    image.set_sform(other.get(sform, affine), code=2 if isinstance(sform, str) else sform)
+    nib.save(image, tmp_path / "in.nii.gz")
+    array, stored = read_nifti(tmp_path / "in.nii.gz")
+    assert orientation_flags(stored) == flags
+    save_labels(tmp_path / "out.nii.gz", np.zeros((4, 5, 6), np.uint8), stored, "labels")
+    result = nib.load(tmp_path / "out.nii.gz")
+    for form in ("get_sform", "get_qform"):
+        (ours, our_code), (theirs, code) = (getattr(i, form)(coded=True) for i in (result, stored))
+        assert our_code == code and (code == 0 or np.allclose(ours, theirs, atol=1e-5))
+    assert np.allclose(result.affine, stored.affine)
+
+
+def test_mgz_in_nifti_out(tmp_path):
+    array = np.random.default_rng(0).integers(0, 200, (20, 24, 28)).astype(np.uint8)
+    affine = nib.affines.from_matvec([[-1, 0, 0], [0, 0, 1], [0, -1, 0]], [10, -12, 14])  # FreeSurfer's LIA
+    nib.save(nib.MGHImage(array, affine), tmp_path / "in.mgz")
+    read, image = read_nifti(tmp_path / "in.mgz")
+    assert orientation_flags(image) == []
+    expected = nib.as_closest_canonical(nib.Nifti1Image(array, affine))
+    assert np.array_equal(read, np.asarray(expected.dataobj))
+    save_labels(tmp_path / "out.nii.gz", (array > 100).astype(np.uint8), image, "labels")
+    result = nib.load(tmp_path / "out.nii.gz")
+    assert np.allclose(result.affine, affine) and result.header["sform_code"] == result.header["qform_code"] == 1
+    (tmp_path / "cut.mgz").write_bytes((tmp_path / "in.mgz").read_bytes()[:900])
+    with pytest.raises(UserError, match="cut.mgz"):
+        read_nifti(tmp_path / "cut.mgz")

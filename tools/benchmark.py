@@ -2,6 +2,7 @@
 and the same steps of nnU-Net's and MONAI's networks.
 
     python -m tools.benchmark       about twelve minutes on two CPU cores; writes benchmark.json
+    python -m tools.benchmark --only=heads --heads=FOLDER      whole heads against hippodeep, see tools/heads.py; heads.json
 
 Each measurement runs in a process of its own, on the CPU, on the validation volumes of Task04_Hippocampus, with the
 precision that the scripts choose; the peers in float32, the default memory layout and batches of 9 volumes, as their
@@ -33,6 +34,7 @@ from hippo.models.inference import predict_volume
 from hippo.options import configure, run_script
 from hippo.scoring.metrics import nsd_and_hd95
 from hippo.training.losses import dice_ce_loss
+from tools import heads
 
 import numpy as np
 import torch
@@ -42,6 +44,10 @@ DATA_ROOT = "Task04_Hippocampus"  # Decathlon folder
 _RUNS = ("results_hippocampus-3D", "checkpoints-2d", "checkpoints-2d-64")
 CHECKPOINTS = [f"{run}/last.pth" for run in _RUNS]  # trained models to measure
 OUT = "benchmark.json"  # file to write
+HEADS = "heads"  # BIDS folder of whole heads with derivatives/hippodeep/, for --only=heads
+ANATOMIES = "anatomies"  # folder of label maps (python get_data.py --anatomies=anatomies), for --only=heads
+HIPPODEEP = ""  # folder of bthyreau/hippodeep_pytorch, to time it too, for --only=heads; empty: not
+OUT_HEADS = "heads.json"  # file that --only=heads writes
 ONLY = ""  # measure one thing in this process and print JSON: predict, train, models, slices, metrics, products, or a peer's name
 
 _REPEATS = 20
@@ -50,6 +56,9 @@ _ROUNDS = 3
 
 def main():
     cfg = configure(globals())
+    if cfg.only == "heads":
+        heads.run(cfg.heads, cfg.anatomies, cfg.out_heads, cfg.hippodeep)
+        return
     if cfg.only:
         jobs = {"predict": predict, "train": train, "models": models, "slices": slices, "metrics": metrics}
         jobs |= {"products": products, **{name: partial(peer, name) for name in PEERS}}

@@ -17,6 +17,7 @@ import cross_validate
 import generate_architecture_diagram
 import grid_search
 import grid_search_3d
+import predict
 import train2d
 import train_3d
 import viz
@@ -32,6 +33,7 @@ from tools import benchmark, ensemble
 
 SHORT_2D = "checkpoints-2d-64"  # folder of the short 2D run, see docs/RESULTS.md
 ABLATIONS = "ablations"  # folder of further runs and searches
+HEAD = "sub-02/anat/sub-02_T1w.nii.gz"  # in the benchmark's folder of heads, to draw
 RESULTS_DIR = "results"  # where the JSON files go
 PICTURES_DIR = "docs/pictures"  # where the pictures go
 
@@ -56,8 +58,9 @@ def run(cfg):
         files = {part.folder / name: Path(cfg.results_dir) / part.target / name for name in part.names}
         files |= {part.folder / name: Path(cfg.pictures_dir) / picture for name, picture in part.pictures.items()}
         written += copy(files)
-    if Path(benchmark.OUT).is_file():
-        written += copy({Path(benchmark.OUT): Path(cfg.results_dir) / "benchmark.json"})
+    for name in (benchmark.OUT, benchmark.OUT_HEADS):
+        if Path(name).is_file():
+            written += copy({Path(name): Path(cfg.results_dir) / Path(name).name})
     written += draw(Path(cfg.pictures_dir))
     print(f"{len(written)} files published; next: python -m tools.report")
     return written
@@ -153,6 +156,7 @@ def draw(folder):
             configure(vars(generate_architecture_diagram), [], out=f"{folder}/architecture.jpg")
         )
     ]
+    paths += draw_head(Path(benchmark.HEADS) / HEAD, folder)
     try:
         require(not is_synthetic(list_cases(viz.DATA_ROOT)[1]), f"{viz.DATA_ROOT} holds SYNTHETIC phantoms")
         paths += viz.run(configure(vars(viz), [], out=f"{folder}/3d_vis.png", interactive="False"))
@@ -164,6 +168,22 @@ def draw(folder):
     with tempfile.TemporaryDirectory() as temporary:
         drawn = viz_aug.run(configure(vars(viz_aug), [], out_dir=f"{temporary}/slices"))
         return paths + copy({path: folder / path.name.replace("viz_", "slices_") for path in drawn.glob("*.png")})
+
+
+def draw_head(head, folder):
+    """Draws the two pictures of a whole head; returns their paths."""
+    if not head.is_file():
+        print(f"not drawn: {head} is missing")
+        return []
+    with tempfile.TemporaryDirectory() as temporary:
+        cfg = configure(vars(predict), [], out_dir=f"{temporary}/predictions")
+        cfg.inputs = [str(head)]
+        require(predict.run(cfg), f"{head}: could not be segmented")
+        picture = next(Path(cfg.out_dir).glob("*.png"))
+        paths = copy({picture: folder / "head_check.png"})
+    cfg = configure(vars(viz), [], out=f"{folder}/head_3d.png", interactive="False")
+    cfg.inputs = [str(head)]
+    return paths + viz.run(cfg)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from hippo.data.intensity import normalise
-from hippo.data.nifti import read_nifti, spacing_mm
+from hippo.data.nifti import ENDINGS, read_nifti, spacing_mm
 from hippo.errors import UserError, require
 from hippo.files import digest
 
@@ -38,9 +38,9 @@ class Volume(NamedTuple):
 
 
 def case_id(path):
-    """The file's name without .nii or .nii.gz."""
+    """The file's name without .nii, .nii.gz or .mgz."""
     name = Path(path).name
-    return name.removesuffix(".gz").removesuffix(".nii")
+    return next((name.removesuffix(ending) for ending in ENDINGS if name.endswith(ending)), name)
 
 
 def list_cases(root, max_cases=0):
@@ -84,10 +84,10 @@ def _dataset_json(root):
 
 
 def list_volumes(folder):
-    """The NIfTI files of a folder, sorted, without hidden ones (such as macOS's ._ files); none where there is no folder."""
+    """The volumes of a folder, .nii, .nii.gz and .mgz, sorted, without hidden ones (such as macOS's ._ files); none where there is no folder."""
     if not folder.is_dir():
         return []
-    return sorted(p for p in folder.iterdir() if p.name.endswith((".nii.gz", ".nii")) and not p.name.startswith("."))
+    return sorted(p for p in folder.iterdir() if p.name.endswith(ENDINGS) and not p.name.startswith("."))
 
 
 def is_synthetic(info):

@@ -5,6 +5,10 @@ import numpy as np
 CLIP_PERCENTILES = (0.5, 99.5)
 NORMALISATION = "clipped at the 0.5 and 99.5 percentile, zero mean, unit variance"  # what normalise does
 
+HEAD_NORMALISATION = (
+    "clipped at the 1 and 99 percentile, zero mean, unit variance, of a head"  # what to_head_range does
+)
+
 
 def normalise(array):
     """float32 image with outliers clipped (0.5 and 99.5 percentile), zero mean and unit variance; zeros if constant."""
@@ -21,3 +25,14 @@ def to_unit_range(image):
     image = image.astype(np.float32, copy=False)
     low, high = image.min(), image.max()
     return (image - low) / max(float(high - low), 1e-8)
+
+
+def to_head_range(image, seen):
+    """float32 image of a head, cut at its 1 and 99 percentile, with zero mean and unit variance; zeros if constant.
+
+    seen: boolean array of the same shape, the field of view. Percentiles are taken there; beyond it lies the lower one.
+    """
+    low, high = np.percentile(image[seen], (1, 99)) if seen.any() else (0, 0)
+    image = np.where(seen, np.clip((image - low) / max(float(high - low), 1e-8), 0, 1.2), 0).astype(np.float32)
+    spread = image.std()
+    return (image - image.mean()) / spread if spread > 1e-6 else np.zeros_like(image)

@@ -1,4 +1,4 @@
-"""NIfTI files: reading with checks, and writing on the grid of a source.
+"""NIfTI and FreeSurfer's .mgz files: reading with checks, and writing on the grid of a source.
 
 Volumes are (D, H, W) arrays in RAS orientation (x to the right, y to the front, z up).
 """
@@ -17,26 +17,30 @@ from nibabel.imageglobals import LoggingOutputSuppressor
 from nibabel.orientations import OrientationError
 from nibabel.spatialimages import HeaderDataError
 
+ENDINGS = (".nii.gz", ".nii", ".mgz")
 MAX_VOXELS = 2**29  # 2 GiB as float32; a header that promises more is refused before any voxel is read
 READ_ERRORS = (OSError, EOFError, ValueError, ArithmeticError, MemoryError, zlib.error)
 READ_ERRORS += (HeaderDataError, ImageFileError, OrientationError)
 _MAX_INTENSITY = 1e15  # beyond it, float32 statistics overflow
+_FORMS_DIFFER_MM = 1.0  # sform and qform that put a corner of the volume so far apart disagree
 _MOST_DEFLATED = 1032  # deflate packs at most so many bytes into one
 
 
 def read_nifti(path):
-    """(array in RAS as (D, H, W), nibabel image as stored) of a 3D NIfTI file of any orientation and data type.
+    """(array in RAS as (D, H, W), nibabel image as stored) of a 3D .nii, .nii.gz or .mgz file of any orientation and type.
 
     Integer files without scaling stay integer, others become float32. A trailing axis of one is dropped. Raises
-    UserError for a file that is missing, truncated, not NIfTI, not 3D, too large, of a type that is no real number,
+    UserError for a file that is missing, truncated, of another format, not 3D, too large, of a type that is no real number,
     with a broken affine or spacing, or with voxels that are not finite.
     """
     path = Path(path)
     require(path.is_file(), f"{path}: no such file")
     try:
         require(not is_dicom(path), f"{path}: a DICOM file; convert its series: dcm2niix -z y -o FOLDER {path.parent}")
-        require(path.name.endswith((".nii", ".nii.gz")), f"{path}: expected a NIfTI file, .nii or .nii.gz; convert it")
-        _check_header(path)
+        known = path.name.endswith(ENDINGS)
+        require(known, f"{path}: expected a NIfTI file, .nii or .nii.gz, or an .mgz file; convert it")
+        if not path.name.endswith(".mgz"):
+            _check_header(path)
         with LoggingOutputSuppressor():  # nibabel reports small faults that it mends
             image = nib.load(path)
             _check_image(path, image)
@@ -44,7 +48,7 @@ def read_nifti(path):
                 array = np.asanyarray(nib.as_closest_canonical(image).dataobj)
     except READ_ERRORS as error:
         kind = type(error).__name__
-        raise UserError(f"{path}: not a readable NIfTI file ({kind}: {error}); copy or export it again") from None
+        raise UserError(f"{path}: not a readable file ({kind}: {error}); copy or export it again") from None
     if not (-_MAX_INTENSITY < array.min() <= array.max() < _MAX_INTENSITY):  # false for NaN too
         bad = np.count_nonzero(~(np.abs(array.astype(np.float64)) < _MAX_INTENSITY))
         raise UserError(
@@ -92,7 +96,8 @@ def _check_image(path, image):
     """Raises UserError for an image that is not 3D, too large for the checks or for its file, not of real numbers, or
     whose affine cannot be inverted. No voxel is read."""
     kind, dtype, shape = type(image).__name__, image.get_data_dtype(), tuple(map(int, image.shape))
-    require(isinstance(image, nib.Nifti1Pair), f"{path}: expected a NIfTI file (.nii or .nii.gz), got {kind}")
+    known = isinstance(image, (nib.Nifti1Pair, nib.MGHImage))
+    require(known, f"{path}: expected a NIfTI file (.nii or .nii.gz) or an .mgz file, got {kind}")
     is_3d = len(shape) >= 3 and all(s == 1 for s in shape[3:])
     require(is_3d, f"{path}: expected a 3D volume, got {len(shape)}D {shape}; split it into volumes")
     require(
@@ -100,7 +105,7 @@ def _check_image(path, image):
         f"{path}: the header gives a size of {' x '.join(map(str, shape))}; expected 1 to {MAX_VOXELS:,} voxels: crop it",
     )
     require(dtype.kind in "iuf", f"{path}: expected integer or real voxels, got {dtype}; convert it")
-    room = path.stat().st_size * (_MOST_DEFLATED if path.name.endswith(".gz") else 1)
+    room = path.stat().st_size * (_MOST_DEFLATED if path.name.endswith((".gz", ".mgz")) else 1)
     promised = math.prod(shape) * dtype.itemsize
     require(promised <= room, f"{path}: shorter than its header says ({promised:,} bytes); copy or export it again")
     affine = image.affine
@@ -110,7 +115,13 @@ def _check_image(path, image):
 
 def spacing_mm(image):
     """Spacing of a nibabel image along its RAS axes, in mm."""
-    return tuple(round(float(s), 4) for s in nib.affines.voxel_sizes(nib.as_closest_canonical(image).affine))
+    return tuple(round(float(s), 4) for s in nib.affines.voxel_sizes(ras_affine(image)))
+
+
+def ras_affine(image):
+    """The affine (4, 4) of a nibabel image once its array is turned to RAS; no voxel is read."""
+    ornt = nib.io_orientation(image.affine)
+    return image.affine @ nib.orientations.inv_ornt_aff(ornt, image.shape[:3])
 
 
 def voxel_volume_mm3(image):
@@ -124,16 +135,59 @@ def to_stored_orientation(array, image):
     return nib.apply_orientation(array, nib.orientations.ornt_transform(ras, nib.io_orientation(image.affine)))
 
 
-def save_labels(path, labels, image, synthetic):
-    """Writes a label map (uint8) on the grid of a nibabel image: its affine, the codes of its header, its orientation.
+def orientation_flags(image):
+    """What is doubtful about where a nibabel image lies in space: a list of flags, empty where nothing is.
+
+    nibabel and the NIfTI standard decide which form counts: the sform if its code is above 0, else the qform, else the
+    spacing alone, with the first axis to the left. sform_only and qform_only say that the other one's code is 0;
+    sform_qform_disagree that they put a corner of the volume more than 1 mm apart, and the sform counted;
+    sform_qform_sides_differ that one of them mirrors left and right; no_orientation that there is neither.
+    """
+    header = image.header
+    if isinstance(image, nib.MGHImage):
+        return [] if header["goodRASFlag"] > 0 else ["no_orientation"]
+    sform, qform = int(header["sform_code"]) > 0, int(header["qform_code"]) > 0
+    if not (sform and qform):
+        return ["sform_only"] if sform else ["qform_only"] if qform else ["no_orientation"]
+    try:
+        other = image.get_qform()
+    except HeaderDataError:  # no rotation
+        return ["sform_only"]
+    corners = np.array(list(np.ndindex(2, 2, 2))) * (np.array(image.shape[:3]) - 1)
+    apart = nib.affines.apply_affine(image.affine, corners) - nib.affines.apply_affine(other, corners)
+    if np.linalg.det(image.affine[:3, :3]) * np.linalg.det(other[:3, :3]) < 0:
+        return ["sform_qform_disagree", "sform_qform_sides_differ"]
+    return ["sform_qform_disagree"] * bool(np.linalg.norm(apart, axis=1).max() > _FORMS_DIFFER_MM)
+
+
+def is_phantom(image):
+    """Whether the header of a nibabel image says that it is synthetic."""
+    return isinstance(image, nib.Nifti1Pair) and b"SYNTHETIC" in image.header["descrip"].item()
+
+
+def save_labels(path, labels, image, description, synthetic=False):
+    """Writes a label map (uint8) on the grid of a nibabel image: its affine, both forms and their codes, its orientation.
 
     synthetic: the model or the image is of phantoms, and the header says so.
     """
-    header = image.header.copy()
+    save_like(path, labels, image, description, 1.0, synthetic)
+
+
+def save_like(path, array, image, description, slope=1.0, synthetic=False):
+    """Writes an array (D, H, W) or (D, H, W, N) of uint8, oriented as stored, as NIfTI on the grid of a nibabel image;
+    readers multiply its values by `slope`, which the header holds."""
+    if isinstance(image, nib.Nifti1Pair):
+        kind, header = type(image), image.header.copy()
+        synthetic = synthetic or is_phantom(image)
+    else:  # .mgz
+        kind, header = nib.Nifti1Image, nib.Nifti1Header()
+        header.set_sform(image.affine, code=1)
+        header.set_qform(image.affine, code=1)
+        header.set_xyzt_units("mm")
     header.set_data_dtype(np.uint8)
-    header.set_slope_inter(1, 0)
     header["cal_min"], header["cal_max"] = 0, 0
-    synthetic = synthetic or b"SYNTHETIC" in header["descrip"].item()
-    header["descrip"] = b"hippocampus: 1 anterior, 2 posterior" + (b" (SYNTHETIC data)" if synthetic else b"")
+    header["descrip"] = description.encode() + (b" (SYNTHETIC data)" if synthetic else b"")
+    result = kind(array, image.affine, header)
+    result.header.set_slope_inter(slope, 0)
     with atomic(path) as temporary:
-        nib.save(type(image)(labels, image.affine, header), temporary)
+        nib.save(result, temporary)

@@ -1,38 +1,199 @@
-"""From an image file to its labels."""
+"""From a scan to the anterior and posterior part of each hippocampus. Pure: it prints and writes nothing."""
+
+from typing import NamedTuple
 
 from hippo.data.intensity import normalise
-from hippo.data.nifti import read_nifti, spacing_mm, to_stored_orientation
-from hippo.data.spatial import resample
-from hippo.errors import require
+from hippo.data.spatial import Window, bring_back, cut, largest_component
+from hippo.heads.locate import SIDES, locate
 from hippo.models.inference import predict_volume
+from hippo.scoring.metrics import dice
 
 import numpy as np
+from scipy.spatial.transform import Rotation
 
-_SIDE_MM = (12, 100)  # shorter or longer than this along any axis is no crop around one hippocampus
+WINDOW = (36, 52, 36)  # voxels around a hippocampus, as large as the training's patches
+SMALL_CROP_MM = (44.5, 60.5, 48.5)  # a crop up to this size is one window, as all of the training's crops are
+_MOVES = 6  # times a window is centred anew at most
+_STAYS_MM, _STAYS_DEGREES = 2.5, 8  # a window that would move or turn by less stays
+_LONG_AXIS = (0.064, 0.913, -0.402)  # from tail to head of a left hippocampus, mean of the training labels
+_MOST_TURNED_DEGREES = 40  # a longer axis that lies further off is not trusted
+_MIN_QUALITY = 0.7  # below it there is no result
+_SURE, _SURE_TOGETHER = 0.93, 0.83  # a quality below is flagged: of one model, of the average of two
+_AGREE = 0.75  # Dice of two models with each other, below which is a flag
+_VOLUME_MM3 = (300, 12_000)  # of a hippocampus, generously
+_SURER = 0.015  # by so much has the better side of a crop to be surer than the other
 
 
-def segment(trained, path, device, dtype, tta=True, mirror=False):
-    """(label map uint8 on the file's own grid, nibabel image) of one NIfTI file: a crop around one hippocampus.
+class Hippocampus(NamedTuple):
+    """One side. labels (d, h, w) uint8, 1 anterior and 2 posterior, and probabilities (3, d, h, w) float32, on the scan's
+    grid inside `place`, slices of the array in RAS; window: where the models looked.
 
-    trained: a TrainedModel, or a list of them whose spacing is the same. mirror: left and right are exchanged before,
-    and back after. Raises UserError, see nifti.read_nifti, and for a file that is no such crop.
+    quality: mean largest probability inside the labels; problem: why there is no result, else empty.
     """
-    array, image = read_nifti(path)
-    spacing = np.array(spacing_mm(image))
-    require(spacing.min() >= 0.1, f"{path}: a spacing of {spacing.min():g} mm; expected 0.1 mm or more: resample it")
-    sides_mm = spacing * array.shape
-    require(
-        _SIDE_MM[0] <= sides_mm.min() and sides_mm.max() <= _SIDE_MM[1],
-        f"{path}: {' x '.join(f'{s:.0f}' for s in sides_mm)} mm is no crop around one hippocampus; expected about "
-        "35 x 50 x 36 mm: crop the scan first",
-    )
-    require(array.min() < array.max(), f"{path}: every voxel has the same value; expected an MRI crop: export it again")
-    if mirror:
-        array = array[::-1]
-    first = trained[0] if isinstance(trained, list) else trained
-    shape = np.maximum(np.round(sides_mm / first.preprocessing["spacing_mm"]), 1).astype(int)
-    probabilities = predict_volume(trained, normalise(resample(array, shape)), device, dtype, tta).cpu().numpy()
-    if tuple(shape) != array.shape:
-        probabilities = np.stack([resample(p, array.shape) for p in probabilities])
-    labels = probabilities.argmax(0).astype(np.uint8)
-    return np.ascontiguousarray(to_stored_orientation(labels[::-1] if mirror else labels, image)), image
+
+    side: str
+    problem: str
+    quality: float = 0.0
+    flags: tuple = ()
+    labels: np.ndarray | None = None
+    probabilities: np.ndarray | None = None
+    place: tuple = ()
+    window: Window | None = None
+
+    def volumes_mm3(self, scan):
+        """[anterior, posterior]: voxels x the volume of a voxel."""
+        voxel = abs(float(np.linalg.det(scan.matrix)))
+        return [np.count_nonzero(self.labels == label) * voxel for label in (1, 2)]
+
+
+def segment(models, locator, scan, device, dtype, tta=True, side="auto", strict=True):
+    """(list of Hippocampus, Located or None) of a Scan: both sides of a head, one of a crop.
+
+    models: list of TrainedModel of one spacing; the first one finds the window, all are averaged. side: of a crop, left,
+    right or auto (the side that the models are surer of). strict: what is too unsure is refused; if not, it is flagged,
+    as for models of phantoms, which are sure of nothing.
+    """
+    how = {"device": device, "dtype": dtype, "tta": tta, "strict": strict}
+    if not scan.is_crop:
+        located = locate(locator, scan, device, dtype)
+        sides = [
+            Hippocampus(name, located.problems[name])
+            if name in located.problems
+            else segment_side(models, scan, located.centres[name], name, **how)
+            for name in SIDES
+        ]
+        return sides, located
+    names = SIDES if side == "auto" else (side,)
+    centres = {name: None for name in names}
+    if (scan.sides_mm > SMALL_CROP_MM).any():
+        found = locate(locator, scan, device, dtype)
+        if all(found.centres[name] is None for name in SIDES):
+            return [Hippocampus("" if side == "auto" else side, "no hippocampus found in this crop")], None
+        best = max((name for name in SIDES if found.centres[name] is not None), key=found.certainty.get)
+        centres = {name: found.centres[best] for name in names}
+    results = [segment_side(models, scan, centres[name], name, **how) for name in names]
+    best = max(results, key=lambda result: result.quality)
+    if len(results) == 2 and best.quality - min(r.quality for r in results) < _SURER and not best.problem:
+        best = best._replace(flags=(*best.flags, "side_uncertain"))
+    return [best], None
+
+
+def joint_labels(sides, scan, whole=False):
+    """The label map (D, H, W) uint8 of a scan. Head: 1 left anterior, 2 left posterior, 3 right anterior, 4 right
+    posterior; crop: 1 and 2; whole: 17 left and 53 right, FreeSurfer's numbers of the whole hippocampus."""
+    result = np.zeros(scan.array.shape, np.uint8)
+    for side in (side for side in sides if not side.problem):
+        part, labels = result[side.place], side.labels
+        if whole:
+            labels = np.where(labels > 0, 17 if side.side == "left" else 53, 0)
+        elif side.side == "right" and not scan.is_crop:
+            labels = np.where(labels > 0, labels + 2, 0)
+        part[labels > 0] = labels[labels > 0]
+    return result
+
+
+def joint_probabilities(sides, scan):
+    """Soft maps (D, H, W, N) float32 of a scan, in the order of joint_labels: N = 4 of a head, 2 of a crop."""
+    result = np.zeros((*scan.array.shape, 2 if scan.is_crop else 4), np.float32)
+    for side in (side for side in sides if not side.problem):
+        first = 2 if side.side == "right" and not scan.is_crop else 0
+        result[(*side.place, slice(first, first + 2))] = np.moveaxis(side.probabilities[1:], 0, -1)
+    return result
+
+
+def segment_side(models, scan, centre_mm, side, device, dtype, tta=True, strict=True):
+    """The Hippocampus around a place in mm; centre_mm None: all of a small crop is the window.
+
+    The training's crops show what looks like a left hippocampus, so the right one is mirrored. The window is centred
+    anew on what was found until it stays.
+    """
+    mirrored, spacing = side == "right", models[0].preprocessing["spacing_mm"]
+    matrix, flags = scan.matrix, []
+    if centre_mm is None:
+        matrix = np.diag(np.linalg.norm(scan.matrix, axis=0))  # the crop's own axes
+        size = np.maximum(np.round(scan.sides_mm / spacing), 1).astype(int)
+        window = Window(np.zeros(3), tuple(size.tolist()), spacing, mirrored)
+    else:
+        window = Window(centre_mm, WINDOW, spacing, mirrored)
+        for move in range(_MOVES):
+            found = _found(_predict(models[:1], scan, matrix, window, device, dtype, False))
+            if not found.any():
+                return Hippocampus(side, f"no {side} hippocampus found where it should be")
+            middle, turn = _pose(found, window)
+            moved = np.linalg.norm(middle - window.centre_mm)
+            turned = np.degrees(np.arccos(np.clip((np.trace(turn.T @ window.turn) - 1) / 2, -1, 1)))
+            if move >= 2:  # half-way, so that it does not swing between two places
+                middle = (middle + window.centre_mm) / 2
+            window = window._replace(centre_mm=middle, turn=turn)
+            if moved < _STAYS_MM and turned < _STAYS_DEGREES:
+                break
+        else:
+            flags.append("window_unsettled")
+    members = [_predict([model], scan, matrix, window, device, dtype, tta) for model in models]
+    probabilities = sum(members) / len(members)
+    found = _found(probabilities)
+    if not found.any():
+        return Hippocampus(side, f"no {side} hippocampus found where it should be")
+    quality = float(probabilities.max(0)[found].mean())
+    if centre_mm is not None and _touches_edge(found, (slice(None),) * 3, found.shape):
+        flags.append("touches_window")
+    if len(members) > 1 and dice(*(_found(member) for member in members[:2])) < _AGREE:
+        flags.append("models_disagree")
+    if quality < (_SURE if len(members) == 1 else _SURE_TOGETHER):
+        flags.append("low_quality")
+    on_grid, place = bring_back(probabilities, window, scan.array.shape, matrix)
+    labels = on_grid.argmax(0).astype(np.uint8)
+    labels *= largest_component(labels > 0)
+    if _touches_edge(labels > 0, place, scan.array.shape):
+        flags.append("touches_field_of_view")
+    result = Hippocampus(side, "", quality, tuple(flags), labels, on_grid, place, window)
+    return result._replace(problem=_doubt(result, scan) if strict else "")
+
+
+def _pose(found, window):
+    """(middle in mm of the box around what was found, rotation (3, 3) of the window in which its long axis runs as in the
+    training's crops)."""
+    voxels = np.argwhere(found)
+    middle = window.to_mm((voxels.min(0) + voxels.max(0)) / 2)
+    points = (voxels - voxels.mean(0)) @ window.steps().T  # mm
+    axis = np.linalg.eigh(points.T @ points)[1][:, 2]
+    axis = axis * (np.sign(axis @ window.turn[:, 1]) or 1)
+    usual = np.array(_LONG_AXIS) * ((-1, 1, 1) if window.mirrored else 1)
+    angle = np.degrees(np.arccos(np.clip(axis @ usual, -1, 1)))
+    if angle > _MOST_TURNED_DEGREES:
+        return middle, window.turn
+    normal = np.cross(usual, axis)
+    normal = normal / max(np.linalg.norm(normal), 1e-9)
+    return middle, Rotation.from_rotvec(normal * np.radians(angle)).as_matrix()
+
+
+def _predict(models, scan, matrix, window, device, dtype, tta):
+    """Probabilities (3, *window.size) of the classes in a window of a Scan."""
+    image = normalise(cut(scan.array, matrix, window))
+    return predict_volume(models, image, device, dtype, tta).cpu().numpy()
+
+
+def _found(probabilities):
+    """The largest component of the hippocampus, where it is the likeliest class."""
+    return largest_component(probabilities.argmax(0) > 0)
+
+
+def _touches_edge(mask, place, shape):
+    """Whether a boolean array, which lies at `place` in an array of this shape, reaches the edge of the latter."""
+    for axis, (part, size) in enumerate(zip(place, shape)):
+        low, high, _ = part.indices(size)
+        ends = ([0] if low == 0 else []) + ([mask.shape[axis] - 1] if high == size else [])
+        if ends and mask.take(ends, axis).any():
+            return True
+    return False
+
+
+def _doubt(result, scan):
+    """Why a result is none: too unsure, or of a size that no hippocampus has; else empty."""
+    if result.quality < _MIN_QUALITY:
+        return f"no hippocampus for sure: quality {result.quality:.2f}, expected {_MIN_QUALITY} or more"
+    volume = sum(result.volumes_mm3(scan))
+    if not _VOLUME_MM3[0] <= volume <= _VOLUME_MM3[1]:
+        low, high = _VOLUME_MM3
+        return f"{volume:.0f} mm3 is no volume of a hippocampus; expected {low} to {high}"
+    return ""

@@ -60,13 +60,13 @@ def _find(path):
     return Path(path) if Path(path).is_file() or not (ROOT / path).is_file() else ROOT / path
 
 
-def load_model(path):
+def load_model(path, classes=3):
     """(TrainedModel in eval mode on the CPU, checkpoint without its weights). Raises UserError, see load_checkpoint, and
-    for a checkpoint of another kind of model."""
+    for a checkpoint of another kind of model, or with another number of classes."""
     info = load_checkpoint(path, "python train_3d.py or python train2d.py; a shipped one: git checkout pretrained")
     try:
         weights = info.pop("model_state_dict")
-        model = _build(info["model"]["name"], info["model"]["args"], weights, _find(path).stat().st_size)
+        model = _build(info["model"]["name"], info["model"]["args"], weights, classes, _find(path).stat().st_size)
         # older checkpoints have the two entries that varied, and no dict
         older = {name: info[name] for name in ("slice_size", "flip_axes") if name in info}
         info["preprocessing"] = make_preprocessing(**info.get("preprocessing", older))
@@ -79,7 +79,7 @@ def load_model(path):
     return TrainedModel(model.eval(), info["preprocessing"]), info
 
 
-def _build(name, args, weights, file_size):
+def _build(name, args, weights, classes, file_size):
     """The named network with its weights, in float32. The file is not trusted: the network is built without memory
     first, and filled only if the file is large enough to hold its weights. Raises one of several errors for what does
     not fit."""
@@ -87,8 +87,8 @@ def _build(name, args, weights, file_size):
         raise ValueError(f"a {name} of {args}")
     with torch.device("meta"):
         model = MODELS[name](**args)
-    if (model.in_channels, model.head.out_channels) != (1, 3):
-        raise ValueError("expected 1 channel in and 3 out")
+    if (model.in_channels, model.head.out_channels) != (1, classes):
+        raise ValueError(f"expected 1 channel in and {classes} out")
     if count_parameters(model) > file_size:
         raise ValueError(f"a file too small for a {name} of {args}")
     model.load_state_dict(weights, assign=True)

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from hippo.data.intensity import NORMALISATION, to_unit_range
+from hippo.data.intensity import HEAD_NORMALISATION, NORMALISATION, to_unit_range
 from hippo.data.spatial import anti_alias
 from hippo.device import autocast
 
@@ -33,7 +33,7 @@ def make_preprocessing(
 
     slice_size: pixels along each side of a 2D model's slices. flip_axes: axes of "xyz" that training mirrored.
     window: voxels of a 3D model's training patch. spacing_mm: of its voxels. normalisation: the one that
-    data.intensity.normalise does. Raises ValueError for anything else.
+    data.intensity.normalise does or, of a network that finds hippocampi in heads, to_head_range. Raises ValueError for anything else.
     """
     if not (type(slice_size) is int and 8 <= slice_size <= 1024):
         raise ValueError("slice_size")
@@ -43,7 +43,7 @@ def make_preprocessing(
         raise ValueError("window")
     if not (isinstance(spacing_mm, float) and 0.1 <= spacing_mm <= 10):
         raise ValueError("spacing_mm")
-    if normalisation != NORMALISATION:
+    if normalisation not in (NORMALISATION, HEAD_NORMALISATION):
         raise ValueError("normalisation")
     return {
         "spacing_mm": spacing_mm,

@@ -151,8 +151,9 @@ def volume_mm3(mask, spacing_mm):
 def dice_of_logits(logits, target):
     """Dice of the most likely class, for each sample and label: logits (B, C, *S) and target (B, *S) to a (B, 2) array.
 
-    nan where neither has the label.
+    nan where neither has the label. A target (B, C, *S) of shares counts with its largest one.
     """
+    target = target.argmax(1) if target.ndim == logits.ndim else target
     prediction, target = logits.argmax(1).flatten(1), target.flatten(1)
     columns = []
     for label in LABELS:

@@ -217,10 +217,11 @@ def summary(history, epochs):
     """One line on the last epoch of a history: training / validation."""
     last = {name: values[-1] for name, values in history.items()}
     train, val = (" ".join(f"{d:.4f}" for d in last[f"{part}_dice"]) for part in ("train", "val"))
+    nsd = f"NSD {np.mean(last['val_nsd']):.4f}  " if np.isfinite(last["val_nsd"]).all() else ""
     skipped = f"  {last['skipped_steps']} steps skipped: gradient not finite" * (last["skipped_steps"] > 0)
     return (
         f"epoch {len(history['seconds']):3d}/{epochs}  loss {last['train_loss']:.4f} / {last['val_loss']:.4f}  "
-        f"Dice {train} / {val}  NSD {np.mean(last['val_nsd']):.4f}  {last['seconds']:.0f} s{skipped}"
+        f"Dice {train} / {val}  {nsd}{last['seconds']:.0f} s{skipped}"
     )
 
 

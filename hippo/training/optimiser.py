@@ -23,7 +23,7 @@ def make_optimisers(model, cfg):
     """The optimisers of a model: [AdamW] or, with cfg.muon_rate, [AdamW, Muon].
 
     Muon trains all kernels of model.unet with more than one input channel. The INR head, whose sines magnify each step
-    omega_0 times, has AdamW's rate cfg.inr_rate. cfg: learning_rate, inr_rate, weight_decay, muon_rate.
+    omega_0 times, has AdamW's rate cfg.inr_rate. cfg: learning_rate, weight_decay, muon_rate, and for an INR head inr_rate.
     """
     kernels = [p for p in model.unet.parameters() if p.ndim >= 4 and p.shape[1] > 1] if cfg.muon_rate else []
     head = list(model.inr.parameters()) if model.inr is not None else []

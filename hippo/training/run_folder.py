@@ -24,15 +24,17 @@ NOT_PART_OF_A_RUN = ("resume", "num_workers", "out_dir", "device")  # constants 
 def check_training(cfg):
     """Raises UserError for constants of the training loop that cannot work."""
     for name in ("epochs", "min_steps", "batch_size", "base_channels", "unet_depth", "inr_hidden_dim"):
-        require(getattr(cfg, name) >= 1, f"--{name}={getattr(cfg, name)}: expected 1 or more")
+        require(getattr(cfg, name, 1) >= 1, f"--{name}={getattr(cfg, name, 1)}: expected 1 or more")
     for name in ("learning_rate", "inr_rate", "gradient_clip"):
-        require(getattr(cfg, name) > 0, f"--{name}={getattr(cfg, name)}: expected more than 0")
+        require(getattr(cfg, name, 1) > 0, f"--{name}={getattr(cfg, name, 1)}: expected more than 0")
     not_negative = ("max_cases", "num_workers", "seed", "weight_decay", "muon_rate", "focal_gamma", "dice_smooth")
     for name in (*not_negative, "rotation_degrees", "shift_voxels", "intensity", "gamma", "noise", "blur_mm"):
         require(getattr(cfg, name, 0) >= 0, f"--{name}={getattr(cfg, name, 0)}: expected 0 or more")
     require(cfg.seed < 2**63, f"--seed={cfg.seed}: expected less than 2^63")
     for name in ("warmup", "ema", "scale"):
-        require(0 <= getattr(cfg, name) < 1, f"--{name}={getattr(cfg, name)}: expected at least 0 and less than 1")
+        require(
+            0 <= getattr(cfg, name, 0) < 1, f"--{name}={getattr(cfg, name, 0)}: expected at least 0 and less than 1"
+        )
     require(0 <= cfg.cooldown <= 1, f"--cooldown={cfg.cooldown}: expected 0 to 1")
 
 

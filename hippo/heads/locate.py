@@ -1,0 +1,149 @@
+"""From a whole head to both hippocampi: where they are, on which side, and the intracranial volume.
+
+A small network (train_locate.py) sees the head as 64 x 64 x 64 voxels of 4 mm.
+"""
+
+from typing import NamedTuple
+
+from hippo.data.anatomies import CLASSES, SIZE, SPACING_MM
+from hippo.data.intensity import to_head_range
+from hippo.data.spatial import Window, largest_component, shrink
+from hippo.device import autocast
+from hippo.models.checkpoint import load_model
+
+import numpy as np
+import torch
+from scipy.ndimage import affine_transform, binary_dilation, binary_erosion
+
+SIDES = ("left", "right")
+BOX_MM = (44, 60, 44)  # around a centre: it holds the whole hippocampus
+ETIV_SCALE = 1.076  # eTIV = this x the volume that the network calls intracranial; see docs/RESULTS.md
+PLAUSIBLE_ETIV_MM3 = (900_000, 2_200_000)
+_LEFT = 1  # class
+_MIRRORED_CLASSES = [0, 2, 1, 3, 4]
+_FOUND = 0.9  # least probability of a hippocampus, at its most certain voxel
+_VOLUME_MM3 = (400, 15_000)  # of a hippocampus, as the network sees it
+_APART_MM = (25, 90)  # between the middles of both
+_TURNED_DEGREES = 35  # a line from left to right that lies so far off the axis is flagged
+_MOVED_MM = 12  # a head whose brain is further from the middle of the cube is looked at again
+_T1_CONTRAST = 0.7  # of the spread inside the skull, see _is_t1; heads of T1 have 1.2 to 2.1
+_CUT_VOXELS = 8  # of the intracranial space at the edge of the field of view
+
+
+class Located(NamedTuple):
+    """What was found in a head. Positions are in mm from the middle of the scan.
+
+    centres: {side: (3,) or None}, the middles of boxes of BOX_MM; certainty: {side: highest probability}; problems: {side: why it is not found};
+    etiv_mm3; inside: probability of the intracranial space (N, N, N), seen through `window`; flags: words.
+    """
+
+    centres: dict
+    certainty: dict
+    problems: dict
+    etiv_mm3: float
+    inside: np.ndarray
+    window: Window
+    flags: list
+
+
+def load_locator(path):
+    """The TrainedModel that finds hippocampi. Raises UserError, see checkpoint.load_model."""
+    return load_model(path, classes=len(CLASSES) + 1)[0]
+
+
+@torch.inference_mode()
+def locate(locator, scan, device, dtype):
+    """Finds both hippocampi of a Scan of a whole head; returns Located."""
+    window = Window(np.zeros(3), (SIZE,) * 3, SPACING_MM, False)
+    for _ in range(3):
+        image, seen = look(scan, window)
+        probabilities = _classify(locator, image, device, dtype)
+        inside = 1 - probabilities[0]
+        inside = np.where(largest_component(inside > 0.5), inside, 0)
+        middle = _middle(inside, window)
+        if middle is None or np.linalg.norm(middle - window.centre_mm) < _MOVED_MM:
+            break
+        window = window._replace(centre_mm=middle)
+    centres, certainty = {}, {}
+    for number, side in enumerate(SIDES, _LEFT):
+        centres[side], certainty[side] = _hippocampus(probabilities[number], window)
+    flags, etiv = [], float(inside.sum() * SPACING_MM**3 * ETIV_SCALE)
+    border = binary_dilation(~seen, border_value=True) & (inside > 0.5)
+    if np.count_nonzero(border) > _CUT_VOXELS:
+        flags.append("intracranial_space_cut")
+    elif not PLAUSIBLE_ETIV_MM3[0] <= etiv <= PLAUSIBLE_ETIV_MM3[1]:
+        flags.append("etiv_implausible")
+    if not _is_t1(image, inside):
+        flags.append("contrast_not_t1")
+    problems, doubts = check(centres, certainty)
+    return Located(centres, certainty, problems, etiv, inside, window, flags + doubts)
+
+
+def _classify(locator, image, device, dtype):
+    """Probabilities (5, N, N, N) of the classes, averaged over the image as it is and mirrored."""
+    x = torch.from_numpy(image).to(device)
+    with autocast(device, dtype):
+        logits = locator.model(torch.stack([x, x.flip(0)])[:, None])  # (2, 5, N, N, N)
+    straight, mirrored = logits.float().softmax(1)
+    return (straight + mirrored[_MIRRORED_CLASSES].flip(1)).cpu().numpy() / 2
+
+
+def look(scan, window):
+    """(image (N, N, N) as to_head_range leaves it, boolean field of view) of a Scan through a coarse window."""
+    spacing = np.linalg.norm(scan.matrix, axis=0)
+    factors = np.maximum(1, (window.spacing_mm / spacing + 0.01).astype(int))
+    coarse = shrink(scan.array, factors)
+    # window voxels to scan voxels to coarse voxels
+    steps = np.linalg.solve(scan.matrix, window.steps())
+    start = (np.array(scan.array.shape) - 1) / 2 + np.linalg.solve(scan.matrix, window.to_mm(np.zeros(3)))
+    steps, start = steps / factors[:, None], (start - (factors - 1) / 2) / factors
+    image = affine_transform(coarse, steps, start, window.size, order=1, mode="nearest")
+    inside = np.ones(coarse.shape, np.float32)
+    seen = affine_transform(inside, steps, start, window.size, order=1, mode="constant", cval=0) > 0.5
+    return to_head_range(image, seen), seen
+
+
+def check(centres, certainty):
+    """({side: why it is not found}, flags) of what was found: each side certain, and both where they can be."""
+    problems = {}
+    for side in SIDES:
+        if centres[side] is None or certainty[side] < _FOUND:
+            problems[side] = f"no {side} hippocampus found ({certainty[side]:.2f} sure)"
+    if problems:
+        return problems, []
+    line = centres["right"] - centres["left"]
+    apart = float(np.linalg.norm(line))
+    if not _APART_MM[0] <= apart <= _APART_MM[1]:
+        return dict.fromkeys(SIDES, f"left and right found {apart:.0f} mm apart, which cannot be"), []
+    if line[0] < 0:
+        return dict.fromkeys(SIDES, "sides swapped: the anatomy and the header do not agree on the head's pose"), []
+    turned = np.degrees(np.arccos(line[0] / apart))
+    return {}, ["head_turned"] * bool(turned > _TURNED_DEGREES)
+
+
+def _middle(weights, window):
+    """The middle of mass in mm, None where there is none."""
+    total = weights.sum()
+    if total < 1:
+        return None
+    places = [np.arange(n) @ weights.sum(tuple({0, 1, 2} - {axis})) / total for axis, n in enumerate(weights.shape)]
+    return window.to_mm(np.array(places))
+
+
+def _hippocampus(probability, window):
+    """(middle of the heaviest component in mm or None, its highest probability)."""
+    part = largest_component(probability > 0.3 * max(probability.max(), 0.1), probability)
+    weights = np.where(part, probability, 0)
+    volume = weights.sum() * window.spacing_mm**3
+    plausible = _VOLUME_MM3[0] <= volume <= _VOLUME_MM3[1]
+    return _middle(weights, window) if plausible else None, float(weights.max())
+
+
+def _is_t1(image, inside):
+    """Whether the intracranial space is darker at its border, where fluid is, than deep inside, as in T1-weighted images.
+    Inverted and T2-weighted images are not; proton density and FLAIR can look alike."""
+    space = inside > 0.5
+    deep, shell = binary_erosion(space, iterations=5), space & ~binary_erosion(space)
+    if not deep.any():
+        return True  # too little of it to tell
+    return image[deep].mean() - image[shell].mean() > _T1_CONTRAST * image[space].std()

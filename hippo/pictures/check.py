@@ -1,0 +1,69 @@
+"""The picture of a scan to check its segmentation by."""
+
+from hippo.pictures.plots import COLOURS, panels, save
+
+import numpy as np
+from matplotlib.lines import Line2D
+
+_HALF_MM = 38  # of the part of the scan that is shown around a hippocampus
+_PLANES = ("sagittal", "coronal", "axial")
+_LETTERS = (("P", "A"), ("L", "R"), ("L", "R"))  # at the left and right of each plane
+
+
+def picture_of_scan(path, scan, sides, rows):
+    """Draws each side of a scan in three planes through the middle of what was found, with outlines, volumes and flags.
+
+    scan: hippo.heads.scan.Scan; sides: list of hippo.heads.segment.Hippocampus; rows: theirs of volumes.csv.
+    """
+    figure, axes = panels(len(sides), 3, (9.6, 3.5 * len(sides) + 1), squeeze=False)
+    for line, side, row in zip(axes, sides, rows):
+        for axis in line:
+            axis.set_axis_off()
+        line[0].set_title(caption(side, row), loc="left", fontsize=10)
+        if side.labels is None or not side.labels.any():
+            continue
+        for plane, axis in enumerate(line):
+            _draw_plane(axis, scan, side, plane)
+    handles = [Line2D([], [], color=COLOURS[label], label=name) for label, name in ((1, "anterior"), (2, "posterior"))]
+    figure.legend(handles=handles, loc="outside lower center", ncols=2, fontsize=9)
+    flags = sorted({flag for row in rows for flag in row["flags"].split(";") if flag and not flag.startswith("failed")})
+    etiv = f", eTIV {float(rows[0]['etiv_mm3']) / 1000:,.0f} ml" if rows[0]["etiv_mm3"] else ""
+    name = scan.image.get_filename().replace("\\", "/").rsplit("/", 1)[-1]
+    save(figure, path, f"{name}{etiv}\n{'FLAGS: ' + ', '.join(flags) if flags else 'no flags'}")
+
+
+def caption(side, row):
+    """A line on one side: its volumes, or why there are none."""
+    name = (side.side or "side unknown").upper()
+    if side.problem:
+        return f"{name}: FAILED, {side.problem}"
+    anterior, posterior, total = (float(row[f"{part}_mm3"]) for part in ("anterior", "posterior", "total"))
+    return f"{name}: anterior {anterior:,.0f}, posterior {posterior:,.0f}, total {total:,.0f} mm³, quality {side.quality:.2f}"
+
+
+def _draw_plane(axis, scan, side, plane):
+    """One plane of the scan with the outlines of both parts. x runs to the right, y to the front, z up."""
+    spacing = np.linalg.norm(scan.matrix, axis=0)
+    offset = np.array([part.start for part in side.place])
+    voxels = np.argwhere(side.labels) + offset
+    middle = np.median(voxels, axis=0).astype(int)
+    centre = (voxels.min(0) + voxels.max(0)) / 2
+    low = np.clip(np.floor(centre - _HALF_MM / spacing), 0, None).astype(int)
+    high = np.minimum(np.ceil(centre + _HALF_MM / spacing) + 1, scan.array.shape).astype(int)
+    box = [slice(a, b) for a, b in zip(low, high)]
+    box[plane] = middle[plane]
+    image = scan.array[tuple(box)].astype(np.float32)
+    labels = np.zeros(scan.array.shape, np.uint8)
+    labels[side.place] = side.labels
+    labels = labels[tuple(box)]
+    across, up = (a for a in range(3) if a != plane)
+    bottom, top = np.percentile(image, (1, 99.5))
+    axis.imshow(image.T, cmap="gray", origin="lower", aspect=spacing[up] / spacing[across], vmin=bottom, vmax=top)
+    for label, colour in COLOURS.items():
+        if (labels == label).any():
+            axis.contour((labels == label).T.astype(float), [0.5], colors=colour, linewidths=1.3)
+    for place, letter in zip((0.03, 0.97), _LETTERS[plane]):
+        style = {"color": "yellow", "fontsize": 12, "fontweight": "bold", "va": "center"}
+        ha = "left" if place < 0.5 else "right"
+        axis.text(place, 0.5, letter, transform=axis.transAxes, ha=ha, **style)
+    axis.text(0.5, 0.02, _PLANES[plane], transform=axis.transAxes, color="white", fontsize=8, ha="center")

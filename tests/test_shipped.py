@@ -1,0 +1,81 @@
+"""The shipped models: their files, and what they score on the real volumes."""
+
+import csv
+import json
+
+import predict
+from hippo.data.cases import list_cases
+from hippo.heads.locate import ETIV_SCALE
+from hippo.models.checkpoint import load_checkpoint, load_model
+from hippo.scoring.metrics import dice
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+
+SHIPPED = ROOT / predict.CHECKPOINT
+PARTNER = ROOT / predict.PARTNER
+
+
+def rows_of(folder):
+    with open(folder / "volumes.csv", newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize("path", [SHIPPED, PARTNER], ids=["3d", "2d"])
+def test_the_shipped_models(path):
+    """Small, of half precision, trained on FOLD=-1's training cases only, and ready to use."""
+    content = load_checkpoint(path)
+    assert path.stat().st_size < 4e6 and {v.dtype for v in content["model_state_dict"].values()} == {torch.float16}
+    assert (
+        content["fold"] == -1 and len(content["train_cases"]) == 208 and max(content["train_cases"]) < "hippocampus_322"
+    )
+    assert not content["synthetic"] and "training" not in content
+    load_model(path)
+
+
+@pytest.mark.data
+@pytest.mark.parametrize("folder, partner", [("3d", ""), ("ensemble", PARTNER)])
+def test_the_shipped_models_give_the_committed_results(script, tmp_path, folder, partner):
+    """The Dice of their NIfTI files for the 52 held-out volumes is that of metrics.json."""
+    metrics = json.loads((ROOT / "results" / folder / "metrics.json").read_text())
+    cases = [case for case in list_cases(ROOT / "Task04_Hippocampus")[0] if case.id in metrics["cases"]]
+    assert not set(metrics["cases"]) & set(load_checkpoint(SHIPPED)["train_cases"])
+    images = [case.image for case in cases]
+    options = [f"--checkpoint={SHIPPED}", f"--partner={partner}", f"--tta={metrics['tta']}", "--pictures=False"]
+    code, _, err = script(predict, *options, f"--out_dir={tmp_path / 'out'}", *images)
+    assert code == 0, err
+    assert {row["side"] for row in rows_of(tmp_path / "out")} == {"left"}
+    scores = []
+    for case in cases:
+        truth, prediction = (
+            np.asarray(nib.load(p).dataobj) for p in (case.label, tmp_path / "out" / f"{case.id}_seg.nii.gz")
+        )
+        scores.append([dice(prediction == label, truth == label) for label in (1, 2)])
+    assert np.mean(scores, axis=0) == pytest.approx(metrics["mean"]["dice"], abs=1e-3)
+
+
+def test_the_shipped_locator():
+    assert (ROOT / predict.LOCATE).stat().st_size < 1e6
+    results = json.loads((ROOT / "results/heads.json").read_text())
+    assert pytest.approx(results["summary"]["etiv_scale"]["mean"], abs=0.005) == ETIV_SCALE
+
+
+@pytest.mark.data
+def test_a_crops_side_and_its_mirror_image(script, nifti, tmp_path):
+    """Task04's crops show what looks like a left hippocampus; mirrored, a right one with the same volumes."""
+    source = nib.load(ROOT / "Task04_Hippocampus/imagesTr/hippocampus_338.nii.gz")
+    array = np.asarray(source.dataobj)
+    files = nifti("as_it_is.nii.gz", array), nifti("mirrored.nii.gz", np.ascontiguousarray(array[::-1]))
+    code, _, err = script(predict, *files, f"--out_dir={tmp_path / 'out'}")
+    assert code == 0, err
+    rows = rows_of(tmp_path / "out")
+    assert [row["side"] for row in rows] == ["left", "right"] and not any(
+        row["flags"].count("uncertain") for row in rows
+    )
+    assert rows[0]["total_mm3"] == rows[1]["total_mm3"] and rows[0]["etiv_mm3"] == ""
+    labels = [np.asarray(nib.load(tmp_path / "out" / f"{n}_seg.nii.gz").dataobj) for n in ("as_it_is", "mirrored")]
+    assert np.array_equal(labels[0], labels[1][::-1]) and set(np.unique(labels[0])) == {0, 1, 2}
+    assert (tmp_path / "out" / "mirrored_hippocampus.png").is_file()

@@ -1,0 +1,84 @@
+"""The blocks of the pages on whole heads, from results/heads.json."""
+
+from hippo.heads.locate import SIDES
+from hippo.scoring.tables import markdown_table
+
+import numpy as np
+
+
+def sections(published):
+    """{name: function that returns Markdown}."""
+    return {
+        "heads": lambda: agreement(published("heads.json")),
+        "heads_rescans": lambda: rescans(published("heads.json")),
+        "heads_contrasts": lambda: contrasts(published("heads.json")),
+        "heads_speed": lambda: speed(published("heads.json")),
+    }
+
+
+def agreement(results):
+    """What was found in the heads, beside hippodeep."""
+    s = results["summary"]
+    scale, drawn = s["etiv_scale"], results["anatomies"]
+    rows = [
+        ["hippocampi found", f"{s['found']} of {s['of']}"],
+        ["Dice with hippodeep, whole hippocampus", _spread(s["dice"], 3) + f", worst {s['dice']['worst']:.3f}"],
+        ["correlation of volumes", f"{s['volume_correlation']:.2f}"],
+        ["middle as first found, mm from that of hippodeep's mask", _worst(s["located_off_mm"])],
+        ["middle of the window at last, mm from that of the box around hippodeep's mask", _worst(s["box_off_mm"])],
+        ["correlation of eTIV", f"{s['etiv_correlation']:.3f}"],
+        ["hippodeep's eTIV / the volume found (the constant that eTIV is multiplied with)", _spread(scale, 3)],
+        [
+            "boxes that hold the whole hippocampus, in images drawn from the 20 anatomies, 5 contrasts each",
+            f"{drawn['hold_the_hippocampus']} of {drawn['boxes']} ({drawn['said_not_found']} said not found)",
+        ],
+        ["heads whose 48 orientations give the same labels, voxel by voxel", _orientations(results)],
+    ]
+    return markdown_table(["20 heads of one scanner and 1 of another", ""], rows)
+
+
+def rescans(results):
+    """How volumes change in simulated rescans."""
+    heads = results["rescans"]
+    rows = []
+    for name in next(iter(heads.values())):
+        sides = [heads[head][name][side] for head in heads for side in SIDES]
+        changes = np.array([side["change"] for side in sides if side["change"] is not None])
+        flags = sorted({flag for head in heads.values() for flag in head[name]["flags"]})
+        words = [f"{100 * f(np.abs(changes)):.1f}" for f in (np.median, np.max)] if len(changes) else ["-", "-"]
+        rows.append([name, f"{len(changes)} of {len(sides)}", *words, ", ".join(flags)])
+    titles = ["rescan", "segmented", "median change, %", "largest change, %", "flags in some"]
+    return markdown_table(titles, rows)
+
+
+def contrasts(results):
+    """What becomes of images of other contrasts."""
+    titles = ["contrast, painted from 4 anatomies", "hippocampi", "segmented", "segmented without a flag"]
+    return markdown_table(titles, [[name, *row.values()] for name, row in results["contrasts"].items()])
+
+
+def speed(results):
+    """A sentence on the time and memory of predict.py."""
+    s = results["speed"]
+    text = (
+        f"On two cores in {results['precision']}, models loaded, file to files without the picture: "
+        f"**{s['seconds_a_head']['mean']:.1f} s a head** (worst {s['seconds_a_head']['worst']:.1f}). A batch of 20 takes "
+        f"{s['batch_seconds']:.0f} s, 20 single runs {s['single_runs_seconds']:.0f} s. Imports take {s['import_seconds']:.1f} s; "
+        f"peak memory is {s['peak_memory_mib'] / 1024:.2f} GiB."
+    )
+    if "hippodeep_seconds_a_head" in s:
+        text += f" hippodeep's own code takes {s['hippodeep_seconds_a_head']:.1f} s a head in the same run."
+    return text
+
+
+def _spread(value, digits):
+    return f"{value['mean']:.{digits}f} ± {value['std']:.{digits}f}"
+
+
+def _worst(value):
+    return f"{value['mean']:.1f} on average, {value['worst']:.1f} in the worst"
+
+
+def _orientations(results):
+    same = list(results["orientations"].values())
+    return f"{sum(n == 48 for n in same)} of {len(same)}"
