@@ -1,6 +1,6 @@
 """Segments both hippocampi of a head, anterior and posterior: any T1-weighted scan in, labels and volumes out.
 
-    python predict.py head.nii.gz                  a whole head of any scanner: .nii, .nii.gz or .mgz; about 2 s
+    python predict.py head.nii.gz                  a whole head: .nii, .nii.gz or .mgz; 3.5 s on two cores
     python predict.py scans more/head.mgz          folders and files; a bad one is reported, the others are done
     python predict.py Task04_Hippocampus/imagesTs  crops of about 35 x 50 x 36 mm around one hippocampus
     python predict.py head.nii.gz --etiv=1480000   your own intracranial volume in mm3; a CSV (scan, etiv_mm3) for many

@@ -1,7 +1,7 @@
 """Trains the small network that finds both hippocampi and the intracranial space in a whole head.
 
     python get_data.py --anatomies=anatomies      20 label maps of heads (32 MB), once
-    python train_locate.py                        20 minutes on two CPU cores
+    python train_locate.py                        22 minutes on two busy CPU cores in float32
     python train_locate.py --resume=True          goes on with an unfinished run
 
 The network sees a head as 64 x 64 x 64 voxels of 4 mm. It learns from nothing but images drawn anew in each step from the
@@ -92,7 +92,8 @@ def run(cfg):
     loss_function = partial(dice_ce_loss, smooth=cfg.dice_smooth, weights=weights)
     validate = validation(heads, device, dtype, loss_function)
     history = fit(trained.model, loader, loss_function, validate, cfg, device, dtype, info, resume_from)
-    metrics = {"mean": {"dice": history["val_dice"][-1]}, "training_minutes": round(sum(history["seconds"]) / 60, 2)}
+    minutes = round(sum(history["seconds"]) / 60, 2)
+    metrics = {"mean": {"dice": history["val_dice"][-1]}, "training_minutes": minutes, "synthetic": data["synthetic"]}
     on_first(save_json, Path(cfg.out_dir) / "metrics.json", metrics)
     return metrics
 

@@ -20,6 +20,7 @@ import grid_search_3d
 import predict
 import train2d
 import train_3d
+import train_locate
 import viz
 import viz_aug
 from hippo.data.cases import is_synthetic, list_cases
@@ -87,6 +88,7 @@ def parts(cfg):
     result = [
         Part(Path(train_3d.OUT_DIR), "3d", _RUN, pictures_3d, train_3d),
         Part(Path(train2d.OUT_DIR), "2d", _RUN, pictures_2d("2d"), train2d),
+        Part(Path(train_locate.OUT_DIR), "locate", ("history.json", "metrics.json")),
         Part(Path(cfg.short_2d), "2d_short", _RUN, {}, train2d, short),
         Part(Path(ensemble.OUT_DIR), "ensemble", ("metrics.json",)),
         Part(Path(cross_validate.OUT_DIR), "", ("cross_validation.json",), folds, cross_validate),
