@@ -45,6 +45,7 @@ def test_the_shipped_models_give_the_committed_results(script, tmp_path, folder,
     assert not set(metrics["cases"]) & set(load_checkpoint(SHIPPED)["train_cases"])
     images = [case.image for case in cases]
     options = [f"--checkpoint={SHIPPED}", f"--partner={partner}", f"--tta={metrics['tta']}", "--pictures=False"]
+    options += ["--side=left"] if partner else []  # the first run finds the sides
     code, _, err = script(predict, *options, f"--out_dir={tmp_path / 'out'}", *images)
     assert code == 0, err
     assert {row["side"] for row in rows_of(tmp_path / "out")} == {"left"}
