@@ -38,7 +38,7 @@ from tqdm import tqdm
 DATA_ROOT = "Task04_Hippocampus"  # Decathlon folder: dataset.json, imagesTr, labelsTr
 OUT_DIR = "dataset_2d"  # folder to write; one that holds a finished data set is kept as <name>.previous-N
 MAX_CASES = 0  # 0: all cases; n: the first n sorted cases, before the split
-FOLD = -1  # -1: the first 80 % of the sorted cases train, the rest validate; 0-4: nnU-Net's five folds
+FOLD = -1  # -1: the first 80 % of the sorted cases train, the rest validate; 0-4: nnU-Net's folds; -2: all train
 # slices
 SIZE = 128  # voxels along each side of the resampled volume
 SLICES_PER_PLANE = 15  # slices of each plane of a volume, at most

@@ -38,6 +38,8 @@ from tqdm import tqdm
 
 CHECKPOINT = "pretrained/hippocampus_3d.pth"  # trained weights; last.pth and best_model.pth of any run fit as well
 PARTNER = "pretrained/hippocampus_2d.pth"  # a second one, averaged with the first; empty: none
+ANY_CONTRAST = "pretrained/any_contrast.pth"  # weights for what is not T1-weighted; empty: none
+CONTRAST = "auto"  # t1, any (ANY_CONTRAST's weights), or auto: any where the scan is not T1-like, or the two disagree
 LOCATE = "pretrained/locate.pth"  # weights of the network that finds hippocampi in a head (train_locate.py)
 OUT_DIR = "predictions"  # folder for results; one that holds results is kept as <name>.previous-N
 SIDE = "auto"  # of a crop: left, right, or auto (the one that the models are surer of); heads need none
@@ -67,6 +69,8 @@ def main():
 def run(cfg):
     """Predicts every input of a configuration; returns whether all went well."""
     require(cfg.side in ("auto", "left", "right"), f"--side={cfg.side}: expected auto, left or right")
+    require(cfg.contrast in ("auto", "t1", "any"), f"--contrast={cfg.contrast}: expected auto, t1 or any")
+    require(cfg.any_contrast or cfg.contrast != "any", "--contrast=any needs weights: give --any_contrast=FILE")
     require(cfg.labels in ("parts", "freesurfer"), f"--labels={cfg.labels}: expected parts or freesurfer")
     require(not (cfg.mirror and cfg.side == "left"), "--mirror=True and --side=left contradict each other; give --side")
     side = "right" if cfg.mirror else cfg.side
@@ -75,16 +79,16 @@ def run(cfg):
     require(files or problems, "no input: give scans or folders, as in: python predict.py head.nii.gz")
     check_out_dir(cfg.out_dir, files)
     device, dtype = set_up_device(cfg.device, cfg.amp)
-    models, synthetic = load_models(cfg, device)
-    locator = load_locator(cfg.locate).to(device)
+    models, any_contrast, synthetic = load_models(cfg, device)
+    models = models, load_locator(cfg.locate).to(device), any_contrast
     names = "+".join(Path(path).name for path in (cfg.checkpoint, cfg.partner) if path)
     out_dir, start = fresh_folder(cfg.out_dir), time.perf_counter()
     rows = [failed(path, error, names) for path, error in problems]
     try:
         for path in tqdm(files, desc="predict", disable=None):
             try:
-                scan_rows = predict_scan(path, models, locator, cfg, out_dir, (device, dtype), etivs, synthetic, side)
-                rows += [{**row, "model": names} for row in scan_rows]
+                scan_rows = predict_scan(path, models, cfg, out_dir, (device, dtype), etivs, synthetic, side)
+                rows += [{**row, "model": names_of(row, names, cfg)} for row in scan_rows]
             except UserError as error:
                 rows.append(failed(path, error, names))
     finally:
@@ -99,14 +103,17 @@ def run(cfg):
     return not failures
 
 
-def predict_scan(path, models, locator, cfg, out_dir, place, etivs, synthetic, side):
-    """Segments a scan and writes its files; returns its rows. Raises UserError, see scan.read_scan."""
+def predict_scan(path, models, cfg, out_dir, place, etivs, synthetic, side):
+    """Segments a scan and writes its files; returns its rows. Raises UserError, see scan.read_scan.
+
+    models: (list of TrainedModel, the locator, the TrainedModel for any contrast or None).
+    """
     start = time.perf_counter()
-    scan = read_scan(path)
-    strict = not (
-        synthetic or is_phantom(scan.image)
-    )  # the models are unsure of phantoms: they have seen none, or only those
-    sides, located = segment(models, locator, scan, *place, cfg.tta, side, strict)
+    scan, (models, locator, any_contrast) = read_scan(path), models
+    # the models are unsure of phantoms: they have seen none, or only those
+    strict = not (synthetic or is_phantom(scan.image))
+    other = (any_contrast, cfg.contrast) if strict or cfg.contrast == "any" else (None, "t1")
+    sides, located = segment(models, locator, scan, *place, cfg.tta, side, strict, *other)
     etiv, etiv_flags = (located.etiv_mm3, located.flags) if located else (None, [])
     own = etivs.get(path.name, etivs.get(case_id(path), etivs.get("")))
     etiv = etiv if own is None else own
@@ -144,6 +151,11 @@ def make_row(path, scan, side, etiv, flags, seconds):
     return {**row, "flags": ";".join(row["flags"])}
 
 
+def names_of(row, names, cfg):
+    """The names of the weights that gave a row."""
+    return Path(cfg.any_contrast).name if "any_contrast" in row["flags"].split(";") else names
+
+
 def failed(path, error, names):
     """The row of volumes.csv of an input that could not be done."""
     reason = str(error).removeprefix(f"{path}: ").replace(";", ",").replace("\n", " ")
@@ -178,20 +190,21 @@ def read_etivs(text):
 
 
 def load_models(cfg, device):
-    """(models on the device, whether one of them was trained on phantoms)."""
+    """(models on the device, the one for any contrast or None, whether one of them was trained on phantoms)."""
     models, synthetic = [], False
-    for path in filter(None, [cfg.checkpoint, cfg.partner]):
+    require(cfg.checkpoint, "--checkpoint=: expected a checkpoint")
+    paths = [path for path in (cfg.checkpoint, cfg.partner, cfg.any_contrast) if path]
+    for path in paths:
         trained, info = load_model(path)
         models.append(trained.to(device))
         if info.get("synthetic"):
             synthetic = True
             print(f"{path} was trained on SYNTHETIC phantoms: its results say nothing about real scans")
-    require(models, "--checkpoint=: expected a checkpoint")
-    spacings = {trained.preprocessing["spacing_mm"] for trained in models}
-    require(
-        len(spacings) == 1, f"{cfg.partner}: trained on another spacing than {cfg.checkpoint}; use one of them alone"
-    )
-    return models, synthetic
+    for path, trained in zip(paths, models):
+        same = trained.preprocessing["spacing_mm"] == models[0].preprocessing["spacing_mm"]
+        require(same, f"{path}: trained on another spacing than {cfg.checkpoint}; use one of them alone")
+    any_contrast = models.pop() if cfg.any_contrast else None
+    return models, any_contrast, synthetic
 
 
 def check_out_dir(out_dir, files):

@@ -11,6 +11,7 @@ weights) and plots/*.png. The constants below are the options: --epochs=5 sets E
 from functools import partial
 from pathlib import Path
 
+from hippo.data.augment import PARTS
 from hippo.data.cases import describe_data, list_cases, load_case, split_cases
 from hippo.data.loading import AugmentedDataset, make_loader
 from hippo.device import seed_everything, set_up_device
@@ -21,7 +22,7 @@ from hippo.pictures import plots
 from hippo.processes import join_processes, on_first, silence_all_but_the_first
 from hippo.scoring.evaluation import evaluate, evaluate_run
 from hippo.scoring.statistics import summarise
-from hippo.training.engine import fit
+from hippo.training.engine import UNVALIDATED, fit
 from hippo.training.losses import dice_ce_loss
 from hippo.training.run_folder import check_preset, check_training, start_run
 from unet_inr_3d import MODELS
@@ -32,7 +33,7 @@ import numpy as np
 DATA_ROOT = "Task04_Hippocampus"  # Decathlon folder: dataset.json, imagesTr, labelsTr
 OUT_DIR = "results_hippocampus-3D"  # folder for results; one that holds results is kept as <name>.previous-N
 MAX_CASES = 0  # 0: all cases; n: the first n sorted cases, before the split
-FOLD = -1  # -1: the first 80 % of the sorted cases train, the rest validate; 0-4: nnU-Net's five folds
+FOLD = -1  # -1: the first 80 % of the sorted cases train, the rest validate; 0-4: nnU-Net's folds; -2: all train
 PATCH = [36, 52, 36]  # voxels of a training patch; best a multiple of 2^UNET_DEPTH each
 # augmentation
 ROTATION_DEGREES = 15.0  # largest rotation about each axis
@@ -43,6 +44,12 @@ INTENSITY = 0.25  # largest change of contrast (share) and brightness (standard 
 GAMMA = 0.3  # largest change of the gamma exponent, as a share
 NOISE = 0.1  # largest standard deviation of added noise, in those of the image
 BLUR_MM = 0.7  # largest sigma of a Gaussian blur
+SHARPENING = 0.0  # most of what a blur of 1 mm takes away, added
+BIAS_FIELD = 0.0  # largest logarithm of a smooth factor
+LOW_RESOLUTION_MM = 0.0  # coarsest voxels along one axis; two thirds of it along all
+MOTION_MM = 0.0  # largest swing of the head during the scan
+CLIPPING = 0.0  # largest share of the voxels cut off at either end of the intensities
+LOOKUP_TABLES = 0.0  # share of the patches with random tables of the intensities, for a model of any contrast
 # model
 MODEL = "UNet3DWithINR"  # or a preset: UNet3DWithINRLightweight, UNet3DWithINRBalanced
 BASE_CHANNELS = 16  # channels of the first stage (UNet3DWithINR only)
@@ -133,7 +140,7 @@ def build_model(cfg):
 
 def augmented(cfg, train):
     """The training set: a patch of each volume, augmented anew in each pass."""
-    names = ("rotation_degrees", "scale", "shift_voxels", "flip_axes", "intensity", "gamma", "noise", "blur_mm")
+    names = ("rotation_degrees", "scale", "shift_voxels", "flip_axes", *PARTS)
     augmentation = {name: getattr(cfg, name) for name in names}
     return AugmentedDataset([v.image for v in train], [v.label for v in train], cfg.patch, cfg.seed, augmentation)
 
@@ -144,15 +151,14 @@ def validation(preprocessing, train, val, device, dtype, loss_function):
 
     def validate(model):
         trained = TrainedModel(model, preprocessing)
-        cases, losses = evaluate(trained, val, device, dtype, loss_function=loss_function)
         seen, _ = evaluate(trained, sample, device, dtype)
+        train_nsd = summarise(seen)["mean"]["nsd_1mm"]
+        if not val:
+            return {**UNVALIDATED, "train_nsd": train_nsd}
+        cases, losses = evaluate(trained, val, device, dtype, loss_function=loss_function)
         mean = summarise(cases)["mean"]
-        return {
-            "val_loss": float(np.mean(losses)),
-            "val_dice": mean["dice"],
-            "val_nsd": mean["nsd_1mm"],
-            "train_nsd": summarise(seen)["mean"]["nsd_1mm"],
-        }
+        scores = {"val_loss": float(np.mean(losses)), "val_dice": mean["dice"], "val_nsd": mean["nsd_1mm"]}
+        return {**scores, "train_nsd": train_nsd}
 
     return validate
 

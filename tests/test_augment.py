@@ -1,11 +1,15 @@
 """Augmentation and the order of batches."""
 
-from hippo.data.augment import augment
+import train2d
+import train_3d
+from hippo.data.augment import PARTS, augment, change_intensities
 from hippo.data.cases import list_cases, load_case
 from hippo.data.intensity import normalise
 from hippo.data.loading import AugmentedDataset, EpochSampler
+from hippo.options import constants
 
 import numpy as np
+import pytest
 import torch
 
 
@@ -155,3 +159,74 @@ def test_few_cases_make_several_passes():
         assert len(batches) == len(sampler) == 9
         seen += [key for batch in batches for key in batch]
     assert sorted(seen) == [(number, i) for number in range(6) for i in range(5)]
+
+
+STRENGTHS = {"lookup_tables": 1, "gamma": 0.8, "bias_field": 0.3, "blur_mm": 1.2, "sharpening": 1, "motion_mm": 2}
+STRENGTHS |= {"noise": 0.3, "low_resolution_mm": 3, "clipping": 0.1, "intensity": 0.5}
+
+
+def changed(name, image, number=0, strength=None):
+    """An image after one part of the augmentation."""
+    rng = np.random.default_rng(number)
+    return PARTS[name][1](image.clone(), rng, STRENGTHS[name] if strength is None else strength)
+
+
+def test_every_part_has_a_strength_and_a_constant():
+    assert STRENGTHS.keys() == PARTS.keys()
+    for module in (train_3d, train2d):
+        assert {name.upper() for name in PARTS} <= constants(vars(module)).keys()
+
+
+@pytest.mark.parametrize("name", STRENGTHS)
+@pytest.mark.parametrize("dim", [2, 3])
+def test_a_part_changes_the_image_in_some_patches_only(phantoms, name, dim):
+    volume = volume_of(phantoms)
+    image, label = (a[16] if dim == 2 else a for a in (volume.image, volume.label))
+    same = 0
+    for number in range(24):
+        options = {**NONE, name: STRENGTHS[name]}
+        patch, target = augment(image, label, image.shape, np.random.default_rng(number), **options)
+        assert patch.dtype == torch.float32 and patch.isfinite().all() and np.array_equal(target, label)
+        same += np.allclose(patch[0], image, atol=1e-4)
+    share = PARTS[name][0]
+    assert abs(24 * (1 - share) - same) <= 9 and (share == 1) == (same == 0)
+
+
+def test_an_unknown_part_is_an_error():
+    with pytest.raises(TypeError, match="blurr"):
+        change_intensities(torch.zeros(4, 4), np.random.default_rng(0), blurr=1)
+
+
+def test_what_the_parts_do(phantoms):
+    image = torch.from_numpy(volume_of(phantoms).image)
+    roughness = lambda x, axis=0: float(x.diff(dim=axis).abs().mean())  # noqa: E731
+    for number in range(5):
+        table = changed("lookup_tables", image, number)
+        assert torch.allclose(table.mean(), image.mean(), atol=1e-3) and torch.allclose(
+            table.std(), image.std(), atol=0.01
+        )
+        assert roughness(changed("blur_mm", image, number)) < roughness(image)
+        assert roughness(changed("sharpening", image, number)) > roughness(image)
+        assert roughness(changed("noise", image, number)) > roughness(image)
+        factor = (changed("bias_field", image + 5, number) - 1e-3 - image.min() - 5) / (image - image.min() + 1e-3)
+        inside = factor[image > 0]
+        assert 0.7 < inside.min() < inside.max() < 1.4 and inside.std() > 0.01
+        clipped = changed("clipping", image, number)
+        assert 0.8 < (clipped == image).float().mean() < 1
+        moved = changed("motion_mm", image, number)
+        assert abs(moved.mean() - image.mean()) < 0.1 and (moved - image).abs().mean() > 1e-4
+    # a magnitude image is never below its floor, and noise lifts what is dark
+    half = torch.zeros(32, 32, 32)
+    half[16:] = 10
+    noisy = changed("noise", half)
+    assert noisy.min() >= 0 and noisy[:16].mean() > 0.1
+
+
+def test_low_resolution_is_along_one_axis_or_all():
+    white_noise = torch.from_numpy(np.random.default_rng(0).standard_normal((36, 52, 36)).astype(np.float32))
+    smooth_axes = set()
+    for number in range(30):
+        coarse = changed("low_resolution_mm", white_noise, number, 3.0)
+        steps = [float(coarse.diff(dim=axis).std() / coarse.std()) for axis in range(3)]  # 1.41 where nothing was done
+        smooth_axes.add(sum(step < 1.25 for step in steps))
+    assert {1, 3} <= smooth_axes

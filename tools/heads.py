@@ -11,9 +11,10 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import predict
-from hippo.data.anatomies import BETWEEN, FLUID, GREY, WHITE, draw_head, load_anatomies
+from hippo.data.anatomies import draw_head, load_anatomies
 from hippo.data.nifti import read_nifti
 from hippo.device import precision, set_up_device
 from hippo.errors import require
@@ -21,46 +22,66 @@ from hippo.files import ROOT, save_json
 from hippo.heads.locate import BOX_MM, ETIV_SCALE, SIDES, load_locator, locate
 from hippo.heads.scan import Scan, read_scan
 from hippo.heads.segment import joint_labels, segment
+from hippo.models.inference import TrainedModel
 from hippo.options import configure
 from hippo.scoring.metrics import dice
 from tools import rescan
+from tools.painted import PAINTED, paint
 
 import nibabel as nib
 import numpy as np
 import torch
-from scipy.ndimage import gaussian_filter
 
 _STABLE = ("sub-01", "sub-05", "sub-10", "sub-18")  # heads for the invariances
 _CONTRASTS = 5  # images drawn from each anatomy
-_TISSUES = ("white matter", "grey matter", "fluid", "outside")
-_PAINTED = {
-    "T1": (0.9, 0.6, 0.15, 0.5),
-    "T2": (0.35, 0.5, 1, 0.3),
-    "PD": (0.7, 0.85, 0.95, 0.5),
-    "FLAIR": (0.55, 0.7, 0.1, 0.4),
-}
-_PAINTED = {name: dict(zip(_TISSUES, values)) for name, values in _PAINTED.items()}
+
+
+class Tools(NamedTuple):
+    """What predict.py segments with, on the CPU, and the names of the weights."""
+
+    models: list
+    any_contrast: TrainedModel
+    locator: TrainedModel
+    device: torch.device
+    dtype: torch.dtype
+    names: list
+
+    def segment(self, scan, contrast="auto"):
+        """As segment.segment."""
+        other = {"any_contrast": self.any_contrast, "contrast": contrast}
+        return segment(self.models, self.locator, scan, self.device, self.dtype, **other)
+
+    def describe(self):
+        """What a file of results says of them."""
+        return {"models": self.names, "threads": torch.get_num_threads(), "precision": precision(self.dtype)}
+
+
+def load_tools():
+    """The Tools of predict.py's default constants."""
+    cfg = configure(vars(predict), [])
+    device, dtype = set_up_device("cpu")
+    models, any_contrast, _ = predict.load_models(cfg, device)
+    names = [cfg.checkpoint, cfg.partner, cfg.any_contrast]
+    return Tools(models, any_contrast, load_locator(cfg.locate), device, dtype, names)
+
+
+def find_heads(folder):
+    """The paths of the T1-weighted heads of a BIDS folder."""
+    paths = sorted(Path(folder).glob("sub-*/anat/*_T1w.nii.gz"))
+    require(paths, f"{folder}: no sub-*/anat/*_T1w.nii.gz in it; name the folder of whole heads with --heads=")
+    return paths
 
 
 def run(heads, anatomies, out, hippodeep=""):
     """Measures everything and writes a JSON file. hippodeep: folder of its code, to time it in the same run; empty: not."""
-    paths = sorted(Path(heads).glob("sub-*/anat/*_T1w.nii.gz"))
-    require(paths, f"{heads}: no sub-*/anat/*_T1w.nii.gz in it; name the folder of whole heads with --heads=")
-    cfg = configure(vars(predict), [])
-    device, dtype = set_up_device("cpu")
-    models, _ = predict.load_models(cfg, device)
-    tools = models, load_locator(cfg.locate), device, dtype
-    results = {
-        "models": [cfg.checkpoint, cfg.partner],
-        "threads": torch.get_num_threads(),
-        "precision": precision(dtype),
-    }
+    paths, tools = find_heads(heads), load_tools()
+    results = tools.describe()
     results["speed"] = speed(paths, hippodeep)
     results |= agreement(Path(heads), paths, tools)
     results["orientations"] = {name: orientations(path, tools) for name, path in stable(paths).items()}
     results["rescans"] = {name: rescans(path, tools) for name, path in stable(paths).items()}
     results["contrasts"] = contrasts(anatomies, tools)
-    results["anatomies"] = drawn(anatomies, tools[1], device, dtype)
+    results["anatomies"] = drawn(anatomies, tools)
     save_json(out, results)
     print(f"wrote {out}")
 
@@ -79,7 +100,7 @@ def agreement(heads, paths, tools):
     rows = {}
     for name, (path, mask) in pairs.items():
         scan = read_scan(path)
-        sides, located = segment(tools[0], tools[1], scan, *tools[2:])
+        sides, located = tools.segment(scan)
         row = {"etiv_mm3": located.etiv_mm3, "flags": located.flags}
         if name in theirs:
             row["hippodeep_etiv_mm3"] = float(theirs[name]["etiv_mm3"])
@@ -168,14 +189,14 @@ def labels_of(array, affine, tools, path):
     """(label map in RAS, sides, Located, Scan) of a volume, through a file."""
     nib.save(nib.Nifti1Image(array, affine), path)
     scan = read_scan(path)
-    sides, located = segment(tools[0], tools[1], scan, *tools[2:])
+    sides, located = tools.segment(scan)
     return joint_labels(sides, scan), sides, located, scan
 
 
 def orientations(path, tools):
     """In how many of the 48 orientations of a head the labels are the same, voxel by voxel, after turning back (with the
     first model alone: all see the same windows)."""
-    tools = tools[0][:1], *tools[1:]
+    tools = tools._replace(models=tools.models[:1])
     image, same = nib.load(path), 0
     ras = nib.orientations.axcodes2ornt("RAS")
     image = nib.as_closest_canonical(image)
@@ -228,14 +249,14 @@ def rescans(path, tools):
     return rows
 
 
-def drawn(folder, locator, device, dtype):
+def drawn(folder, tools):
     """In how many images drawn from the anatomies the boxes hold the whole hippocampus of the right side."""
     held = total = flagged = 0
     for index, labels in enumerate(load_anatomies(folder).values()):
         for contrast in range(_CONTRASTS):
             image, shares = draw_head(labels, np.random.default_rng([97, index, contrast]), whole=True)
             scan = Scan(image[0].numpy(), np.eye(3) * 4.0, np.zeros(3), None, [])
-            found = locate(locator, scan, device, dtype)
+            found = locate(tools.locator, scan, tools.device, tools.dtype)
             for number, side in enumerate(SIDES, 1):
                 total += 1
                 flagged += side in found.problems
@@ -249,19 +270,11 @@ def drawn(folder, locator, device, dtype):
 def contrasts(folder, tools):
     """{contrast: {"sides", "segmented", "segmented_without_a_flag"}} of images painted in four contrasts from every fifth
     anatomy, at 1 mm."""
-    tissues = {"white matter": WHITE, "grey matter": (*GREY, *BETWEEN), "fluid": FLUID}
     rng, results = np.random.default_rng(0), {}
-    for contrast, values in _PAINTED.items():
+    for contrast in PAINTED:
         row = results[contrast] = {"sides": 0, "segmented": 0, "segmented_without_a_flag": 0}
         for path in sorted(Path(folder).glob("*.nii.gz"))[::5]:
-            labels = read_nifti(path)[0].astype(int)
-            mean = np.full(1024, values["outside"])
-            for tissue, members in tissues.items():
-                mean[list(members)] = values[tissue]
-            mean[0] = 0.02
-            image = gaussian_filter(mean[labels], 0.5) + 0.03 * rng.standard_normal(labels.shape)
-            scan = Scan(image.astype(np.float32), np.eye(3), np.zeros(3), None, [])
-            sides, located = segment(tools[0], tools[1], scan, *tools[2:])
+            sides, located = tools.segment(paint(path, contrast, rng)[0])
             for side in sides:
                 row["sides"] += 1
                 row["segmented"] += not side.problem

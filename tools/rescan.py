@@ -1,26 +1,48 @@
-"""Simulated rescans of a head: turned, shifted, cut, of other voxels. Volumes (D, H, W) in RAS with their (4, 4) affine."""
+"""Simulated rescans of a head: turned, shifted, cut, of other voxels, noisier, shaded. Volumes (D, H, W) in RAS with their
+(4, 4) affine."""
 
+import nibabel as nib
 import numpy as np
 from scipy.ndimage import affine_transform, gaussian_filter
 
 
-def turned(array, affine, axis, degrees):
-    """The head turned about one of the axes through the middle of the field of view, on the same grid (cubic)."""
+def rotation(axis, degrees):
+    """The matrix (3, 3) of a turn about one of the axes."""
     i, j = ((1, 2), (0, 2), (0, 1))[axis]
     angle, turn = np.radians(degrees), np.eye(3)
     turn[i, i] = turn[j, j] = np.cos(angle)
     turn[i, j], turn[j, i] = -np.sin(angle), np.sin(angle)
-    return warped(array, affine, turn)
+    return turn
 
 
-def warped(array, affine, change):
-    """The head under a linear change (3, 3) of space about the middle of the field of view, on the same grid."""
-    matrix = affine[:3, :3]
-    steps = np.linalg.solve(matrix, np.linalg.solve(change, matrix))  # from the new voxels to the old ones
-    middle = (np.array(array.shape) - 1) / 2
+def turned(array, affine, axis, degrees, shift_mm=(0, 0, 0)):
+    """The head turned about one of the axes through the middle of the field of view and shifted, on the same grid (cubic)."""
+    return warped(array, affine, rotation(axis, degrees), shift_mm)
+
+
+def warped(array, affine, change, shift_mm=(0, 0, 0)):
+    """The head under a linear change (3, 3) of space about the middle of the field of view, shifted, on the same grid."""
     low = float(array.min())
-    result = affine_transform(array.astype(np.float32), steps, middle - steps @ middle, order=3, cval=low)
+    steps, start = to_voxels_before(array.shape, affine, array.shape, affine, change, shift_mm)
+    result = affine_transform(array.astype(np.float32), steps, start, order=3, cval=low)
     return np.maximum(result, low), affine
+
+
+def to_voxels_before(shape, affine, shape_before, affine_before, change, shift_mm):
+    """(matrix (3, 3), offset) from the voxels of a rescan to those of the scan before `warped`, for affine_transform."""
+    middle = nib.affines.apply_affine(affine_before, (np.array(shape_before) - 1) / 2)
+    world = np.eye(4)  # where a place of the head was before
+    world[:3, :3] = np.linalg.inv(change)
+    world[:3, 3] = middle - world[:3, :3] @ (middle + shift_mm)
+    matrix = np.linalg.inv(affine_before) @ world @ affine
+    return matrix[:3, :3], matrix[:3, 3]
+
+
+def labels_back(labels, affine, shape_before, affine_before, change, shift_mm):
+    """The labels of a rescan on the grid of the scan before `warped`: of the nearest voxel."""
+    steps, start = to_voxels_before(labels.shape, affine, shape_before, affine_before, change, shift_mm)
+    back = np.linalg.inv(steps)
+    return affine_transform(labels, back, -back @ start, shape_before, order=0)
 
 
 def padded(array, affine, axis, before_mm, after_mm, mode="constant"):
@@ -61,6 +83,25 @@ def respaced(array, affine, spacing_mm):
     moved[:3, :3] = affine[:3, :3] * factor
     moved[:3, 3] += affine[:3, :3] @ start
     return affine_transform(smooth, factor, start, output_shape=shape, order=1, mode="nearest"), moved
+
+
+def noisy(array, affine, share, rng):
+    """The head with Rician noise, its standard deviation a share of the brain's brightness."""
+    deviation = share * np.percentile(array[array > np.median(array)], 60)
+    real, imaginary = (rng.normal(0, deviation, array.shape) for _ in range(2))
+    return np.hypot(array + real, imaginary).astype(np.float32), affine
+
+
+def shaded(array, affine, strength):
+    """The head under a smooth bias field of about 1 +- strength at the corners' half-way."""
+    x, y, z = np.meshgrid(*(np.linspace(-1, 1, n, dtype=np.float32) for n in array.shape), indexing="ij", sparse=True)
+    return array * np.exp(strength * (x + 0.8 * y - z)), affine
+
+
+def brightened(array, affine, gamma):
+    """The head with another gamma."""
+    top = float(array.max())
+    return (np.maximum(array, 0) / top) ** np.float32(gamma) * top, affine
 
 
 def inverted(array, affine):

@@ -47,7 +47,13 @@ def rescans(results):
         flags = sorted({flag for head in heads.values() for flag in head[name]["flags"]})
         words = [f"{100 * f(np.abs(changes)):.1f}" for f in (np.median, np.max)] if len(changes) else ["-", "-"]
         rows.append([name, f"{len(changes)} of {len(sides)}", *words, ", ".join(flags)])
-    titles = ["rescan", "segmented", "median change, %", "largest change, %", "flags of finding and segmenting, in some"]
+    titles = [
+        "rescan",
+        "segmented",
+        "median change, %",
+        "largest change, %",
+        "flags of finding and segmenting, in some",
+    ]
     return markdown_table(titles, rows)
 
 

@@ -3,6 +3,8 @@
 import math
 from itertools import combinations
 
+from hippo.data.spatial import resample
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -35,27 +37,14 @@ def random_affine(rng, size, patch, rotation_degrees, scale, shift_voxels):
     return np.concatenate([theta[::-1, -2::-1], theta[::-1, -1:]], axis=1)
 
 
-def augment(
-    image,
-    label,
-    patch,
-    rng,
-    rotation_degrees=15.0,
-    scale=0.15,
-    shift_voxels=4.0,
-    flip_axes="",
-    intensity=0.25,
-    gamma=0.3,
-    noise=0.1,
-    blur_mm=0.7,
-):
+def augment(image, label, patch, rng, rotation_degrees=15.0, scale=0.15, shift_voxels=4.0, flip_axes="", **strengths):
     """An augmented patch of a volume (D, H, W) or slice (H, W): (1, *patch) float32 and (*patch) uint8 tensors.
 
     image: float32, normalised; label: integers 0 to 2; rng: numpy Generator. Geometry is one resampling, see
     random_affine: the image linearly, beyond its borders the nearest edge. A voxel is foreground where the linear
     weights of both labels add up to more than 0.5, and has the label of the larger weight.
     flip_axes: axes to mirror, each with p = 1/2, as in "xz"; x is the array's first axis, in 2D too.
-    For the rest, see change_intensities. 0 turns any of them off.
+    strengths: see change_intensities. 0 turns any of them off.
     """
     theta = random_affine(rng, image.shape, patch, rotation_degrees, scale, shift_voxels)
     for axis in flip_axes:
@@ -67,28 +56,120 @@ def augment(
     grid = F.affine_grid(theta, [1, 3, *patch], align_corners=True)
     image, anterior, posterior = F.grid_sample(channels, grid, padding_mode="border", align_corners=True)[0]
     label = torch.where(anterior + posterior > 0.5, torch.where(posterior > anterior, 2, 1), 0).to(torch.uint8)
-    return change_intensities(image, rng, intensity, gamma, noise, blur_mm)[None], label
+    return change_intensities(image, rng, **strengths)[None], label
 
 
-def change_intensities(image, rng, intensity, gamma, noise, blur_mm):
-    """A float32 tensor of the same shape with random contrast, brightness, gamma, blur and noise.
+def change_intensities(image, rng, **strengths):
+    """A float32 tensor (D, H, W) or (H, W) as another scanner, or a person who moved, would have given it.
 
-    intensity: largest change of contrast (a factor of 1 +- intensity) and of brightness (+- intensity), with p = 1/2. gamma: an exponent between
-    1 / (1 + gamma) and 1 + gamma (p = 1/3). blur_mm: largest sigma of a Gaussian, in voxels of 1 mm (p = 1/5).
-    noise: largest standard deviation (p = 1/3).
+    strengths: {name of a part: its strength}, see PARTS; a part that is missing or 0 is left out. Each is a function of
+    the image, rng and its strength, and changes a share of the images.
     """
-    if rng.random() < 0.5 and intensity:
-        image = image * (1 + rng.uniform(-intensity, intensity)) + rng.uniform(-intensity, intensity)
-    if rng.random() < 1 / 3 and gamma:
-        low, high = image.min(), image.max()
-        exponent = float((1 + gamma) ** rng.uniform(-1, 1))
-        image = ((image - low) / (high - low).clamp_min(1e-6)) ** exponent * (high - low) + low
-    if rng.random() < 1 / 5 and blur_mm:
-        sigma = rng.uniform(0.3, 1) * blur_mm
-        image = torch.from_numpy(gaussian_filter(image.numpy(), sigma, mode="nearest", truncate=3))
-    if rng.random() < 1 / 3 and noise:
-        image = image + torch.from_numpy(rng.standard_normal(tuple(image.shape), np.float32)) * rng.uniform(0, noise)
+    for name, (share, change) in PARTS.items():
+        strength = strengths.pop(name, 0)
+        if strength and rng.random() < share:
+            image = change(image, rng, strength)
+    if strengths:
+        raise TypeError(f"no such part of the augmentation: {', '.join(strengths)}")
     return image
+
+
+def _lookup_table(image, rng, share, knots=6):
+    """Any contrast: intensities through a random, piecewise linear table; mean and spread stay. With p = share."""
+    if rng.random() >= share:
+        return image
+    low, high = image.min(), image.max()
+    place = (image - low) / (high - low).clamp_min(1e-6) * (knots - 1)
+    table = torch.from_numpy(rng.uniform(0, 1, knots).astype(np.float32))
+    first = place.long().clamp(0, knots - 2)
+    changed = table[first] + (table[first + 1] - table[first]) * (place - first)
+    return (changed - changed.mean()) / changed.std().clamp_min(1e-3) * image.std() + image.mean()
+
+
+def _gamma(image, rng, strength):
+    """Intensities, from 0 to 1, to the power of a number between 1 / (1 + strength) and 1 + strength."""
+    low, high = image.min(), image.max()
+    exponent = float((1 + strength) ** rng.uniform(-1, 1))
+    return ((image - low) / (high - low).clamp_min(1e-6)) ** exponent * (high - low) + low
+
+
+def _bias_field(image, rng, strength):
+    """The receive coil's shading: brighter or darker by a smooth factor of up to exp(strength)."""
+    knots = torch.from_numpy(rng.uniform(-strength, strength, (3,) * image.ndim).astype(np.float32))
+    mode = "trilinear" if image.ndim == 3 else "bilinear"
+    field = F.interpolate(knots[None, None], image.shape, mode=mode, align_corners=True)[0, 0]
+    low = image.min()
+    return (image - low) * field.exp() + low
+
+
+def _blur(image, rng, largest_mm):
+    """A wider point spread: a Gaussian whose sigma is up to largest_mm, in voxels of 1 mm."""
+    return _smooth(image, rng.uniform(0.3, 1) * largest_mm)
+
+
+def _sharpen(image, rng, strength):
+    """A sharper point spread, as of a scanner's filter: up to `strength` times what a Gaussian of 1 mm takes away, added."""
+    return image + (image - _smooth(image, 1.0)) * rng.uniform(0, strength)
+
+
+def _motion(image, rng, largest_mm):
+    """A head that swings along one axis while the lines of k-space are read: blur if slow, ghosts if fast."""
+    axis, shape = int(rng.integers(image.ndim)), [1] * image.ndim
+    n, low = image.shape[axis], image.min()
+    shape[axis] = n
+    times = torch.fft.ifftshift(torch.arange(n)) / n
+    swings = torch.sin(2 * math.pi * (times * rng.uniform(0.5, n / 2) + rng.random())) * rng.uniform(0, largest_mm)
+    turned = torch.polar(torch.ones(n), -2 * math.pi * torch.fft.fftfreq(n) * swings).reshape(shape)
+    return torch.fft.ifft(torch.fft.fft(image - low, dim=axis) * turned, dim=axis).abs() + low
+
+
+def _noise(image, rng, largest):
+    """Rician noise, of a magnitude image: its standard deviation is up to `largest` times the image's."""
+    deviation, low = float(image.std()) * rng.uniform(0, largest), image.min()
+    real, imaginary = torch.from_numpy(rng.standard_normal((2, *image.shape), np.float32)) * deviation
+    return torch.hypot(image - low + real, imaginary) + low
+
+
+def _low_resolution(image, rng, coarsest_mm):
+    """Voxels of up to coarsest_mm along one axis or, one time in three, of up to two thirds of it along all, brought back
+    to 1 mm."""
+    sizes = np.array(image.shape)
+    if rng.random() < 1 / 3:
+        coarse = sizes / rng.uniform(1, max(1, coarsest_mm * 2 / 3))
+    else:
+        coarse = sizes / np.where(np.arange(image.ndim) == rng.integers(image.ndim), rng.uniform(1, coarsest_mm), 1)
+    coarse = np.maximum(coarse.round().astype(int), 2)
+    return torch.from_numpy(resample(resample(image.numpy(), coarse.tolist()), image.shape))
+
+
+def _clip(image, rng, share):
+    """Intensities cut at both ends, at up to `share` of the voxels each."""
+    low, high = np.quantile(image.numpy(), [rng.uniform(0, share), 1 - rng.uniform(0, share)])
+    return image.clamp(float(low), float(high))
+
+
+def _contrast(image, rng, strength):
+    """Contrast by a factor of 1 +- strength, and brightness by +- strength."""
+    return image * (1 + rng.uniform(-strength, strength)) + rng.uniform(-strength, strength)
+
+
+def _smooth(image, sigma):
+    return torch.from_numpy(gaussian_filter(image.numpy(), sigma, mode="nearest", truncate=3))
+
+
+# in the order in which they happen: tissue, coil, scanner and person, export. Name: (share of images, function)
+PARTS = {
+    "lookup_tables": (1, _lookup_table),
+    "gamma": (1 / 3, _gamma),
+    "bias_field": (1 / 3, _bias_field),
+    "blur_mm": (1 / 5, _blur),
+    "sharpening": (1 / 5, _sharpen),
+    "motion_mm": (1 / 5, _motion),
+    "noise": (1 / 3, _noise),
+    "low_resolution_mm": (1 / 4, _low_resolution),
+    "clipping": (1 / 4, _clip),
+    "intensity": (1 / 2, _contrast),
+}
 
 
 def augment_slice(image, label, kind, parameters):

@@ -97,9 +97,12 @@ def is_synthetic(info):
 
 def split_cases(cases, fold):
     """(training, validation) of sorted cases. fold -1: the first 80 % train; 0-4: nnU-Net's five folds, which are
-    scikit-learn's KFold(5, shuffle=True, random_state=12345). Raises UserError where a side would be empty."""
-    require(-1 <= fold <= 4, f"--fold={fold}: expected -1 (first 80 % train) or 0 to 4")
+    scikit-learn's KFold(5, shuffle=True, random_state=12345); -2: all train, none validate. Raises UserError where
+    another fold would leave a side empty."""
+    require(-2 <= fold <= 4, f"--fold={fold}: expected -1 (first 80 % train), 0 to 4, or -2 (all train)")
     n = len(cases)
+    if fold == -2:
+        return list(cases), []
     if fold == -1:
         validation = set(range(int(0.8 * n), n))
     else:

@@ -9,7 +9,7 @@ from scipy.ndimage import affine_transform, gaussian_filter, label
 
 
 def resample(array, shape, order=1):
-    """An array (D, H, W) resampled to another shape over the same extent, voxel edges aligned, edges replicated.
+    """An array (D, H, W) or (H, W) resampled to another shape over the same extent, voxel edges aligned, edges replicated.
 
     order 1: linear, to float32, smoothed first along the axes that shrink (see anti_alias), as scikit-image's
     resize(anti_aliasing=True). order 0: the nearest voxel's value, for labels, in the array's own type.
@@ -21,7 +21,8 @@ def resample(array, shape, order=1):
     if tuple(shape) == array.shape:
         return array
     x = torch.from_numpy(np.ascontiguousarray(array))[None, None]
-    return F.interpolate(x, tuple(shape), mode="trilinear", align_corners=False)[0, 0].numpy()
+    mode = "trilinear" if array.ndim == 3 else "bilinear"
+    return F.interpolate(x, tuple(shape), mode=mode, align_corners=False)[0, 0].numpy()
 
 
 def anti_alias(array, shape):

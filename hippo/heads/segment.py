@@ -20,6 +20,8 @@ _MOST_TURNED_DEGREES = 40  # a longer axis that lies further off is not trusted
 _MIN_QUALITY = 0.7  # below it there is no result
 _SURE, _SURE_TOGETHER = 0.93, 0.83  # a quality below is flagged: of one model, of the average of two
 _AGREE = 0.75  # Dice of two models with each other, below which is a flag
+_ALIKE = 0.7  # Dice with the model for any contrast, below which the contrast is in doubt
+_DOUBT = "contrast_doubtful"  # its flag
 _VOLUME_MM3 = (300, 12_000)  # of a hippocampus, generously
 _SURER = 0.015  # by so much has the better side of a crop to be surer than the other
 
@@ -46,36 +48,69 @@ class Hippocampus(NamedTuple):
         return [np.count_nonzero(self.labels == label) * voxel for label in (1, 2)]
 
 
-def segment(models, locator, scan, device, dtype, tta=True, side="auto", strict=True):
+def segment(
+    models, locator, scan, device, dtype, tta=True, side="auto", strict=True, any_contrast=None, contrast="auto"
+):
     """(list of Hippocampus, Located or None) of a Scan: both sides of a head, one of a crop.
 
     models: list of TrainedModel of one spacing; the first one finds the window, all are averaged. side: of a crop, left,
     right or auto (the side that the models are surer of). strict: what is too unsure is refused; if not, it is flagged,
     as for models of phantoms, which are sure of nothing.
+    any_contrast: TrainedModel for what is not T1-weighted, or None. contrast: t1 (the models), any (any_contrast), or auto:
+    any_contrast where the scan does not look T1-weighted, and for a side on which it does not agree with the models.
     """
     how = {"device": device, "dtype": dtype, "tta": tta, "strict": strict}
-    if not scan.is_crop:
-        located = locate(locator, scan, device, dtype)
-        sides = [
-            Hippocampus(name, located.problems[name])
-            if name in located.problems
-            else segment_side(models, scan, located.centres[name], name, **how)
-            for name in SIDES
+    located = None if scan.is_crop else locate(locator, scan, device, dtype)
+    places = _places_in_crop(locator, scan, side, device, dtype) if scan.is_crop else _places(located)
+
+    def both(models, check=None):
+        results = [
+            place if isinstance(place, Hippocampus) else segment_side(models, scan, place, name, check=check, **how)
+            for name, place in places.items()
         ]
-        return sides, located
+        return [_surer(results)] if scan.is_crop else results
+
+    def other():
+        return [result._replace(flags=("any_contrast", *result.flags)) for result in both([any_contrast])]
+
+    if any_contrast is None or contrast == "t1":
+        return both(models, any_contrast), located
+    if contrast == "any" or located and "contrast_not_t1" in located.flags:
+        return other(), located
+    results = both(models, any_contrast)
+    if any(result.window and (result.problem or _DOUBT in result.flags) for result in results):
+        pairs = zip(results, other())
+        results = [second if first.problem or _DOUBT in first.flags else first for first, second in pairs]
+    return results, located
+
+
+def _places(located):
+    """{side: middle in mm, or a Hippocampus that says why there is none} of a head."""
+    return {
+        name: Hippocampus(name, located.problems[name]) if name in located.problems else located.centres[name]
+        for name in SIDES
+    }
+
+
+def _places_in_crop(locator, scan, side, device, dtype):
+    """The same of the sides that a crop may show; None: all of the crop is the window."""
     names = SIDES if side == "auto" else (side,)
-    centres = {name: None for name in names}
-    if (scan.sides_mm > SMALL_CROP_MM).any():
-        found = locate(locator, scan, device, dtype)
-        if all(found.centres[name] is None for name in SIDES):
-            return [Hippocampus("" if side == "auto" else side, "no hippocampus found in this crop")], None
-        best = max((name for name in SIDES if found.centres[name] is not None), key=found.certainty.get)
-        centres = {name: found.centres[best] for name in names}
-    results = [segment_side(models, scan, centres[name], name, **how) for name in names]
+    if (scan.sides_mm <= SMALL_CROP_MM).all():
+        return dict.fromkeys(names)
+    found = locate(locator, scan, device, dtype)
+    if all(found.centres[name] is None for name in SIDES):
+        name = "" if side == "auto" else side
+        return {name: Hippocampus(name, "no hippocampus found in this crop")}
+    best = max((name for name in SIDES if found.centres[name] is not None), key=found.certainty.get)
+    return dict.fromkeys(names, found.centres[best])
+
+
+def _surer(results):
+    """The result of the side of a crop that the models are surer of, flagged where the other side is almost as likely."""
     best = max(results, key=lambda result: result.quality)
     if len(results) == 2 and best.quality - min(r.quality for r in results) < _SURER and not best.problem:
         best = best._replace(flags=(*best.flags, "side_uncertain"))
-    return [best], None
+    return best
 
 
 def joint_labels(sides, scan, whole=False):
@@ -101,11 +136,12 @@ def joint_probabilities(sides, scan):
     return result
 
 
-def segment_side(models, scan, centre_mm, side, device, dtype, tta=True, strict=True):
+def segment_side(models, scan, centre_mm, side, device, dtype, tta=True, strict=True, check=None):
     """The Hippocampus around a place in mm; centre_mm None: all of a small crop is the window.
 
     The training's crops show what looks like a left hippocampus, so the right one is mirrored. The window is centred
-    anew on what was found until it stays.
+    anew on what was found until it stays. check: a further TrainedModel; where it sees another hippocampus in the window,
+    the result is flagged.
     """
     mirrored, spacing = side == "right", models[0].preprocessing["spacing_mm"]
     matrix, flags = scan.matrix, []
@@ -139,6 +175,8 @@ def segment_side(models, scan, centre_mm, side, device, dtype, tta=True, strict=
         flags.append("touches_window")
     if len(members) > 1 and dice(*(_found(member) for member in members[:2])) < _AGREE:
         flags.append("models_disagree")
+    if check and dice(found, _found(_predict([check], scan, matrix, window, device, dtype, False))) < _ALIKE:
+        flags.append(_DOUBT)
     if quality < (_SURE if len(members) == 1 else _SURE_TOGETHER):
         flags.append("low_quality")
     on_grid, place = bring_back(probabilities, window, scan.array.shape, matrix)

@@ -59,6 +59,11 @@ def evaluate_run(trained, val, history, out_dir, device, dtype, synthetic, tta=F
         **(extra or {}),
     }
     on_first(save_json, out_dir / "metrics.json", metrics)
+    if not val:
+        print(
+            f"trained on all cases, none held out to score; {metrics['training_minutes']} minutes; {out_dir / 'last.pth'}"
+        )
+        return metrics
     on_first(draw_results, trained, val, final, out_dir / "plots", device, dtype, synthetic, tta)
     mean = metrics["mean"]
     print(

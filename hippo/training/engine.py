@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 HISTORY = ("train_loss", "val_loss", "train_dice", "val_dice", "train_nsd", "val_nsd", "learning_rate", "seconds")
 HISTORY += ("skipped_steps",)
+UNVALIDATED = {"val_loss": np.nan, "val_dice": [np.nan] * 2, "val_nsd": [np.nan] * 2}  # of a run on all cases
 MAX_BAD_STEPS = 30  # steps in a row without a finite gradient that end a run; an fp16 scaler needs 16 to settle
 
 
@@ -202,7 +203,7 @@ def end_epoch(state, learning_rate, validation, start):
     for name in HISTORY:
         history[name].append(entry[name])
     mean = float(np.mean(entry["val_dice"]))
-    if mean > state.best["val_dice"]:
+    if not mean <= state.best["val_dice"]:  # of a run without validation cases, always
         state.best = {"epoch": state.epoch, "val_dice": mean}
         state.save("best_model.pth")
     state.begin_epoch()

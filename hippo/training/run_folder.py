@@ -9,6 +9,7 @@ metrics.json    per case, of the final weights
 
 from pathlib import Path
 
+from hippo.data.augment import PARTS
 from hippo.device import describe_environment, precision
 from hippo.errors import require
 from hippo.files import HALF_WRITTEN, check_folder, fresh_folder, load_json, save_json
@@ -28,13 +29,17 @@ def check_training(cfg):
     for name in ("learning_rate", "inr_rate", "gradient_clip"):
         require(getattr(cfg, name, 1) > 0, f"--{name}={getattr(cfg, name, 1)}: expected more than 0")
     not_negative = ("max_cases", "num_workers", "seed", "weight_decay", "muon_rate", "focal_gamma", "dice_smooth")
-    for name in (*not_negative, "rotation_degrees", "shift_voxels", "intensity", "gamma", "noise", "blur_mm"):
+    for name in (*not_negative, "rotation_degrees", "shift_voxels", *PARTS):
         require(getattr(cfg, name, 0) >= 0, f"--{name}={getattr(cfg, name, 0)}: expected 0 or more")
     require(cfg.seed < 2**63, f"--seed={cfg.seed}: expected less than 2^63")
     for name in ("warmup", "ema", "scale"):
         require(
             0 <= getattr(cfg, name, 0) < 1, f"--{name}={getattr(cfg, name, 0)}: expected at least 0 and less than 1"
         )
+    for name, most in (("clipping", 0.5), ("lookup_tables", 1)):
+        require(getattr(cfg, name, 0) <= most, f"--{name}={getattr(cfg, name, 0)}: expected 0 to {most}")
+    coarsest = getattr(cfg, "low_resolution_mm", 0)
+    require(not 0 < coarsest < 1, f"--low_resolution_mm={coarsest}: expected 0 (off) or 1 or more")
     require(0 <= cfg.cooldown <= 1, f"--cooldown={cfg.cooldown}: expected 0 to 1")
 
 

@@ -1,0 +1,174 @@
+"""Measures how stable volumes are in simulated rescans of heads, and whether the volumes of small and of large hippocampi
+are right in images drawn from anatomies; called by python -m tools.benchmark --only=repeatability.
+"""
+
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from hippo.data.nifti import read_nifti
+from hippo.files import save_json
+from hippo.heads.scan import Scan
+from hippo.heads.segment import joint_labels
+from hippo.scoring.metrics import dice
+from tools import rescan
+from tools.heads import find_heads, load_tools
+from tools.painted import paint
+
+import nibabel as nib
+import numpy as np
+
+_SHIFT_MM = (3.3, -5.1, 4.4)
+_MOVES = {  # name: (axis, degrees, shift in mm)
+    "turned by 10 degrees about x": (0, 10, (0, 0, 0)),
+    "turned by 6 degrees about y and shifted": (1, 6, _SHIFT_MM),
+    "turned by 8 degrees about z": (2, 8, (0, 0, 0)),
+    "shifted by 7.5 mm": (0, 0, _SHIFT_MM),
+}
+_SPACINGS_MM = ((0.8, 0.8, 0.8), (1.2, 1.2, 1.2), (1.0, 1.0, 3.0))
+_NOISES = (0.03, 0.06, 0.09)
+_BIAS, _GAMMA = 0.25, 1.3
+_PARTS = {"whole": (1, 2), "anterior": (1,), "posterior": (2,)}  # of the left side; the right one's labels are 2 more
+
+
+def run(heads, anatomies, out, hippodeep=""):
+    """Measures everything and writes a JSON file. hippodeep: folder of its code, to measure it on the same rescans; empty:
+    not."""
+    paths, tools = find_heads(heads), load_tools()
+    results = tools.describe()
+    rows = {path.name.split("_")[0]: rescans(path, tools, hippodeep) for path in paths}
+    results["rescans"], results["summary"] = rows, {}
+    for who in ("ours", "hippodeep") if hippodeep else ("ours",):
+        kinds = next(iter(rows.values()))
+        results["summary"][who] = {
+            "all": summarise([row[kind][who] for row in rows.values() for kind in row]),
+            **{kind: summarise([row[kind][who] for row in rows.values()]) for kind in kinds},
+        }
+    results["anatomies"] = drawn(anatomies, tools)
+    save_json(out, results)
+    print(f"wrote {out}")
+
+
+def perturbed(array, affine, rng):
+    """Yields (name, array, affine, (change, shift_mm) of `rescan.warped`) of each simulated rescan."""
+    still = np.eye(3), (0, 0, 0)
+    for name, (axis, degrees, shift_mm) in _MOVES.items():
+        yield name, *rescan.turned(array, affine, axis, degrees, shift_mm), (rescan.rotation(axis, degrees), shift_mm)
+    for mm in _SPACINGS_MM:
+        yield f"voxels of {' x '.join(f'{s:g}' for s in mm)} mm", *rescan.respaced(array, affine, mm), still
+    for share in _NOISES:
+        yield f"noise of {share:.0%}", *rescan.noisy(array, affine, share, rng), still
+    yield f"bias field of {_BIAS:.0%}", *rescan.shaded(array, affine, _BIAS), still
+    yield f"gamma of {_GAMMA}", *rescan.brightened(array, affine, _GAMMA), still
+
+
+def rescans(path, tools, hippodeep):
+    """{rescan: {"ours" and, with its code, "hippodeep": {side: {part: {"change", a share, or None, "dice" after turning
+    back}}}}} of a head."""
+    image = nib.as_closest_canonical(nib.load(path))
+    array, affine = np.asarray(image.dataobj, np.float32), image.affine
+    scans = [("", array, affine, None), *perturbed(array, affine, np.random.default_rng(0))]
+    labels = {"ours": [segment_ours(changed, grid, tools) for _, changed, grid, _ in scans]}
+    if hippodeep:
+        labels["hippodeep"] = segment_hippodeep([(changed, grid) for _, changed, grid, _ in scans], hippodeep)
+    rows = {}
+    for number, (name, _, grid, moved) in enumerate(scans[1:], 1):
+        rows[name] = {}
+        for who, maps in labels.items():
+            back = rescan.labels_back(maps[number], grid, array.shape, affine, *moved)
+            rows[name][who] = compare(maps[0], affine, maps[number], grid, back, who == "ours")
+        print(
+            path.name,
+            name,
+            {who: round(row["left"]["whole"]["dice"], 3) for who, row in rows[name].items()},
+            flush=True,
+        )
+    return rows
+
+
+def segment_ours(array, affine, tools):
+    """The label map (D, H, W), 1 to 4, of a volume in RAS."""
+    middle = nib.affines.apply_affine(affine, (np.array(array.shape) - 1) / 2)
+    scan = Scan(array, affine[:3, :3], middle, None, [])
+    return joint_labels(tools.segment(scan)[0], scan)
+
+
+def segment_hippodeep(scans, code):
+    """The label maps of volumes (array, affine) by hippodeep's own code: 1 left, 3 right, the whole hippocampus each."""
+    with tempfile.TemporaryDirectory() as folder:
+        files = [f"{folder}/scan{number}.nii.gz" for number in range(len(scans))]
+        for file, (array, affine) in zip(files, scans):
+            image = nib.Nifti1Image(array.astype(np.float32), affine)
+            image.set_qform(affine, 1)
+            nib.save(image, file)
+        subprocess.run([sys.executable, str(Path(code) / "hippodeep.py"), *files], check=True, capture_output=True)
+        maps = []
+        for file, (array, _) in zip(files, scans):
+            result = np.zeros(array.shape, np.uint8)
+            for letter, label in (("L", 1), ("R", 3)):
+                result[read_nifti(file.replace(".nii.gz", f"_mask_{letter}.nii.gz"))[0] >= 128] = label
+            maps.append(result)
+    return maps
+
+
+def compare(labels, affine, labels_after, affine_after, back, with_parts):
+    """{side: {part: {"change", "dice"}}} of a rescan's label map, and of the same on the scan's grid."""
+    voxel, voxel_after = (abs(np.linalg.det(a[:3, :3])) for a in (affine, affine_after))
+    row = {}
+    for side, first in (("left", 0), ("right", 2)):
+        row[side] = {}
+        for part, members in _PARTS.items() if with_parts else [("whole", (1, 2))]:
+            members = [first + label for label in members]
+            before, after, same = (np.isin(a, members) for a in (labels, labels_after, back))
+            failed = not (before.any() and after.any())
+            change = None if failed else float(after.sum() * voxel_after / (before.sum() * voxel) - 1)
+            row[side][part] = {"change": change, "dice": dice(before, same)}
+    return row
+
+
+def summarise(rows):
+    """{part: median and 95th percentile of the change in %, mean Dice, and how many failed}; a failure counts as 100 %."""
+    result = {}
+    for part in rows[0]["left"]:
+        values = [row[side][part] for row in rows for side in ("left", "right")]
+        changes = np.array([100 if v["change"] is None else 100 * abs(v["change"]) for v in values])
+        result[part] = {
+            "median_percent": np.median(changes),
+            "percentile_95_percent": np.percentile(changes, 95),
+            "dice": np.mean([v["dice"] for v in values]),
+            "failed": sum(v["change"] is None for v in values),
+            "of": len(values),
+        }
+    return result
+
+
+def drawn(folder, tools):
+    """True and found volumes of the hippocampi in T1-like images drawn from the anatomies at 1 mm, with the line through
+    them, and found / true of the smallest and of the largest third."""
+    sides = []
+    for number, path in enumerate(sorted(Path(folder).glob("*.nii.gz"))):
+        scan, truth = paint(path, "T1", np.random.default_rng([5, number]))
+        labels = joint_labels(tools.segment(scan)[0], scan)
+        for side, true_label, members in (("left", 17, (1, 2)), ("right", 53, (3, 4))):
+            found, there = np.isin(labels, members), truth == true_label
+            volumes = {"true_mm3": int(there.sum()), "found_mm3": int(found.sum())}  # voxels of 1 mm
+            sides.append({"anatomy": path.name, "side": side, **volumes, "dice": dice(found, there)})
+    true, found = (np.array([s[name] for s in sides], float) for name in ("true_mm3", "found_mm3"))
+    slope, intercept = np.polyfit(true, found, 1)
+    order = np.argsort(true)
+    third = len(order) // 3
+    ratio = found / true
+    return {
+        "sides": sides,
+        "slope": slope,
+        "intercept_mm3": intercept,
+        "bias_mm3": np.mean(found - true),
+        "correlation": np.corrcoef(true, found)[0, 1],
+        "ratio": {
+            "mean": ratio.mean(),
+            "smallest third": ratio[order[:third]].mean(),
+            "largest third": ratio[order[-third:]].mean(),
+        },
+        "dice": np.mean([s["dice"] for s in sides]),
+    }
