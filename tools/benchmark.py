@@ -3,6 +3,7 @@ and the same steps of nnU-Net's and MONAI's networks.
 
     python -m tools.benchmark       about twelve minutes on two CPU cores; writes benchmark.json
     python -m tools.benchmark --only=heads --heads=FOLDER      whole heads against hippodeep, see tools/heads.py; heads.json
+    python -m tools.benchmark --only=repeatability (or contrasts)     see tools/repeatability.py and tools/contrasts.py
 
 Each measurement runs in a process of its own, on the CPU, on the validation volumes of Task04_Hippocampus, with the
 precision that the scripts choose; the peers in float32, the default memory layout and batches of 9 volumes, as their
@@ -34,7 +35,7 @@ from hippo.models.inference import predict_volume
 from hippo.options import configure, run_script
 from hippo.scoring.metrics import nsd_and_hd95
 from hippo.training.losses import dice_ce_loss
-from tools import heads
+from tools import contrasts, heads, repeatability
 
 import numpy as np
 import torch
@@ -48,6 +49,8 @@ HEADS = "heads"  # BIDS folder of whole heads with derivatives/hippodeep/, for -
 ANATOMIES = "anatomies"  # folder of label maps (python get_data.py --anatomies=anatomies), for --only=heads
 HIPPODEEP = ""  # folder of bthyreau/hippodeep_pytorch, to time it too, for --only=heads; empty: not
 OUT_HEADS = "heads.json"  # file that --only=heads writes
+OUT_REPEATABILITY = "repeatability.json"  # file that --only=repeatability writes
+OUT_CONTRASTS = "any_contrast.json"  # file that --only=contrasts writes
 ONLY = ""  # measure one thing in this process and print JSON: predict, train, models, slices, metrics, products, or a peer's name
 
 _REPEATS = 20
@@ -58,6 +61,12 @@ def main():
     cfg = configure(globals())
     if cfg.only == "heads":
         heads.run(cfg.heads, cfg.anatomies, cfg.out_heads, cfg.hippodeep)
+        return
+    if cfg.only == "repeatability":
+        repeatability.run(cfg.heads, cfg.anatomies, cfg.out_repeatability, cfg.hippodeep)
+        return
+    if cfg.only == "contrasts":
+        contrasts.run(cfg.data_root, cfg.heads, cfg.anatomies, cfg.out_contrasts)
         return
     if cfg.only:
         jobs = {"predict": predict, "train": train, "models": models, "slices": slices, "metrics": metrics}

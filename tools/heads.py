@@ -36,6 +36,12 @@ _STABLE = ("sub-01", "sub-05", "sub-10", "sub-18")  # heads for the invariances
 _CONTRASTS = 5  # images drawn from each anatomy
 
 
+def scan_of(array, affine):
+    """The Scan of a volume (D, H, W) in RAS."""
+    middle = nib.affines.apply_affine(affine, (np.array(array.shape) - 1) / 2)
+    return Scan(array, affine[:3, :3], middle, None, [])
+
+
 class Tools(NamedTuple):
     """What predict.py segments with, on the CPU, and the names of the weights."""
 

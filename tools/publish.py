@@ -59,7 +59,7 @@ def run(cfg):
         files = {part.folder / name: Path(cfg.results_dir) / part.target / name for name in part.names}
         files |= {part.folder / name: Path(cfg.pictures_dir) / picture for name, picture in part.pictures.items()}
         written += copy(files)
-    for name in (benchmark.OUT, benchmark.OUT_HEADS):
+    for name in (benchmark.OUT, benchmark.OUT_HEADS, benchmark.OUT_REPEATABILITY, benchmark.OUT_CONTRASTS):
         if Path(name).is_file():
             written += copy({Path(name): Path(cfg.results_dir) / Path(name).name})
     written += draw(Path(cfg.pictures_dir))

@@ -9,11 +9,10 @@ from pathlib import Path
 
 from hippo.data.nifti import read_nifti
 from hippo.files import save_json
-from hippo.heads.scan import Scan
 from hippo.heads.segment import joint_labels
 from hippo.scoring.metrics import dice
 from tools import rescan
-from tools.heads import find_heads, load_tools
+from tools.heads import find_heads, load_tools, scan_of
 from tools.painted import paint
 
 import nibabel as nib
@@ -89,8 +88,7 @@ def rescans(path, tools, hippodeep):
 
 def segment_ours(array, affine, tools):
     """The label map (D, H, W), 1 to 4, of a volume in RAS."""
-    middle = nib.affines.apply_affine(affine, (np.array(array.shape) - 1) / 2)
-    scan = Scan(array, affine[:3, :3], middle, None, [])
+    scan = scan_of(array, affine)
     return joint_labels(tools.segment(scan)[0], scan)
 
 

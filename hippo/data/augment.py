@@ -74,8 +74,8 @@ def change_intensities(image, rng, **strengths):
     return image
 
 
-def _lookup_table(image, rng, share, knots=6):
-    """Any contrast: intensities through a random, piecewise linear table; mean and spread stay. With p = share."""
+def lookup_table(image, rng, share, knots=6):
+    """A tensor of any contrast, with p = share: through a random, piecewise linear table; mean and spread stay."""
     if rng.random() >= share:
         return image
     low, high = image.min(), image.max()
@@ -159,7 +159,7 @@ def _smooth(image, sigma):
 
 # in the order in which they happen: tissue, coil, scanner and person, export. Name: (share of images, function)
 PARTS = {
-    "lookup_tables": (1, _lookup_table),
+    "lookup_tables": (1, lookup_table),
     "gamma": (1 / 3, _gamma),
     "bias_field": (1 / 3, _bias_field),
     "blur_mm": (1 / 5, _blur),
