@@ -39,6 +39,7 @@ MAX_CASES = 0  # 0: all cases; n: the slices of n cases, the first training and 
 ROTATION_DEGREES = 15.0  # largest rotation
 SCALE = 0.15  # largest change of size, as a share
 SHIFT_VOXELS = 8.0  # largest shift along each axis, in pixels
+ATROPHY_MM = 0.0  # most by which the hippocampus gets thinner, in pixels; half of it thicker
 INTENSITY = 0.15  # largest change of contrast (share) and brightness (of the range)
 GAMMA = 0.3  # largest change of the gamma exponent, as a share
 NOISE = 0.0  # largest standard deviation of added noise, in those of the slice
@@ -166,7 +167,7 @@ def build_model(cfg):
 
 def augmented(cfg, train, size):
     """The training set: each slice augmented anew in each pass."""
-    names = ("rotation_degrees", "scale", "shift_voxels", *PARTS)
+    names = ("rotation_degrees", "scale", "shift_voxels", "atrophy_mm", *PARTS)
     augmentation = {name: getattr(cfg, name) for name in names}
     return AugmentedDataset(train.images, train.masks, [size] * 2, cfg.seed, augmentation)
 

@@ -40,6 +40,7 @@ ROTATION_DEGREES = 15.0  # largest rotation about each axis
 SCALE = 0.15  # largest change of size, as a share
 SHIFT_VOXELS = 4.0  # largest shift along each axis
 FLIP_AXES = ""  # axes of "xyz" to mirror at random; all crops show the same side, so none by default
+ATROPHY_MM = 0.0  # most by which the hippocampus gets thinner; half of it thicker
 INTENSITY = 0.25  # largest change of contrast (share) and brightness (standard deviations)
 GAMMA = 0.3  # largest change of the gamma exponent, as a share
 NOISE = 0.1  # largest standard deviation of added noise, in those of the image
@@ -140,7 +141,7 @@ def build_model(cfg):
 
 def augmented(cfg, train):
     """The training set: a patch of each volume, augmented anew in each pass."""
-    names = ("rotation_degrees", "scale", "shift_voxels", "flip_axes", *PARTS)
+    names = ("rotation_degrees", "scale", "shift_voxels", "flip_axes", "atrophy_mm", *PARTS)
     augmentation = {name: getattr(cfg, name) for name in names}
     return AugmentedDataset([v.image for v in train], [v.label for v in train], cfg.patch, cfg.seed, augmentation)
 

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from scipy.ndimage import affine_transform, gaussian_filter
 
+_OUTLINE_MM = 2.0  # sigma of the smooth outline that `atrophy` moves
+
 
 def random_affine(rng, size, patch, rotation_degrees, scale, shift_voxels):
     """A random (n, n + 1) matrix for F.affine_grid (align_corners=True) that cuts a patch around an image's centre.
@@ -37,23 +39,49 @@ def random_affine(rng, size, patch, rotation_degrees, scale, shift_voxels):
     return np.concatenate([theta[::-1, -2::-1], theta[::-1, -1:]], axis=1)
 
 
-def augment(image, label, patch, rng, rotation_degrees=15.0, scale=0.15, shift_voxels=4.0, flip_axes="", **strengths):
+def atrophy(label, grid, rng, most_mm):
+    """A grid for F.grid_sample, (1, *patch, n), that shows the hippocampus thinner, or a little thicker, in its place.
+
+    label: (*size) integers, of voxels of 1 mm. The outline moves inwards by up to most_mm, or outwards by up to half of it,
+    and what is around it gives way smoothly.
+    """
+    smooth = gaussian_filter((label > 0).astype(np.float32), _OUTLINE_MM, mode="nearest", truncate=3)
+    inwards = np.stack(np.gradient(smooth)) * (_OUTLINE_MM * math.sqrt(2 * math.pi))  # of length 1 at a flat outline
+    half = (np.maximum(np.array(label.shape) - 1, 1) / 2).reshape(-1, *[1] * label.ndim)
+    field = torch.from_numpy((-rng.uniform(-most_mm / 2, most_mm) * inwards / half)[::-1].astype(np.float32))
+    return grid + F.grid_sample(field[None], grid, padding_mode="border", align_corners=True).movedim(1, -1)
+
+
+def augment(
+    image,
+    label,
+    patch,
+    rng,
+    rotation_degrees=15.0,
+    scale=0.15,
+    shift_voxels=4.0,
+    flip_axes="",
+    atrophy_mm=0.0,
+    **strengths,
+):
     """An augmented patch of a volume (D, H, W) or slice (H, W): (1, *patch) float32 and (*patch) uint8 tensors.
 
     image: float32, normalised; label: integers 0 to 2; rng: numpy Generator. Geometry is one resampling, see
     random_affine: the image linearly, beyond its borders the nearest edge. A voxel is foreground where the linear
     weights of both labels add up to more than 0.5, and has the label of the larger weight.
-    flip_axes: axes to mirror, each with p = 1/2, as in "xz"; x is the array's first axis, in 2D too.
+    flip_axes: axes to mirror, each with p = 1/2, as in "xz"; x is the array's first axis, in 2D too. atrophy_mm: see
+    atrophy; of half of the patches.
     strengths: see change_intensities. 0 turns any of them off.
     """
     theta = random_affine(rng, image.shape, patch, rotation_degrees, scale, shift_voxels)
     for axis in flip_axes:
         if rng.random() < 0.5:
             theta[:, image.ndim - 1 - "xyz".index(axis)] *= -1
+    grid = F.affine_grid(torch.from_numpy(np.ascontiguousarray(theta[None], np.float32)), [1, 3, *patch], align_corners=True)
+    if atrophy_mm and rng.random() < 0.5:
+        grid = atrophy(label, grid, rng, atrophy_mm)
     label = torch.from_numpy(label)
     channels = torch.stack([torch.from_numpy(image), (label == 1).float(), (label == 2).float()])[None]
-    theta = torch.from_numpy(np.ascontiguousarray(theta, np.float32))[None]
-    grid = F.affine_grid(theta, [1, 3, *patch], align_corners=True)
     image, anterior, posterior = F.grid_sample(channels, grid, padding_mode="border", align_corners=True)[0]
     label = torch.where(anterior + posterior > 0.5, torch.where(posterior > anterior, 2, 1), 0).to(torch.uint8)
     return change_intensities(image, rng, **strengths)[None], label

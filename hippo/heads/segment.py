@@ -22,6 +22,9 @@ _SURE, _SURE_TOGETHER = 0.93, 0.83  # a quality below is flagged: of one model, 
 _AGREE = 0.75  # Dice of two models with each other, below which is a flag
 _ALIKE = 0.7  # Dice with the model for any contrast, below which the contrast is in doubt
 _DOUBT = "contrast_doubtful"  # its flag
+_TURNED_DEGREES = 7  # of the further views, about the corners of a tetrahedron
+_VIEWS = np.array([(1, 1, 1), (1, -1, -1), (-1, 1, -1), (-1, -1, 1)]) / 3**0.5
+_VIEWS = Rotation.from_rotvec(np.radians(_TURNED_DEGREES) * _VIEWS).as_matrix()
 _VOLUME_MM3 = (300, 12_000)  # of a hippocampus, generously
 _SURER = 0.015  # by so much has the better side of a crop to be surer than the other
 
@@ -179,8 +182,13 @@ def segment_side(models, scan, centre_mm, side, device, dtype, tta=True, strict=
         flags.append(_DOUBT)
     if quality < (_SURE if len(members) == 1 else _SURE_TOGETHER):
         flags.append("low_quality")
-    on_grid, place = bring_back(probabilities, window, scan.array.shape, matrix)
-    labels = on_grid.argmax(0).astype(np.uint8)
+    parts = [(probabilities, window)] * len(models)
+    if tta and centre_mm is not None:
+        for turn in _VIEWS:
+            view = window._replace(turn=window.turn @ turn)
+            parts.append((_predict(models[:1], scan, matrix, view, device, dtype, False), view))
+    on_grid, place = _on_grid(parts, scan.array.shape, matrix)
+    labels = np.where(on_grid[0] < 0.5, 1 + (on_grid[2] > on_grid[1]), 0).astype(np.uint8)
     labels *= largest_component(labels > 0)
     if _touches_edge(labels > 0, place, scan.array.shape):
         flags.append("touches_field_of_view")
@@ -209,6 +217,21 @@ def _predict(models, scan, matrix, window, device, dtype, tta):
     """Probabilities (3, *window.size) of the classes in a window of a Scan."""
     image = normalise(cut(scan.array, matrix, window))
     return predict_volume(models, image, device, dtype, tta).cpu().numpy()
+
+
+def _on_grid(parts, shape, matrix):
+    """The mean of probabilities seen through several windows, [(array (C, *window.size), Window), ...], on the grid of a
+    scan of this shape: ((C, d, h, w) float32, slices of the scan that they cover)."""
+    brought = [bring_back(probabilities, window, shape, matrix) for probabilities, window in parts]
+    starts = np.min([[s.start for s in place] for _, place in brought], axis=0)
+    stops = np.max([[s.stop for s in place] for _, place in brought], axis=0)
+    total = np.zeros((len(parts[0][0]), *(stops - starts)), np.float32)
+    total[0] = 1  # background, where a window does not reach
+    for probabilities, place in brought:
+        inside = tuple(slice(s.start - start, s.stop - start) for s, start in zip(place, starts))
+        total[(slice(None), *inside)] += probabilities / len(parts)
+        total[(0, *inside)] -= 1 / len(parts)
+    return total, tuple(map(slice, starts, stops))
 
 
 def _found(probabilities):

@@ -29,7 +29,7 @@ def check_training(cfg):
     for name in ("learning_rate", "inr_rate", "gradient_clip"):
         require(getattr(cfg, name, 1) > 0, f"--{name}={getattr(cfg, name, 1)}: expected more than 0")
     not_negative = ("max_cases", "num_workers", "seed", "weight_decay", "muon_rate", "focal_gamma", "dice_smooth")
-    for name in (*not_negative, "rotation_degrees", "shift_voxels", *PARTS):
+    for name in (*not_negative, "rotation_degrees", "shift_voxels", "atrophy_mm", *PARTS):
         require(getattr(cfg, name, 0) >= 0, f"--{name}={getattr(cfg, name, 0)}: expected 0 or more")
     require(cfg.seed < 2**63, f"--seed={cfg.seed}: expected less than 2^63")
     for name in ("warmup", "ema", "scale"):

@@ -1,0 +1,82 @@
+"""The blocks of the pages on repeatability and other contrasts, from results/repeatability.json and any_contrast.json."""
+
+from hippo.scoring.tables import markdown_table
+
+import numpy as np
+
+
+def sections(published):
+    """{name: function that returns Markdown}."""
+    return {
+        "repeatability": lambda: repeatability(published("repeatability.json")),
+        "sizes": lambda: sizes(published("repeatability.json")["anatomies"]),
+        "any_contrast_cases": lambda: cases(published("any_contrast.json")["cases"]),
+        "any_contrast_heads": lambda: heads(published("any_contrast.json")),
+    }
+
+
+def repeatability(results):
+    """How volumes change in each kind of rescan, beside hippodeep where it was measured."""
+    ours, theirs = results["summary"]["ours"], results["summary"].get("hippodeep")
+    rows = []
+    for kind, parts in ours.items():
+        row = [
+            kind,
+            *(_change(parts[part]) for part in ("whole", "anterior", "posterior")),
+            f"{parts['whole']['dice']:.3f}",
+        ]
+        rows.append([*row, _change(theirs[kind]["whole"]), f"{theirs[kind]['whole']['dice']:.3f}"] if theirs else row)
+    titles = ["rescan", "whole", "anterior", "posterior", "Dice, turned back"]
+    return markdown_table(titles + ["hippodeep, whole", "its Dice"] * bool(theirs), rows)
+
+
+def _change(part):
+    failed = f", {part['failed']} of {part['of']} failed" * bool(part["failed"])
+    return f"{part['median_percent']:.2f} ({part['percentile_95_percent']:.1f}){failed}"
+
+
+def sizes(result):
+    """The line through true and found volumes."""
+    true = [side["true_mm3"] for side in result["sides"]]
+    ratio = result["ratio"]
+    return (
+        f"{len(true)} hippocampi of {min(true):,} to {max(true):,} mm³: found volume = **{result['slope']:.2f}** x true volume "
+        f"{result['intercept_mm3']:+.0f} mm³, correlation {result['correlation']:.3f}, mean difference "
+        f"{result['bias_mm3']:+.0f} mm³, whole Dice {result['dice']:.3f}. Found / true: {ratio['mean']:.3f} on average, "
+        f"**{ratio['smallest third']:.3f}** in the smallest third, **{ratio['largest third']:.3f}** in the largest."
+    )
+
+
+def cases(kinds):
+    """Dice of the model for any contrast on the held-out crops."""
+    rows = []
+    for kind, row in kinds.items():
+        anterior, posterior = row["dice"]
+        spread = np.std([np.mean(dices) for dices in row["cases"].values()])
+        rows.append(
+            [kind, f"**{(anterior + posterior) / 2:.4f}** ± {spread:.4f}", f"{anterior:.4f}", f"{posterior:.4f}"]
+        )
+    return markdown_table(["52 held-out crops, intensities", "mean Dice", "anterior", "posterior"], rows)
+
+
+def heads(results):
+    """What becomes of heads of other contrasts, with the choice and with the models of T1 alone."""
+    parts = {f"painted {name}": row for name, row in results["painted"].items()}
+    parts["20 heads, inverted"] = results["inverted_heads"]
+    rows = []
+    for name, part in parts.items():
+        for choice in ("auto", "t1"):
+            row = part[choice]
+            score = f"{row['dice']['mean']:.3f}, worst {row['dice']['worst']:.3f}" if row["dice"] else "-"
+            found = f"{row['found']} of {row['sides']}"
+            failed = f"{row['failed']} ({row['failed_without_a_flag']} without a flag)"
+            rows.append([name, choice, found, str(row["any_contrast"]), score, failed])
+    titles = [
+        "heads",
+        "`--contrast`",
+        "segmented",
+        "by the model for any contrast",
+        "whole Dice",
+        "of them wrong (Dice < 0.5)",
+    ]
+    return markdown_table(titles, rows)
