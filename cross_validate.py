@@ -34,6 +34,7 @@ import numpy as np
 
 # data
 DATA_ROOT = "Task04_Hippocampus"  # Decathlon folder: dataset.json, imagesTr, labelsTr
+RECIPE = "crops"  # of both models: crops, or heads (for other scanners and people); see train_3d.py and train2d.py
 FOLDS = [0, 1, 2, 3, 4]  # nnU-Net's folds to run
 RUNS = "cross_validation_runs"  # folder of the runs, one folder for each fold
 OUT_DIR = "results_cross_validation"  # folder for the results of all folds together
@@ -50,9 +51,16 @@ DEVICE = "auto"  # auto (CUDA where there is one, CPU otherwise), cpu, cuda, cud
 AMP = True  # mixed precision: fp16 on CUDA, bf16 on a CPU that has it
 NUM_WORKERS = 0  # processes that augment; 0: the main one
 
-# the short 2D recipe: small slices, stored as they are and augmented anew in each epoch, and Muon
+RECIPES = {  # what a recipe changes
+    "crops": {},
+    "heads": {
+        "epochs": train_3d.RECIPES["heads"]["epochs"],
+        "runs": f"{RUNS}_heads",
+        "out_dir": f"{OUT_DIR}_heads",
+    },
+}
+# small slices, stored as they are and augmented anew in each epoch
 PLAIN_SLICES = {"share_none": 1.0, "share_rotation": 0.0, "share_affine": 0.0, "share_flip": 0.0}
-SHORT_RECIPE_2D = {"muon_rate": 0.04, "cooldown": 0.0, "ema": 0.998, "shift_voxels": 4.0, "dice_smooth": 8.0}
 _OTHER = ("DATA_ROOT", "OUT_DIR", "MAX_CASES", "NUM_WORKERS")  # constants of data_aug.py that make no other slices
 
 
@@ -128,9 +136,11 @@ def jobs(cfg, fold):
     )
     for seed in cfg.seeds:
         options = {**same, "seed": seed, "fold": fold, "epochs": cfg.epochs, "base_channels": cfg.base_channels}
+        options["recipe"] = cfg.recipe
         result.append((train_3d, {**options, "out_dir": f"{folder}/3d-{seed}"}))
         if cfg.epochs_2d:
-            options = {**same, "seed": seed, "data_dir": slices, "epochs": cfg.epochs_2d, **SHORT_RECIPE_2D}
+            options = {**same, "seed": seed, "data_dir": slices, "epochs": cfg.epochs_2d}
+            options["recipe"] = "short" if cfg.recipe == "crops" else cfg.recipe
             result.append((train2d, {**options, "out_dir": f"{folder}/2d-{seed}"}))
     return result
 

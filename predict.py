@@ -36,8 +36,8 @@ from hippo.pictures.check import picture_of_scan
 import numpy as np
 from tqdm import tqdm
 
-CHECKPOINT = "pretrained/hippocampus_3d.pth"  # trained weights; last.pth and best_model.pth of any run fit as well
-PARTNER = "pretrained/hippocampus_2d.pth"  # a second one, averaged with the first; empty: none
+CHECKPOINT = "pretrained/heads_3d.pth"  # trained weights; last.pth and best_model.pth of any run fit as well
+PARTNER = "pretrained/heads_2d.pth"  # a second one, averaged with the first; empty: none
 ANY_CONTRAST = "pretrained/any_contrast.pth"  # weights for what is not T1-weighted; empty: none
 CONTRAST = "auto"  # t1, any (ANY_CONTRAST's weights), or auto: any where the scan is not T1-like, or the two disagree
 LOCATE = "pretrained/locate.pth"  # weights of the network that finds hippocampi in a head (train_locate.py)

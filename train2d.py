@@ -12,7 +12,7 @@ best_model.pth, last.pth, history.json, config.json, metrics.json and plots/*.pn
 from functools import partial
 from pathlib import Path
 
-from hippo.data.augment import PARTS
+from hippo.data.augment import PARTS, ROBUST
 from hippo.data.cases import load_volumes
 from hippo.data.loading import AugmentedDataset, make_loader
 from hippo.data.slices import first_cases, load_slices, select, slice_grids
@@ -35,6 +35,7 @@ DATA_DIR = "dataset_2d"  # slices, as data_aug.py writes them
 DATA_ROOT = "Task04_Hippocampus"  # Decathlon folder that they were cut from, for the evaluation of volumes
 OUT_DIR = "checkpoints-2d"  # folder for results; one that holds results is kept as <name>.previous-N
 MAX_CASES = 0  # 0: all cases; n: the slices of n cases, the first training and the first validation ones, 80 to 20
+RECIPE = "long"  # long (these constants), short (slices of 64 pixels) or heads (short, for other scanners); see RECIPES
 # augmentation, of each slice anew in each epoch
 ROTATION_DEGREES = 15.0  # largest rotation
 SCALE = 0.15  # largest change of size, as a share
@@ -78,6 +79,12 @@ AMP = True  # mixed precision: fp16 on CUDA, bf16 on a CPU that has it
 NUM_WORKERS = 0  # processes that load; 0: the main one (all slices are in memory)
 RESUME = False  # go on with the unfinished run in OUT_DIR
 
+_SHORT = {"epochs": 3, "muon_rate": 0.04, "cooldown": 0.0, "ema": 0.998, "shift_voxels": 4.0, "dice_smooth": 8.0}
+RECIPES = {  # what a recipe changes
+    "long": {},
+    "short": _SHORT,
+    "heads": {**_SHORT, **ROBUST, "atrophy_mm": 2.0, "intensity": 0.25},
+}
 _CUSTOM = "UNetnnUNetWithINR"
 _IGNORED_BY_PRESETS = {"base_channels": 32, "unet_depth": 4, "deep_supervision": False}
 

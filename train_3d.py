@@ -11,7 +11,7 @@ weights) and plots/*.png. The constants below are the options: --epochs=5 sets E
 from functools import partial
 from pathlib import Path
 
-from hippo.data.augment import PARTS
+from hippo.data.augment import PARTS, ROBUST
 from hippo.data.cases import describe_data, list_cases, load_case, split_cases
 from hippo.data.loading import AugmentedDataset, make_loader
 from hippo.device import seed_everything, set_up_device
@@ -35,6 +35,7 @@ OUT_DIR = "results_hippocampus-3D"  # folder for results; one that holds results
 MAX_CASES = 0  # 0: all cases; n: the first n sorted cases, before the split
 FOLD = -1  # -1: the first 80 % of the sorted cases train, the rest validate; 0-4: nnU-Net's folds; -2: all train
 PATCH = [36, 52, 36]  # voxels of a training patch; best a multiple of 2^UNET_DEPTH each
+RECIPE = "crops"  # crops (these constants), heads (for other scanners and people) or any_contrast; see RECIPES
 # augmentation
 ROTATION_DEGREES = 15.0  # largest rotation about each axis
 SCALE = 0.15  # largest change of size, as a share
@@ -79,6 +80,12 @@ AMP = True  # mixed precision: fp16 on CUDA, bf16 on a CPU that has it
 NUM_WORKERS = 0  # processes that augment; 0: the main one (on a CPU it has the cores anyway)
 RESUME = False  # go on with the unfinished run in OUT_DIR
 
+_LONGER = {**ROBUST, "ema": 0.999}
+RECIPES = {  # what a recipe changes
+    "crops": {},
+    "heads": {**_LONGER, "epochs": 24},
+    "any_contrast": {**_LONGER, "epochs": 32, "lookup_tables": 0.5},
+}
 _CUSTOM, _IGNORED_BY_PRESETS = "UNet3DWithINR", {"base_channels": 16, "unet_depth": 2}
 
 

@@ -17,6 +17,7 @@ import os
 import sys
 from pathlib import Path
 
+import predict
 from hippo.data.cases import LABELS, is_synthetic, list_cases, load_case
 from hippo.data.nifti import read_nifti
 from hippo.device import set_up_device
@@ -39,8 +40,10 @@ from vtkmodules.vtkCommonCore import vtkLogger
 
 DATA_ROOT = "Task04_Hippocampus"  # Decathlon folder: dataset.json, imagesTr, labelsTr
 CASE = "hippocampus_338"  # case to draw; the default is a validation case
-CHECKPOINT = "pretrained/hippocampus_3d.pth"  # weights for the prediction; empty: none (of a case)
-PARTNER = "pretrained/hippocampus_2d.pth"  # of a head: a second one, averaged with the first; empty: none
+CHECKPOINT = "auto"  # weights: auto (of a head predict.py's, of a case HELD_OUT), or a file; empty: none (of a case)
+HELD_OUT = "pretrained/hippocampus_3d.pth"  # weights that have not seen the validation cases
+PARTNER = predict.PARTNER  # of a head: a second one, averaged with the first; empty: none
+ANY_CONTRAST = predict.ANY_CONTRAST  # of a head: weights for what is not T1-weighted; empty: none
 LOCATE = "pretrained/locate.pth"  # of a head: weights of the network that finds hippocampi
 SEGMENTATION = ""  # of a head: a label map of predict.py (1 to 4) to draw; empty: the head is segmented
 MESH = ""  # of a head: file for the surfaces, .stl, or .vtk with a number for each (0 brain, 1 to 4 as predict.py's labels)
@@ -79,7 +82,7 @@ def case_scenes(cfg):
     data = source(is_synthetic(info))
     scenes = {Path(cfg.out): ((1, 1), lambda plotter: draw_anatomy(plotter, volume, cfg.by_label, data))}
     if cfg.checkpoint:
-        trained, checkpoint = load_model(cfg.checkpoint)
+        trained, checkpoint = load_model(cfg.held_out if cfg.checkpoint == "auto" else cfg.checkpoint)
         device, dtype = set_up_device(cfg.device, cfg.amp)
         probabilities = predict_volume(trained.to(device), volume.image, device, dtype, cfg.tta)
         prediction = probabilities.argmax(0).byte().cpu().numpy()
@@ -106,8 +109,10 @@ def head_scenes(cfg, path):
         located = locate(locator, scan, device, dtype)
     else:
         require(cfg.checkpoint, "--checkpoint=: expected a checkpoint, or a --segmentation")
-        models = [load_model(name)[0].to(device) for name in (cfg.checkpoint, cfg.partner) if name]
-        sides, located = segment(models, locator, scan, device, dtype, cfg.tta)
+        first = predict.CHECKPOINT if cfg.checkpoint == "auto" else cfg.checkpoint
+        models = [load_model(name)[0].to(device) for name in (first, cfg.partner) if name]
+        any_contrast = load_model(cfg.any_contrast)[0].to(device) if cfg.any_contrast else None
+        sides, located = segment(models, locator, scan, device, dtype, cfg.tta, any_contrast=any_contrast)
         for side in sides:
             require(not side.problem, f"{path}: {side.problem}")
         labels = joint_labels(sides, scan)

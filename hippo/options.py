@@ -4,7 +4,9 @@ A script's settings are the UPPER_CASE literals at its top, each with its meanin
 
     EPOCHS = 20  # passes over the training cases
 
-`configure(globals())` turns them into `cfg.epochs` and so on. On the command line `--epochs=5` overrides EPOCHS.
+`configure(globals())` turns them into `cfg.epochs` and so on. On the command line `--epochs=5` overrides EPOCHS. A script
+with a constant RECIPE has a dict RECIPES, {name: {constant in lower case: value}}: other values for the constants that the
+command line does not name.
 """
 
 import argparse
@@ -141,7 +143,14 @@ def configure(module, argv=None, inputs=None, **overrides):
         )
     overrides = {_current(name, known): value for name, value in overrides.items()}
     parse = parser.parse_known_intermixed_args if inputs else parser.parse_known_args  # inputs may follow options
-    parsed, unknown = parse(_spell_out(sys.argv[1:] if argv is None else argv, known))
+    argv = _spell_out(sys.argv[1:] if argv is None else argv, known)
+    parsed, unknown = parse(argv)
+    if "RECIPE" in known:
+        name, recipes = overrides.get("recipe", parsed.recipe), module["RECIPES"]
+        if name not in recipes:
+            raise UserError(f"--recipe={name}: expected one of {', '.join(recipes)}")
+        parser.set_defaults(**recipes[name])
+        parsed, unknown = parse(argv)
     unknown += [f"--{name}" for name in overrides if name.upper() not in known]
     if unknown:
         name = unknown[0].split("=")[0]

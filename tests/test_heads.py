@@ -89,7 +89,7 @@ def test_a_head_from_file_to_files(script, head, tmp_path):
         values = [float(row[f"{part}_mm3"]) for part in ("anterior", "posterior", "total")]
         assert values == [*counts, sum(counts)]
         assert row["etiv_mm3"] == "1480000" and 0.7 < float(row["quality"]) <= 1 and float(row["seconds"]) > 0
-        assert row["model"] == "hippocampus_3d.pth+hippocampus_2d.pth" and "failed" not in row["flags"]
+        assert row["model"] == "heads_3d.pth+heads_2d.pth" and "failed" not in row["flags"]
     soft = nib.load(out / "head_probabilities.nii.gz")
     assert soft.shape == (*labels.shape, 4) and soft.get_data_dtype() == np.uint8
     values = soft.get_fdata()

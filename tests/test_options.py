@@ -120,3 +120,15 @@ def test_every_option_of_every_script_says_what_it_means():
         if hasattr(module, "main"):
             for name, (_, comment) in constants(vars(module)).items():
                 assert comment, (path.name, name)
+
+
+def test_a_recipe_changes_what_the_command_line_does_not_name():
+    plain, heads = configure("--recipe=crops"), configure("--recipe=heads")
+    changed = {name: value for name, value in vars(heads).items() if value != getattr(plain, name)}
+    assert changed == {"recipe": "heads", **train_3d.RECIPES["heads"]}
+    assert plain.epochs == train_3d.EPOCHS and vars(configure()) == vars(plain)
+    some = configure("--recipe=heads", f"--noise={plain.noise}", epochs=2)
+    assert some.noise == plain.noise and some.epochs == 2 and some.blur_mm == heads.blur_mm
+    assert configure(recipe="heads").blur_mm == heads.blur_mm
+    with pytest.raises(UserError, match="--recipe=head: expected one of crops, heads, any_contrast"):
+        configure("--recipe=head")

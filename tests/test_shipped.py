@@ -15,8 +15,9 @@ import pytest
 import torch
 from conftest import ROOT
 
-SHIPPED = ROOT / predict.CHECKPOINT
-PARTNER = ROOT / predict.PARTNER
+HELD_OUT = ROOT / "pretrained/hippocampus_3d.pth"  # of FOLD=-1, for the 52 cases that they did not see
+HELD_OUT_2D = ROOT / "pretrained/hippocampus_2d.pth"
+ANY_CONTRAST = ROOT / predict.ANY_CONTRAST
 
 
 def rows_of(folder):
@@ -24,10 +25,22 @@ def rows_of(folder):
         return list(csv.DictReader(file))
 
 
-@pytest.mark.parametrize("path", [SHIPPED, PARTNER], ids=["3d", "2d"])
-def test_the_shipped_models(path):
+def test_the_models_of_heads():
+    """Small, of half precision, trained on all cases, and ready to use."""
+    for path in (predict.CHECKPOINT, predict.PARTNER):
+        content = load_checkpoint(ROOT / path)
+        weights = content["model_state_dict"].values()
+        assert (ROOT / path).stat().st_size < 4e6 and {v.dtype for v in weights} == {torch.float16}
+        assert content["fold"] == -2 and len(content["train_cases"]) == 260 and content["val_cases"] == []
+        assert not content["synthetic"] and "training" not in content
+        load_model(ROOT / path)
+
+
+@pytest.mark.parametrize("path", [HELD_OUT, HELD_OUT_2D, ANY_CONTRAST], ids=["3d", "2d", "any contrast"])
+def test_the_models_of_the_default_split(path):
     """Small, of half precision, trained on FOLD=-1's training cases only, and ready to use."""
     content = load_checkpoint(path)
+    assert path != ANY_CONTRAST or path.stat().st_size < 1e6
     assert path.stat().st_size < 4e6 and {v.dtype for v in content["model_state_dict"].values()} == {torch.float16}
     assert (
         content["fold"] == -1 and len(content["train_cases"]) == 208 and max(content["train_cases"]) < "hippocampus_322"
@@ -37,14 +50,14 @@ def test_the_shipped_models(path):
 
 
 @pytest.mark.data
-@pytest.mark.parametrize("folder, partner", [("3d", ""), ("ensemble", PARTNER)])
+@pytest.mark.parametrize("folder, partner", [("3d", ""), ("ensemble", HELD_OUT_2D)])
 def test_the_shipped_models_give_the_committed_results(script, tmp_path, folder, partner):
     """The Dice of their NIfTI files for the 52 held-out volumes is that of metrics.json."""
     metrics = json.loads((ROOT / "results" / folder / "metrics.json").read_text())
     cases = [case for case in list_cases(ROOT / "Task04_Hippocampus")[0] if case.id in metrics["cases"]]
-    assert not set(metrics["cases"]) & set(load_checkpoint(SHIPPED)["train_cases"])
+    assert not set(metrics["cases"]) & set(load_checkpoint(HELD_OUT)["train_cases"])
     images = [case.image for case in cases]
-    options = [f"--checkpoint={SHIPPED}", f"--partner={partner}", f"--tta={metrics['tta']}", "--pictures=False"]
+    options = [f"--checkpoint={HELD_OUT}", f"--partner={partner}", f"--tta={metrics['tta']}", "--pictures=False"]
     options += ["--side=left"] if partner else []  # the first run finds the sides
     code, _, err = script(predict, *options, f"--out_dir={tmp_path / 'out'}", *images)
     assert code == 0, err

@@ -24,16 +24,12 @@ def sections(published):
 
 
 def short_recipe():
-    """The commands of the 2D recipe of minutes, from cross_validate.py's constants."""
+    """The commands of the 2D recipe of minutes, with cross_validate.py's slices."""
     slices = {"size": cross_validate.SLICE_SIZE, "slices_per_plane": cross_validate.SLICES_PER_PLANE}
-    recipe = {"epochs": cross_validate.EPOCHS_2D, **cross_validate.SHORT_RECIPE_2D}
-
-    def options(values):
-        return " ".join(f"--{name}={value:g}" for name, value in values.items())
-
+    options = " ".join(f"--{name}={value:g}" for name, value in (slices | cross_validate.PLAIN_SLICES).items())
     return (
-        f"```bash\npython data_aug.py --out_dir=dataset_2d_64 {options(slices | cross_validate.PLAIN_SLICES)}\n"
-        f"python train2d.py --data_dir=dataset_2d_64 --out_dir=checkpoints-2d-64 {options(recipe)}\n```"
+        f"```bash\npython data_aug.py --out_dir=dataset_2d_64 {options}\n"
+        "python train2d.py --recipe=short --data_dir=dataset_2d_64 --out_dir=checkpoints-2d-64\n```"
     )
 
 

@@ -10,6 +10,9 @@ import torch
 import torch.nn.functional as F
 from scipy.ndimage import affine_transform, gaussian_filter
 
+# the strengths for heads of other scanners and of other people, of the models that are shipped
+ROBUST = {"atrophy_mm": 1.5, "gamma": 0.8, "bias_field": 0.3, "blur_mm": 1.2, "sharpening": 1.0, "noise": 0.3}
+ROBUST |= {"low_resolution_mm": 3.0, "clipping": 0.05, "intensity": 0.5}
 _OUTLINE_MM = 2.0  # sigma of the smooth outline that `atrophy` moves
 
 
@@ -77,7 +80,9 @@ def augment(
     for axis in flip_axes:
         if rng.random() < 0.5:
             theta[:, image.ndim - 1 - "xyz".index(axis)] *= -1
-    grid = F.affine_grid(torch.from_numpy(np.ascontiguousarray(theta[None], np.float32)), [1, 3, *patch], align_corners=True)
+    grid = F.affine_grid(
+        torch.from_numpy(np.ascontiguousarray(theta[None], np.float32)), [1, 3, *patch], align_corners=True
+    )
     if atrophy_mm and rng.random() < 0.5:
         grid = atrophy(label, grid, rng, atrophy_mm)
     label = torch.from_numpy(label)
