@@ -42,17 +42,34 @@ def random_affine(rng, size, patch, rotation_degrees, scale, shift_voxels):
     return np.concatenate([theta[::-1, -2::-1], theta[::-1, -1:]], axis=1)
 
 
-def atrophy(label, grid, rng, most_mm):
-    """A grid for F.grid_sample, (1, *patch, n), that shows the hippocampus thinner, or a little thicker, in its place.
+def atrophy(channels, label, grid, rng, most_mm):
+    """What F.grid_sample makes of channels (1, C, *size) on a grid (1, *patch, n), with a thinner or thicker hippocampus:
+    (C, *patch). The channels are image, anterior and posterior; label: (*size) integers, of voxels of 1 mm.
 
-    label: (*size) integers, of voxels of 1 mm. The outline moves inwards by up to most_mm, or outwards by up to half of it,
-    and what is around it gives way smoothly.
+    Its outline moves inwards by up to most_mm, or outwards by up to half of it, and what is around gives way smoothly. Or,
+    in half of the cases, it gets thinner in a room that gets wider, in which it lies off the middle, and the rest of the
+    room is fluid: the enlarged temporal horn of an atrophied brain.
     """
     smooth = gaussian_filter((label > 0).astype(np.float32), _OUTLINE_MM, mode="nearest", truncate=3)
     inwards = np.stack(np.gradient(smooth)) * (_OUTLINE_MM * math.sqrt(2 * math.pi))  # of length 1 at a flat outline
-    half = (np.maximum(np.array(label.shape) - 1, 1) / 2).reshape(-1, *[1] * label.ndim)
-    field = torch.from_numpy((-rng.uniform(-most_mm / 2, most_mm) * inwards / half)[::-1].astype(np.float32))
-    return grid + F.grid_sample(field[None], grid, padding_mode="border", align_corners=True).movedim(1, -1)
+    half = np.maximum(np.array(label.shape) - 1, 1) / 2
+    field = torch.from_numpy((inwards / half.reshape(-1, *[1] * label.ndim))[::-1].astype(np.float32))
+    field = F.grid_sample(field[None], grid, padding_mode="border", align_corners=True).movedim(1, -1)
+
+    def thinner(by_mm, moved_mm=0.0):
+        moved = torch.from_numpy((moved_mm / half)[::-1].astype(np.float32))
+        return F.grid_sample(channels, grid - by_mm * field - moved, padding_mode="border", align_corners=True)[0]
+
+    if rng.random() < 0.5:
+        return thinner(rng.uniform(-most_mm / 2, most_mm))
+    direction = rng.standard_normal(label.ndim)
+    moved_mm = direction / np.linalg.norm(direction) * rng.uniform(0, 1.5 * most_mm)
+    hippocampus, around = thinner(rng.uniform(0.3, 1) * most_mm, moved_mm), thinner(-rng.uniform(0, 2) * most_mm)
+    inside = hippocampus[1:].sum(0).clamp(0, 1)
+    outside = (1 - around[1:].sum(0)).clamp(0, 1) * (1 - inside)
+    fluid = channels[0, 0].min() + rng.uniform(0, 0.15) * (channels[0, 0].max() - channels[0, 0].min())
+    hippocampus[0] = inside * hippocampus[0] + outside * around[0] + (1 - inside - outside) * fluid
+    return hippocampus
 
 
 def augment(
@@ -83,11 +100,12 @@ def augment(
     grid = F.affine_grid(
         torch.from_numpy(np.ascontiguousarray(theta[None], np.float32)), [1, 3, *patch], align_corners=True
     )
+    parts = torch.from_numpy(label)
+    channels = torch.stack([torch.from_numpy(image), (parts == 1).float(), (parts == 2).float()])[None]
     if atrophy_mm and rng.random() < 0.5:
-        grid = atrophy(label, grid, rng, atrophy_mm)
-    label = torch.from_numpy(label)
-    channels = torch.stack([torch.from_numpy(image), (label == 1).float(), (label == 2).float()])[None]
-    image, anterior, posterior = F.grid_sample(channels, grid, padding_mode="border", align_corners=True)[0]
+        image, anterior, posterior = atrophy(channels, label, grid, rng, atrophy_mm)
+    else:
+        image, anterior, posterior = F.grid_sample(channels, grid, padding_mode="border", align_corners=True)[0]
     label = torch.where(anterior + posterior > 0.5, torch.where(posterior > anterior, 2, 1), 0).to(torch.uint8)
     return change_intensities(image, rng, **strengths)[None], label
 
