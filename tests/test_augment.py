@@ -230,3 +230,33 @@ def test_low_resolution_is_along_one_axis_or_all():
         steps = [float(coarse.diff(dim=axis).std() / coarse.std()) for axis in range(3)]  # 1.41 where nothing was done
         smooth_axes.add(sum(step < 1.25 for step in steps))
     assert {1, 3} <= smooth_axes
+
+
+@pytest.mark.parametrize("dim", [2, 3])
+def test_atrophy_changes_the_size_in_its_place(phantoms, dim):
+    volume = volume_of(phantoms)
+    label = volume.label[16] if dim == 2 else volume.label
+    image = (label > 0) * np.float32(10) - 3
+    middle = np.argwhere(label > 0).mean(0)
+    sizes = []
+    for number in range(80):
+        patch, target = augment(image, label, label.shape, np.random.default_rng(number), **{**NONE, "atrophy_mm": 1.5})
+        target = target.numpy()
+        sizes.append((target > 0).sum() / (label > 0).sum())
+        assert (patch[0].numpy()[target > 0] > 0).mean() > 0.9 > 0.1 > (patch[0].numpy()[target == 0] > 3).mean()
+        assert np.linalg.norm(np.argwhere(target > 0).mean(0) - middle) < 3.5
+    assert min(sizes) < 0.75 and max(sizes) > 1.05 and 0.3 < np.mean(np.isclose(sizes, 1)) < 0.7
+
+
+def test_the_room_of_an_atrophied_hippocampus_is_fluid(phantoms):
+    """What the hippocampus leaves is as dark as the darkest, in some of the patches, and tissue in others."""
+    volume = volume_of(phantoms)
+    image = np.where(volume.label > 0, 5, 4).astype(np.float32)
+    image[0, 0, 0] = 0
+    darkest = []
+    for number in range(30):
+        patch, _ = augment(
+            image, volume.label, image.shape, np.random.default_rng(number), **{**NONE, "atrophy_mm": 1.5}
+        )
+        darkest.append(float(patch[0, 8:-8, 8:-8, 8:-8].min()))
+    assert min(darkest) < 1 and 0.1 < np.mean(np.array(darkest) < 2) < 0.5 and max(darkest) > 3.9

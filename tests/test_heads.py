@@ -2,10 +2,13 @@
 
 import csv
 import itertools
+from types import SimpleNamespace
 
 import phantom
 import predict
 import viz
+from hippo.data import spatial
+from hippo.heads import segment as segmenting
 from hippo.heads.locate import load_locator
 from hippo.heads.scan import read_scan
 from hippo.heads.segment import joint_labels, segment
@@ -217,3 +220,36 @@ def test_the_brain_and_its_hippocampi_in_3d(script, head, tmp_path):
     assert code == 0 and (tmp_path / "head.stl").stat().st_size > 10_000, err
     one_error_line(script(viz, head[0], "--mesh=a.obj"), ".stl or .vtk")
     one_error_line(script(viz, head[0], head[0]), "one head at a time")
+
+
+@pytest.mark.parametrize(
+    "contrast, doubtful, flags",
+    [
+        ("auto", False, ()),
+        ("auto", True, ("any_contrast",)),
+        ("t1", True, ("contrast_doubtful",)),
+        ("t1", False, ()),
+        ("any", False, ("any_contrast",)),
+    ],
+)
+def test_the_choice_between_contrasts(monkeypatch, contrast, doubtful, flags):
+    """The T1 models' result stands where the other model agrees; on the side where it does not, the other one's does."""
+    calls = []
+
+    def segment_side(models, scan, centre, side, check=None, **how):
+        calls.append((models, check))
+        flags = ("contrast_doubtful",) if doubtful and check and side == "left" else ()
+        return segmenting.Hippocampus(side, "", 0.9, flags, window=spatial.Window(np.zeros(3), (2, 2, 2), 1.0))
+
+    monkeypatch.setattr(segmenting, "segment_side", segment_side)
+    located = SimpleNamespace(problems={}, centres={"left": np.zeros(3), "right": np.zeros(3)}, flags=[])
+    monkeypatch.setattr(segmenting, "locate", lambda *_: located)
+    scan = SimpleNamespace(is_crop=False)
+    sides, _ = segment(["t1"], None, scan, CPU, None, any_contrast="other", contrast=contrast)
+    assert [side.side for side in sides] == ["left", "right"] and sides[0].flags == flags
+    assert sides[1].flags == (flags if contrast == "any" else ())
+    if contrast == "auto":
+        located.flags.append("contrast_not_t1")
+        calls.clear()
+        sides, _ = segment(["t1"], None, scan, CPU, None, any_contrast="other")
+        assert {side.flags for side in sides} == {("any_contrast",)} and calls == [(["other"], None)] * 2

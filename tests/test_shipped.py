@@ -4,10 +4,12 @@ import csv
 import json
 
 import predict
-from hippo.data.cases import list_cases
+from hippo.data.cases import list_cases, load_volumes
 from hippo.heads.locate import ETIV_SCALE
 from hippo.models.checkpoint import load_checkpoint, load_model
+from hippo.models.inference import predict_volume
 from hippo.scoring.metrics import dice
+from tools.contrasts import table
 
 import nibabel as nib
 import numpy as np
@@ -93,3 +95,45 @@ def test_a_crops_side_and_its_mirror_image(script, nifti, tmp_path):
     labels = [np.asarray(nib.load(tmp_path / "out" / f"{n}_seg.nii.gz").dataobj) for n in ("as_it_is", "mirrored")]
     assert np.array_equal(labels[0], labels[1][::-1]) and set(np.unique(labels[0])) == {0, 1, 2}
     assert (tmp_path / "out" / "mirrored_hippocampus.png").is_file()
+
+
+@pytest.mark.data
+def test_an_inverted_crop_is_for_the_model_of_any_contrast(script, nifti, tmp_path):
+    """The choice, and that the models of T1 alone do not pass without a word on another contrast."""
+    source = ROOT / "Task04_Hippocampus/imagesTr/hippocampus_338.nii.gz"
+    truth = np.asarray(nib.load(str(source).replace("imagesTr", "labelsTr")).dataobj) > 0
+    array = np.asarray(nib.load(source).dataobj)
+    plain, inverted = nifti("plain.nii.gz", array), nifti("inverted.nii.gz", array.max() - array)
+    rows = {}
+    for contrast in ("auto", "t1", "any"):
+        out = tmp_path / contrast
+        script(predict, plain, inverted, f"--out_dir={out}", f"--contrast={contrast}", "--pictures=False")
+        rows[contrast] = rows_of(out)
+        for name in ("plain", "inverted"):
+            found = out / f"{name}_seg.nii.gz"
+            if (contrast, name) != ("t1", "inverted"):
+                assert dice(np.asarray(nib.load(found).dataobj) > 0, truth) > 0.85
+    (as_it_is, other), (_, doubtful), (by_any, _) = rows["auto"], rows["t1"], rows["any"]
+    assert as_it_is["model"] == "heads_3d.pth+heads_2d.pth" and "contrast" not in as_it_is["flags"]
+    assert other["model"] == by_any["model"] == "any_contrast.pth"
+    assert "any_contrast" in other["flags"] and "any_contrast" in by_any["flags"]
+    assert "contrast_doubtful" in doubtful["flags"] or "failed" in doubtful["flags"]
+
+
+@pytest.mark.data
+def test_the_model_of_any_contrast_gives_its_published_results():
+    """On every eighth of the 52 held-out crops, as they are, inverted and through random tables."""
+    published = json.loads((ROOT / "results/any_contrast.json").read_text())["cases"]
+    model, info = load_model(ANY_CONTRAST)
+    volumes = list(enumerate(load_volumes(ROOT / "Task04_Hippocampus", info["val_cases"])))[::8]
+    changes = {
+        "as they are": lambda image, number: image,
+        "inverted": lambda image, number: -image,
+        "random tables": table,
+    }
+    for kind, change in changes.items():
+        for number, volume in volumes:
+            probabilities = predict_volume(model, change(volume.image, number), torch.device("cpu"), None, tta=True)
+            found = probabilities.argmax(0).numpy()
+            scores = [dice(found == label, volume.label == label) for label in (1, 2)]
+            assert scores == pytest.approx(published[kind]["cases"][volume.id], abs=0.02)
