@@ -8,6 +8,7 @@ import train2d
 import train_3d
 from hippo.data.cases import list_cases, split_cases
 from hippo.files import save_json
+from hippo.options import configure
 from hippo.pictures import plots
 
 import numpy as np
@@ -197,3 +198,16 @@ def test_nnunets_figures_are_there():
 def test_mistakes(script, phantoms, tmp_path, options, words):
     one_error_line(script(cross_validate, f"--data_root={phantoms}", f"--runs={tmp_path / 'runs'}", *options), *words)
     assert not (tmp_path / "runs").exists()
+
+
+def test_the_recipe_of_heads_is_that_of_both_scripts():
+    cfg = configure(vars(cross_validate), ["--recipe=heads"])
+    assert cfg.out_dir == f"{cross_validate.OUT_DIR}_heads" and cfg.runs == f"{cross_validate.RUNS}_heads"
+    (_, three), (_, two) = [job for job in cross_validate.jobs(cfg, 0) if job[0] is not cross_validate.data_aug]
+    configurations = configure(vars(train_3d), [], **three), configure(vars(train2d), [], **two)
+    for script, made in zip((train_3d, train2d), configurations):
+        expected = {**script.RECIPES["heads"], "recipe": "heads", "fold": 0}
+        assert {name: getattr(made, name) for name in expected if hasattr(made, name)}.items() <= expected.items()
+        assert made.noise == script.RECIPES["heads"]["noise"] > 0
+    plain = dict(cross_validate.jobs(configure(vars(cross_validate), []), 0))
+    assert plain[train2d]["recipe"] == "short" and configure(vars(train_3d), [], **plain[train_3d]).noise == train_3d.NOISE

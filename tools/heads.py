@@ -33,6 +33,7 @@ import numpy as np
 import torch
 
 _STABLE = ("sub-01", "sub-05", "sub-10", "sub-18")  # heads for the invariances
+_EXAMPLE = "example_brain_t1"  # hippodeep's own
 _CONTRASTS = 5  # images drawn from each anatomy
 
 
@@ -57,6 +58,11 @@ class Tools(NamedTuple):
         other = {"any_contrast": self.any_contrast, "contrast": contrast}
         return segment(self.models, self.locator, scan, self.device, self.dtype, **other)
 
+    def segment_file(self, path):
+        """(Scan of a file, what segment.segment says of it)."""
+        scan = read_scan(path)
+        return scan, self.segment(scan)
+
     def describe(self):
         """What a file of results says of them."""
         return {"models": self.names, "threads": torch.get_num_threads(), "precision": precision(self.dtype)}
@@ -76,6 +82,12 @@ def find_heads(folder):
     paths = sorted(Path(folder).glob("sub-*/anat/*_T1w.nii.gz"))
     require(paths, f"{folder}: no sub-*/anat/*_T1w.nii.gz in it; name the folder of whole heads with --heads=")
     return paths
+
+
+def hippodeeps_mask(heads, name, side):
+    """hippodeep's mask (D, H, W) of one side of a head in a BIDS folder, boolean."""
+    folder = Path(heads) / ("other" if name == _EXAMPLE else f"derivatives/hippodeep/{name}")
+    return read_nifti(folder / f"{name}_hemi-{side[0].upper()}_mask.nii.gz")[0] >= 128
 
 
 def run(heads, anatomies, out, hippodeep=""):
@@ -101,17 +113,15 @@ def agreement(heads, paths, tools):
     """Dice with hippodeep, distance of the middles, and intracranial volumes, of each head."""
     with open(heads / "derivatives/hippodeep/volumes.csv", newline="") as file:
         theirs = {row["participant_id"]: row for row in csv.DictReader(file)}
-    pairs = {path.name.split("_")[0]: (path, "derivatives/hippodeep/{0}/{0}_hemi-{1}_mask.nii.gz") for path in paths}
-    pairs["example_brain_t1"] = (heads / "other/example_brain_t1.nii.gz", "other/{0}_hemi-{1}_mask.nii.gz")
+    pairs = {path.name.split("_")[0]: path for path in paths} | {_EXAMPLE: heads / f"other/{_EXAMPLE}.nii.gz"}
     rows = {}
-    for name, (path, mask) in pairs.items():
-        scan = read_scan(path)
-        sides, located = tools.segment(scan)
+    for name, path in pairs.items():
+        scan, (sides, located) = tools.segment_file(path)
         row = {"etiv_mm3": located.etiv_mm3, "flags": located.flags}
         if name in theirs:
             row["hippodeep_etiv_mm3"] = float(theirs[name]["etiv_mm3"])
         for side in sides:
-            truth = read_nifti(heads / mask.format(name, side.side[0].upper()))[0] >= 128
+            truth = hippodeeps_mask(heads, name, side.side)
             found = np.zeros(scan.array.shape, bool)
             if not side.problem:
                 found[side.place] = side.labels > 0

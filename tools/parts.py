@@ -1,0 +1,131 @@
+"""Measures what each part of the augmentation for other scanners does: for harm on the 52 held-out crops, for good on heads.
+
+    python -m tools.parts --heads=FOLDER       three seeds of the default recipe, with one part added each, and with all; an
+                                               hour and a half on two CPU cores, two runs at a time; goes on where it stopped
+
+A head's score is the Dice of the whole hippocampus with hippodeep's mask, of the 3D model alone. Writes ABLATIONS/part_...
+(runs of train_3d.py, with heads.json) and OUT.
+"""
+
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from hippo.data.augment import ROBUST
+from hippo.files import ROOT, load_json, save_json
+from hippo.models.checkpoint import load_model
+from hippo.options import configure, run_script
+from hippo.scoring.metrics import dice
+from hippo.scoring.statistics import bootstrap, paired_differences
+from tools.heads import find_heads, hippodeeps_mask, load_tools
+
+import numpy as np
+
+DATA_ROOT = "Task04_Hippocampus"  # Decathlon folder
+HEADS = "heads"  # BIDS folder of whole heads with derivatives/hippodeep/
+ABLATIONS = "ablations"  # folder of the runs
+OUT = "robust_parts.json"  # file to write
+SEEDS = [0, 1, 2]  # of the training
+WORKERS = 2  # runs at a time, each on its share of the cores
+
+_ADDED = {
+    "rotation, scale, shift": {"rotation_degrees": 20.0, "scale": 0.2, "shift_voxels": 5.0},
+    "motion": {"motion_mm": 1.0},
+}
+_GAMMA = {"gamma and contrast": {name: ROBUST[name] for name in ("gamma", "intensity")}}
+_SINGLE = {
+    name.removesuffix("_mm").replace("_", " "): {name: ROBUST[name]}
+    for name in ROBUST
+    if name not in ("gamma", "intensity")
+}
+_KINDS = {"default": {}, **_GAMMA, **_SINGLE, "all of these": ROBUST, **_ADDED}
+
+
+def main():
+    run(configure(globals()))
+
+
+def run(cfg):
+    """Trains what is missing, scores it, and writes the JSON file."""
+    jobs = [(kind, seed) for seed in cfg.seeds for kind in _KINDS]
+    with ThreadPoolExecutor(cfg.workers) as pool:
+        list(pool.map(lambda job: train(cfg, *job), jobs))
+    tools, paths = load_tools(), find_heads(cfg.heads)
+    for job in jobs:
+        score_heads(folder_of(cfg, *job), paths, cfg.heads, tools)
+    save_json(cfg.out, collect(cfg))
+    print(f"wrote {cfg.out}")
+
+
+def folder_of(cfg, kind, seed):
+    """The folder of a run."""
+    return Path(cfg.ablations) / f"part_{kind.replace(', ', ' ').replace(' ', '_')}_seed{seed}"
+
+
+def train(cfg, kind, seed):
+    """Runs train_3d.py, unless that is done; it goes on where it stopped."""
+    folder = folder_of(cfg, kind, seed)
+    if (folder / "metrics.json").is_file():
+        return
+    options = {
+        "data_root": cfg.data_root,
+        "out_dir": folder,
+        "seed": seed,
+        "resume": (folder / "last.pth").is_file(),
+        **_KINDS[kind],
+    }
+    command = [sys.executable, str(ROOT / "train_3d.py"), *(f"--{name}={value}" for name, value in options.items())]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // cfg.workers))}
+    subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL)
+    print(f"{folder} is done", flush=True)
+
+
+def score_heads(folder, paths, heads, tools):
+    """Writes heads.json: {head: [Dice with hippodeep of the left side, of the right side]}."""
+    if (folder / "heads.json").is_file():
+        return
+    tools = tools._replace(models=[load_model(folder / "last.pth")[0]], any_contrast=None)
+    scores = {}
+    for path in paths:
+        scan, (sides, _) = tools.segment_file(path)
+        name, row = path.name.split("_")[0], []
+        for side in sides:
+            truth, found = hippodeeps_mask(heads, name, side.side), np.zeros(scan.array.shape, bool)
+            if not side.problem:
+                found[side.place] = side.labels > 0
+            row.append(dice(found, truth))
+        scores[name] = row
+    save_json(folder / "heads.json", scores)
+    print(folder, f"{np.mean(list(scores.values())):.4f}", flush=True)
+
+
+def collect(cfg):
+    """{part: {"strengths", "crops" and "heads": {"seeds": mean Dice of each, "difference" from the default}}}."""
+    scores = {}
+    for kind in _KINDS:
+        folders = [folder_of(cfg, kind, seed) for seed in cfg.seeds]
+        cases = [load_json(folder / "metrics.json", "train_3d.py")["cases"] for folder in folders]
+        crops = [{name: case["dice"] for name, case in part.items()} for part in cases]
+        scores[kind] = {
+            "crops": crops,
+            "heads": [load_json(folder / "heads.json", "tools.parts") for folder in folders],
+        }
+    result = {}
+    for kind, parts in scores.items():
+        result[kind] = {"strengths": _KINDS[kind]}
+        for name, runs in parts.items():
+            pairs = [
+                [{"seed": s, "case_dice": run} for s, run in zip(cfg.seeds, part[name])]
+                for part in (parts, scores["default"])
+            ]
+            result[kind][name] = {
+                "seeds": [float(np.mean(list(run.values()))) for run in runs],
+                "difference": bootstrap(paired_differences(*pairs)),
+            }
+    return result
+
+
+if __name__ == "__main__":
+    run_script(main)
