@@ -3,6 +3,7 @@
     python predict.py head.nii.gz                  a whole head: .nii, .nii.gz or .mgz; 3.5 s on two cores
     python predict.py scans more/head.mgz          folders and files; a bad one is reported, the others are done
     python predict.py Task04_Hippocampus/imagesTs  crops of about 35 x 50 x 36 mm around one hippocampus
+    python predict.py flair.nii.gz --contrast=any  another contrast than T1; by itself, predict.py chooses
     python predict.py head.nii.gz --etiv=1480000   your own intracranial volume in mm3; a CSV (scan, etiv_mm3) for many
 
 Writes into OUT_DIR, on each input's own grid:
@@ -11,8 +12,10 @@ Writes into OUT_DIR, on each input's own grid:
   NAME_hippocampus.png     the picture to check it by: look at it before you use a number
   volumes.csv              a row for each scan and side: volumes in mm3, eTIV, quality, flags
 
-NOT FOR CLINICAL USE. Sides come from the header alone. The models learned from T1-weighted crops of one centre. A scan
-that is doubtful is flagged; one that cannot be done is a row with the flag "failed: ...", a line, and exit code 2.
+NOT FOR CLINICAL USE. Sides come from the header alone. The models learned from T1-weighted crops of one centre; where a
+scan does not look T1-weighted, or the model for any contrast does not agree with them, that one's result is taken and
+flagged. A scan that is doubtful is flagged; one that cannot be done is a row with the flag "failed: ...", a line, and
+exit code 2.
 """
 
 import contextlib
