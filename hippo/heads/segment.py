@@ -74,14 +74,16 @@ def segment(
         return [_surer(results)] if scan.is_crop else results
 
     def other():
-        return [result._replace(flags=("any_contrast", *result.flags)) for result in both([any_contrast])]
+        looked = {name for name, place in places.items() if not isinstance(place, Hippocampus)}
+        results = both([any_contrast])
+        return [r._replace(flags=("any_contrast", *r.flags)) if r.side in looked else r for r in results]
 
     if any_contrast is None or contrast == "t1":
         return both(models, any_contrast), located
     if contrast == "any" or located and "contrast_not_t1" in located.flags:
         return other(), located
     results = both(models, any_contrast)
-    if any(result.window and (result.problem or _DOUBT in result.flags) for result in results):
+    if any(result.problem or _DOUBT in result.flags for result in results):
         pairs = zip(results, other())
         results = [second if first.problem or _DOUBT in first.flags else first for first, second in pairs]
     return results, located
