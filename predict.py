@@ -42,7 +42,7 @@ from tqdm import tqdm
 CHECKPOINT = "pretrained/heads_3d.pth"  # trained weights; last.pth and best_model.pth of any run fit as well
 PARTNER = "pretrained/heads_2d.pth"  # a second one, averaged with the first; empty: none
 ANY_CONTRAST = "pretrained/any_contrast.pth"  # weights for what is not T1-weighted; empty: none
-CONTRAST = "auto"  # t1, any (ANY_CONTRAST's weights), or auto: any where the scan is not T1-like, or the two disagree
+CONTRAST = "auto"  # t1, any (ANY_CONTRAST), or auto: any where a scan is not T1-like or both disagree; own weights: t1
 LOCATE = "pretrained/locate.pth"  # weights of the network that finds hippocampi in a head (train_locate.py)
 OUT_DIR = "predictions"  # folder for results; one that holds results is kept as <name>.previous-N
 SIDE = "auto"  # of a crop: left, right, or auto (the one that the models are surer of); heads need none
@@ -115,7 +115,9 @@ def predict_scan(path, models, cfg, out_dir, place, etivs, synthetic, side):
     scan, (models, locator, any_contrast) = read_scan(path), models
     # the models are unsure of phantoms: they have seen none, or only those
     strict = not (synthetic or is_phantom(scan.image))
-    other = (any_contrast, cfg.contrast) if strict or cfg.contrast == "any" else (None, "t1")
+    # the comparison of models is for the shipped ones
+    compared = strict and Path(cfg.checkpoint).name == Path(CHECKPOINT).name
+    other = (any_contrast, cfg.contrast) if compared or cfg.contrast == "any" else (None, "t1")
     sides, located = segment(models, locator, scan, *place, cfg.tta, side, strict, *other)
     etiv, etiv_flags = (located.etiv_mm3, located.flags) if located else (None, [])
     own = etivs.get(path.name, etivs.get(case_id(path), etivs.get("")))

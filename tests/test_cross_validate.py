@@ -210,4 +210,6 @@ def test_the_recipe_of_heads_is_that_of_both_scripts():
         assert {name: getattr(made, name) for name in expected if hasattr(made, name)}.items() <= expected.items()
         assert made.noise == script.RECIPES["heads"]["noise"] > 0
     plain = dict(cross_validate.jobs(configure(vars(cross_validate), []), 0))
-    assert plain[train2d]["recipe"] == "short" and configure(vars(train_3d), [], **plain[train_3d]).noise == train_3d.NOISE
+    assert (
+        plain[train2d]["recipe"] == "short" and configure(vars(train_3d), [], **plain[train_3d]).noise == train_3d.NOISE
+    )

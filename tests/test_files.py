@@ -100,7 +100,7 @@ def test_bad_checkpoints_are_one_line(tmp_path, content):
 def test_the_shipped_models_are_found_from_any_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     trained, info = load_model(predict.CHECKPOINT)
-    assert trained.preprocessing["flip_axes"] == "" and info["fold"] == -1
+    assert trained.preprocessing["flip_axes"] == "" and info["fold"] == -2
     with pytest.raises(UserError, match="no such checkpoint"):
         load_model("pretrained/none.pth")
 

@@ -18,6 +18,7 @@ _STAYS_MM, _STAYS_DEGREES = 2.5, 8  # a window that would move or turn by less s
 _LONG_AXIS = (0.064, 0.913, -0.402)  # from tail to head of a left hippocampus, mean of the training labels
 _MOST_TURNED_DEGREES = 40  # a longer axis that lies further off is not trusted
 _MIN_QUALITY = 0.7  # below it there is no result
+_MIN_QUALITY_ANY = 0.88  # the same of the model for any contrast, which is surer of noise, too
 _SURE, _SURE_TOGETHER = 0.93, 0.83  # a quality below is flagged: of one model, of the average of two
 _AGREE = 0.75  # Dice of two models with each other, below which is a flag
 _ALIKE = 0.75  # Dice with the model for any contrast, below which the contrast is in doubt
@@ -66,23 +67,23 @@ def segment(
     located = None if scan.is_crop else locate(locator, scan, device, dtype)
     places = _places_in_crop(locator, scan, side, device, dtype) if scan.is_crop else _places(located)
 
-    def both(models, check=None):
+    def both(models, **more):
         results = [
-            place if isinstance(place, Hippocampus) else segment_side(models, scan, place, name, check=check, **how)
+            place if isinstance(place, Hippocampus) else segment_side(models, scan, place, name, **more, **how)
             for name, place in places.items()
         ]
         return [_surer(results)] if scan.is_crop else results
 
     def other():
         looked = {name for name, place in places.items() if not isinstance(place, Hippocampus)}
-        results = both([any_contrast])
+        results = both([any_contrast], least=_MIN_QUALITY_ANY)
         return [r._replace(flags=("any_contrast", *r.flags)) if r.side in looked else r for r in results]
 
     if any_contrast is None or contrast == "t1":
-        return both(models, any_contrast), located
+        return both(models, check=any_contrast), located
     if contrast == "any" or located and "contrast_not_t1" in located.flags:
         return other(), located
-    results = both(models, any_contrast)
+    results = both(models, check=any_contrast)
     if any(result.problem or _DOUBT in result.flags for result in results):
         pairs = zip(results, other())
         results = [second if first.problem or _DOUBT in first.flags else first for first, second in pairs]
@@ -141,12 +142,12 @@ def joint_probabilities(sides, scan):
     return result
 
 
-def segment_side(models, scan, centre_mm, side, device, dtype, tta=True, strict=True, check=None):
+def segment_side(models, scan, centre_mm, side, device, dtype, tta=True, strict=True, check=None, least=None):
     """The Hippocampus around a place in mm; centre_mm None: all of a small crop is the window.
 
     The training's crops show what looks like a left hippocampus, so the right one is mirrored. The window is centred
     anew on what was found until it stays. check: a further TrainedModel; where it sees another hippocampus in the window,
-    the result is flagged.
+    the result is flagged. least: quality of a result, if another than usual.
     """
     mirrored, spacing = side == "right", models[0].preprocessing["spacing_mm"]
     matrix, flags = scan.matrix, []
@@ -190,12 +191,13 @@ def segment_side(models, scan, centre_mm, side, device, dtype, tta=True, strict=
             view = window._replace(turn=window.turn @ turn)
             parts.append((_predict(models[:1], scan, matrix, view, device, dtype, False), view))
     on_grid, place = _on_grid(parts, scan.array.shape, matrix)
-    labels = np.where(on_grid[0] < 0.5, 1 + (on_grid[2] > on_grid[1]), 0).astype(np.uint8)
+    inside = on_grid.argmax(0) > 0 if centre_mm is None else on_grid[0] < 0.5  # a small crop as in the evaluation
+    labels = np.where(inside, 1 + (on_grid[2] > on_grid[1]), 0).astype(np.uint8)
     labels *= largest_component(labels > 0)
     if _touches_edge(labels > 0, place, scan.array.shape):
         flags.append("touches_field_of_view")
     result = Hippocampus(side, "", quality, tuple(flags), labels, on_grid, place, window)
-    return result._replace(problem=_doubt(result, scan) if strict else "")
+    return result._replace(problem=_doubt(result, scan, least) if strict else "")
 
 
 def _pose(found, window):
@@ -251,10 +253,11 @@ def _touches_edge(mask, place, shape):
     return False
 
 
-def _doubt(result, scan):
+def _doubt(result, scan, least):
     """Why a result is none: too unsure, or of a size that no hippocampus has; else empty."""
-    if result.quality < _MIN_QUALITY:
-        return f"no hippocampus for sure: quality {result.quality:.2f}, expected {_MIN_QUALITY} or more"
+    least = _MIN_QUALITY if least is None else least
+    if result.quality < least:
+        return f"no hippocampus for sure: quality {result.quality:.2f}, expected {least} or more"
     volume = sum(result.volumes_mm3(scan))
     if not _VOLUME_MM3[0] <= volume <= _VOLUME_MM3[1]:
         low, high = _VOLUME_MM3
