@@ -8,8 +8,6 @@ import numpy as np
 def sections(published):
     """{name: function that returns Markdown}."""
     return {
-        "repeatability": lambda: repeatability(published("repeatability.json")),
-        "sizes": lambda: sizes(published("repeatability.json")["anatomies"]),
         "any_contrast_cases": lambda: cases(published("any_contrast.json")["cases"]),
         "any_contrast_heads": lambda: heads(published("any_contrast.json")),
     }
