@@ -1,6 +1,6 @@
 """Segments both hippocampi of a head, anterior and posterior: any T1-weighted scan in, labels and volumes out.
 
-    python predict.py head.nii.gz                  a whole head: .nii, .nii.gz or .mgz; 3.5 s on two cores
+    python predict.py head.nii.gz                  a whole head: .nii, .nii.gz or .mgz; 2 s on two cores with bf16
     python predict.py scans more/head.mgz          folders and files; a bad one is reported, the others are done
     python predict.py Task04_Hippocampus/imagesTs  crops of about 35 x 50 x 36 mm around one hippocampus
     python predict.py flair.nii.gz --contrast=any  another contrast than T1; by itself, predict.py chooses

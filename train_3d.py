@@ -1,6 +1,7 @@
 """Trains a 3D U-Net on a Decathlon folder and evaluates it on the validation cases.
 
     python train_3d.py                  the default recipe on the real data, three minutes on two CPU cores with bf16
+    python train_3d.py --recipe=heads --fold=-2     the recipe of the shipped models, on all cases
     python train_3d.py --resume=True    goes on with an unfinished run
     python train_3d.py --data_root=phantom --out_dir=results_phantom-3D    the same on synthetic volumes
 

@@ -109,9 +109,10 @@ def head_scenes(cfg, path):
         located = locate(locator, scan, device, dtype)
     else:
         require(cfg.checkpoint, "--checkpoint=: expected a checkpoint, or a --segmentation")
-        first = predict.CHECKPOINT if cfg.checkpoint == "auto" else cfg.checkpoint
+        shipped = cfg.checkpoint == "auto"
+        first = predict.CHECKPOINT if shipped else cfg.checkpoint
         models = [load_model(name)[0].to(device) for name in (first, cfg.partner) if name]
-        any_contrast = load_model(cfg.any_contrast)[0].to(device) if cfg.any_contrast else None
+        any_contrast = load_model(cfg.any_contrast)[0].to(device) if shipped and cfg.any_contrast else None
         sides, located = segment(models, locator, scan, device, dtype, cfg.tta, any_contrast=any_contrast)
         for side in sides:
             require(not side.problem, f"{path}: {side.problem}")

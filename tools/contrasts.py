@@ -25,7 +25,7 @@ import numpy as np
 import torch
 
 _FAILED = 0.5  # Dice of the whole hippocampus below which a segmentation is a failure
-_SIDES = (("left", 17, (1, 2)), ("right", 53, (3, 4)))  # side, label of an anatomy, labels of ours
+_SIDES = ((17, (1, 2)), (53, (3, 4)))  # left, right: label of an anatomy, labels of ours
 
 
 def run(data_root, heads, anatomies, out):
@@ -40,8 +40,8 @@ def run(data_root, heads, anatomies, out):
 
 
 def held_out(data_root, tools):
-    """{model: {intensities: {"mean", "std", "cases": {id: [anterior, posterior]}}}} of the validation cases of the model
-    for any contrast, and of the first model of T1 that did not see them either."""
+    """{intensities: {"dice", "std", "cases": {id: [anterior, posterior]}}} of the model for any contrast, on its validation
+    cases."""
     ids = load_checkpoint(tools.names[-1])["val_cases"]
     volumes = load_volumes(data_root, ids)
     kinds = {
@@ -76,7 +76,7 @@ def painted(folder, tools):
             for choice, sides in rows.items():
                 found, located = tools.segment(scan, choice)
                 labels = joint_labels(found, scan)
-                for side, (_, label, members) in zip(found, _SIDES):
+                for side, (label, members) in zip(found, _SIDES):
                     score = dice(np.isin(labels, members), truth == label)
                     sides.append(row_of(side, located, score))
         results[contrast] = {choice: count(sides) for choice, sides in rows.items()}
@@ -99,7 +99,7 @@ def inverted(heads, tools):
         for choice, sides in rows.items():
             found, located = tools.segment(scan, choice)
             labels = joint_labels(found, scan)
-            for side, (_, _, members) in zip(found, _SIDES):
+            for side, (_, members) in zip(found, _SIDES):
                 sides.append(row_of(side, located, dice(np.isin(labels, members), np.isin(expected, members))))
     results = {choice: count(sides) for choice, sides in rows.items()}
     results["as they are"] = {name: value for name, value in count(plain).items() if "dice" not in name}

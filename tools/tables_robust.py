@@ -1,4 +1,4 @@
-"""The blocks of the pages on repeatability and other contrasts, from results/repeatability.json and any_contrast.json."""
+"""The blocks of the pages on other contrasts, from results/any_contrast.json."""
 
 from hippo.scoring.tables import markdown_table
 
@@ -11,38 +11,6 @@ def sections(published):
         "any_contrast_cases": lambda: cases(published("any_contrast.json")["cases"]),
         "any_contrast_heads": lambda: heads(published("any_contrast.json")),
     }
-
-
-def repeatability(results):
-    """How volumes change in each kind of rescan, beside hippodeep where it was measured."""
-    ours, theirs = results["summary"]["ours"], results["summary"].get("hippodeep")
-    rows = []
-    for kind, parts in ours.items():
-        row = [
-            kind,
-            *(_change(parts[part]) for part in ("whole", "anterior", "posterior")),
-            f"{parts['whole']['dice']:.3f}",
-        ]
-        rows.append([*row, _change(theirs[kind]["whole"]), f"{theirs[kind]['whole']['dice']:.3f}"] if theirs else row)
-    titles = ["rescan", "whole", "anterior", "posterior", "Dice, turned back"]
-    return markdown_table(titles + ["hippodeep, whole", "its Dice"] * bool(theirs), rows)
-
-
-def _change(part):
-    failed = f", {part['failed']} of {part['of']} failed" * bool(part["failed"])
-    return f"{part['median_percent']:.2f} ({part['percentile_95_percent']:.1f}){failed}"
-
-
-def sizes(result):
-    """The line through true and found volumes."""
-    true = [side["true_mm3"] for side in result["sides"]]
-    ratio = result["ratio"]
-    return (
-        f"{len(true)} hippocampi of {min(true):,} to {max(true):,} mm³: found volume = **{result['slope']:.2f}** x true volume "
-        f"{result['intercept_mm3']:+.0f} mm³, correlation {result['correlation']:.3f}, mean difference "
-        f"{result['bias_mm3']:+.0f} mm³, whole Dice {result['dice']:.3f}. Found / true: {ratio['mean']:.3f} on average, "
-        f"**{ratio['smallest third']:.3f}** in the smallest third, **{ratio['largest third']:.3f}** in the largest."
-    )
 
 
 def cases(kinds):
