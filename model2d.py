@@ -28,6 +28,7 @@ class UNetnnUNetWithINR(UNetWithINR):
         deep_supervision=False,
         use_inr=False,
         inr_hidden_dim=64,
+        dropout=0.0,
     ):
         encoder = [base_channels * 2**i for i in range(unet_depth + 1)]
         super().__init__(
@@ -38,6 +39,7 @@ class UNetnnUNetWithINR(UNetWithINR):
             use_inr=use_inr,
             inr_hidden_dim=inr_hidden_dim,
             deep_supervision=deep_supervision,
+            dropout=dropout,
         )
 
 
@@ -46,7 +48,7 @@ class _Preset(UNetWithINR):
 
     channels, deep_supervision = 32, False
 
-    def __init__(self, in_channels=1, num_classes=3, use_inr=False, inr_hidden_dim=64):
+    def __init__(self, in_channels=1, num_classes=3, use_inr=False, inr_hidden_dim=64, dropout=0.0):
         c = self.channels
         super().__init__(
             2,
@@ -58,6 +60,7 @@ class _Preset(UNetWithINR):
             use_inr=use_inr,
             inr_hidden_dim=inr_hidden_dim,
             deep_supervision=self.deep_supervision,
+            dropout=dropout,
         )
 
 

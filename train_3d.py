@@ -60,6 +60,7 @@ UNET_DEPTH = 2  # number of poolings (UNet3DWithINR only)
 USE_INR = False  # add the INR (SIREN coordinate) head
 INR_HIDDEN_DIM = 64  # width of the INR head
 DEEP_SUPERVISION = False  # auxiliary losses at the coarser decoder stages
+DROPOUT = 0.0  # probability that training leaves out a channel of a stage's output
 # optimiser
 EPOCHS = 8  # epochs; one is a pass over the training cases
 MIN_STEPS = 80  # with few of them, an epoch is as many passes as make this number of steps
@@ -141,6 +142,7 @@ def check(cfg):
 def build_model(cfg):
     """The network of a configuration, and {"name", "args"} to build it again."""
     args = {"in_channels": 1, "num_classes": 3, "use_inr": cfg.use_inr, "inr_hidden_dim": cfg.inr_hidden_dim}
+    args |= {"dropout": cfg.dropout} if cfg.dropout else {}
     if cfg.model == _CUSTOM:
         args |= {"base_channels": cfg.base_channels, "depth": cfg.unet_depth}
     args["deep_supervision"] = cfg.deep_supervision

@@ -21,7 +21,7 @@ class UNet3DWithINR(UNetWithINR):
     base_channels, depth, max_channels: channels of the first stage, doubled by each of `depth` poolings up to nnU-Net's cap.
     use_inr, inr_hidden_dim, inr_chunk: the INR head, its width, and voxels evaluated at a time (0: all).
     deep_supervision: in train mode return a list of logits, finest first.
-    convs: convolutions a stage.
+    convs: convolutions a stage. dropout: probability that training leaves out a channel of a stage's output.
 
     forward: (B, in_channels, D, H, W) to logits (B, num_classes, D, H, W); see blocks.UNetWithINR.
     """
@@ -38,6 +38,7 @@ class UNet3DWithINR(UNetWithINR):
         convs=2,
         max_channels=320,
         inr_chunk=0,
+        dropout=0.0,
     ):
         encoder = [min(base_channels * 2**i, max_channels) for i in range(depth + 1)]
         super().__init__(
@@ -50,6 +51,7 @@ class UNet3DWithINR(UNetWithINR):
             inr_hidden_dim=inr_hidden_dim,
             inr_chunk=inr_chunk,
             deep_supervision=deep_supervision,
+            dropout=dropout,
         )
 
 

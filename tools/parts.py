@@ -7,19 +7,17 @@ A head's score is the Dice of the whole hippocampus with hippodeep's mask, of th
 (runs of train_3d.py, with heads.json) and OUT.
 """
 
-import os
-import subprocess
-import sys
-from concurrent.futures import ThreadPoolExecutor
+import itertools
 from pathlib import Path
 
 from hippo.data.augment import ROBUST
-from hippo.files import ROOT, load_json, save_json
+from hippo.files import load_json, save_json
 from hippo.models.checkpoint import load_model
 from hippo.options import configure, run_script
 from hippo.scoring.metrics import dice
 from hippo.scoring.statistics import bootstrap, paired_differences
 from tools.heads import find_heads, hippodeeps_mask, load_tools
+from tools.runs import train_all
 
 import numpy as np
 
@@ -49,12 +47,13 @@ def main():
 
 def run(cfg):
     """Trains what is missing, scores it, and writes the JSON file."""
-    jobs = [(kind, seed) for seed in cfg.seeds for kind in _KINDS]
-    with ThreadPoolExecutor(cfg.workers) as pool:
-        list(pool.map(lambda job: train(cfg, *job), jobs))
+    jobs = {}
+    for seed, kind in itertools.product(cfg.seeds, _KINDS):
+        jobs[folder_of(cfg, kind, seed)] = {"data_root": cfg.data_root, "seed": seed, **_KINDS[kind]}
+    train_all(jobs, cfg.workers)
     tools, paths = load_tools(), find_heads(cfg.heads)
-    for job in jobs:
-        score_heads(folder_of(cfg, *job), paths, cfg.heads, tools)
+    for folder in jobs:
+        score_heads(folder, paths, cfg.heads, tools)
     save_json(cfg.out, collect(cfg))
     print(f"wrote {cfg.out}")
 
@@ -62,24 +61,6 @@ def run(cfg):
 def folder_of(cfg, kind, seed):
     """The folder of a run."""
     return Path(cfg.ablations) / f"part_{kind.replace(', ', ' ').replace(' ', '_')}_seed{seed}"
-
-
-def train(cfg, kind, seed):
-    """Runs train_3d.py, unless that is done; it goes on where it stopped."""
-    folder = folder_of(cfg, kind, seed)
-    if (folder / "metrics.json").is_file():
-        return
-    options = {
-        "data_root": cfg.data_root,
-        "out_dir": folder,
-        "seed": seed,
-        "resume": (folder / "last.pth").is_file(),
-        **_KINDS[kind],
-    }
-    command = [sys.executable, str(ROOT / "train_3d.py"), *(f"--{name}={value}" for name, value in options.items())]
-    environment = {**os.environ, "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // cfg.workers))}
-    subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL)
-    print(f"{folder} is done", flush=True)
 
 
 def score_heads(folder, paths, heads, tools):

@@ -24,8 +24,8 @@ _AGREE = 0.75  # Dice of two models with each other, below which is a flag
 _ALIKE = 0.75  # Dice with the model for any contrast, below which the contrast is in doubt
 _DOUBT = "contrast_doubtful"  # its flag
 _TURNED_DEGREES = 7  # of the further views, about the corners of a tetrahedron
-_VIEWS = np.array([(1, 1, 1), (1, -1, -1), (-1, 1, -1), (-1, -1, 1)]) / 3**0.5
-_VIEWS = Rotation.from_rotvec(np.radians(_TURNED_DEGREES) * _VIEWS).as_matrix()
+VIEWS = np.array([(1, 1, 1), (1, -1, -1), (-1, 1, -1), (-1, -1, 1)]) / 3**0.5
+VIEWS = Rotation.from_rotvec(np.radians(_TURNED_DEGREES) * VIEWS).as_matrix()
 _VOLUME_MM3 = (300, 12_000)  # of a hippocampus, generously
 _SURER = 0.015  # by so much has the better side of a crop to be surer than the other
 
@@ -187,7 +187,7 @@ def segment_side(models, scan, centre_mm, side, device, dtype, tta=True, strict=
         flags.append("low_quality")
     parts = [(probabilities, window)] * len(models)
     if tta and centre_mm is not None:
-        for turn in _VIEWS:
+        for turn in VIEWS:
             view = window._replace(turn=window.turn @ turn)
             parts.append((_predict(models[:1], scan, matrix, view, device, dtype, False), view))
     on_grid, place = _on_grid(parts, scan.array.shape, matrix)

@@ -16,24 +16,26 @@ import torch.nn.functional as F
 from torch import nn
 
 CONV = {2: nn.Conv2d, 3: nn.Conv3d}
+DROPOUT = {2: nn.Dropout2d, 3: nn.Dropout3d}
 UP_CONV = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
 MAX_POOL = {2: F.max_pool2d, 3: F.max_pool3d}
 CHANNELS_LAST = {2: torch.channels_last, 3: torch.channels_last_3d}
 
 
 class ConvBlock(nn.Sequential):
-    """A stage: `convs` times (3x3(x3) convolution without bias, instance norm, leaky ReLU).
+    """A stage: `convs` times (3x3(x3) convolution without bias, instance norm, leaky ReLU), and dropout of whole channels.
 
     forward: (B, in_channels, *S) to (B, out_channels, *S).
     """
 
-    def __init__(self, dim, in_channels, out_channels, convs=2):
+    def __init__(self, dim, in_channels, out_channels, convs=2, dropout=0.0):
         layers = []
         for i in range(convs):
             layers += [
                 CONV[dim](in_channels if i == 0 else out_channels, out_channels, 3, padding=1, bias=False),
                 NormAct(out_channels),
             ]
+        layers += [DROPOUT[dim](dropout)] * bool(dropout)
         super().__init__(*layers)
 
 
@@ -43,20 +45,23 @@ class UNet(nn.Module):
     encoder: channels of each stage, the last one the bottleneck; max pooling by 2 between two of them.
     decoder: channels of each stage on the way up, deepest first; default: the encoder's, backwards.
     convs:   convolutions a stage.
+    dropout: probability that training leaves out a channel of a stage's output (Tompson et al. 2015).
     forward: (B, in_channels, *S) with S divisible by `stride` to a list of the decoder's feature maps, finest last.
     Raises ValueError where the numbers of stages do not fit.
     """
 
-    def __init__(self, dim, in_channels, encoder, decoder=None, convs=2):
+    def __init__(self, dim, in_channels, encoder, decoder=None, convs=2, dropout=0.0):
         super().__init__()
         skips = list(encoder[:-1])[::-1]
         decoder = list(decoder or skips)
         if len(decoder) != len(skips):
             raise ValueError(f"{len(encoder)} encoder stages need {len(skips)} decoder stages, not {len(decoder)}")
         self.dim, self.stride, self.decoder_channels = dim, 2 ** len(skips), decoder
-        self.down = nn.ModuleList(ConvBlock(dim, i, o, convs) for i, o in zip([in_channels, *encoder[:-1]], encoder))
+        self.down = nn.ModuleList(
+            ConvBlock(dim, i, o, convs, dropout) for i, o in zip([in_channels, *encoder[:-1]], encoder)
+        )
         self.up = nn.ModuleList(UP_CONV[dim](i, o, 2, stride=2) for i, o in zip([encoder[-1], *decoder[:-1]], decoder))
-        self.merge = nn.ModuleList(ConvBlock(dim, s + o, o, convs) for s, o in zip(skips, decoder))
+        self.merge = nn.ModuleList(ConvBlock(dim, s + o, o, convs, dropout) for s, o in zip(skips, decoder))
 
     def forward(self, x):
         skips = []
@@ -93,10 +98,11 @@ class UNetWithINR(nn.Module):
         inr_hidden_dim=64,
         inr_chunk=0,
         deep_supervision=False,
+        dropout=0.0,
     ):
         super().__init__()
         self.dim, self.in_channels, self.deep_supervision = dim, in_channels, deep_supervision
-        self.unet = UNet(dim, in_channels, encoder, decoder, convs)
+        self.unet = UNet(dim, in_channels, encoder, decoder, convs, dropout)
         *coarse, finest = self.unet.decoder_channels
         self.head = CONV[dim](finest, num_classes, 1)
         self.inr = INRHead(dim, finest, num_classes, inr_hidden_dim, chunk=inr_chunk) if use_inr else None

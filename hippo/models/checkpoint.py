@@ -17,7 +17,8 @@ from hippo.models.inference import TrainedModel, make_preprocessing
 import torch
 
 MODELS = {**unet_inr_3d.MODELS, **model2d.MODELS}
-_LARGEST = {"depth": 10, "unet_depth": 10, "convs": 4, "inr_chunk": 0}  # of a model's arguments; 1024 for the others
+# the largest values of a model's arguments; 1024 for the others
+_LARGEST = {"depth": 10, "unet_depth": 10, "convs": 4, "inr_chunk": 0, "dropout": 0.99}
 
 
 def save_checkpoint(path, content):

@@ -1,5 +1,6 @@
 """From a normalised volume to class probabilities, by 3D and by 2D models."""
 
+import contextlib
 from typing import NamedTuple
 
 from hippo.data.intensity import HEAD_NORMALISATION, NORMALISATION, to_unit_range
@@ -9,6 +10,7 @@ from hippo.device import autocast
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 
 class TrainedModel(NamedTuple):
@@ -88,6 +90,39 @@ def predict_volume(trained, image, device, dtype, tta=False):
         logits = logits[(0, slice(None), *(slice(s, None) for s in shift))].float()
         total = total + logits.softmax(0).flip([a - 1 for a in axes])
     return total / len(views)
+
+
+@torch.inference_mode()
+def sample_volume(trained, image, device, dtype, samples, seed=0, batch=4):
+    """Class probabilities (samples, C, D, H, W) of one volume, each with other channels left out, as in training (MC
+    dropout: Gal & Ghahramani 2016). The same seed gives the same samples.
+
+    trained: TrainedModel of a 3D network in eval mode. Raises ValueError for a network without dropout.
+    """
+    layers = [module for module in trained.model.modules() if isinstance(module, nn.Dropout3d)]
+    if not layers:
+        raise ValueError("a network that was trained without dropout")
+    x = torch.from_numpy(np.ascontiguousarray(image)).to(device)[None, None]  # (1, 1, D, H, W)
+    parts = []
+    with torch.random.fork_rng([device] if device.type == "cuda" else []), _training(layers):
+        torch.manual_seed(seed)
+        for start in range(0, samples, batch):
+            with autocast(device, dtype):
+                logits = trained.model(x.expand(min(batch, samples - start), *x.shape[1:]))
+            parts.append(logits.float().softmax(1))
+    return torch.cat(parts)
+
+
+@contextlib.contextmanager
+def _training(layers):
+    """The layers in train mode meanwhile."""
+    for layer in layers:
+        layer.train()
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.eval()
 
 
 def _predict_slices(trained, image, device, dtype, batch=16):

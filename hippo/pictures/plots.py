@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 COLOURS = {1: "#56B4E9", 2: "#E69F00"}  # anterior, posterior
+SERIES = ("#000000", "#56B4E9", "#E69F00", "#009E73")  # further curves of one figure
 TRAIN, VALIDATION = "#999999", "#000000"
 
 
@@ -205,5 +206,21 @@ def bland_altman(volumes, path, title):
         low, high = axes.get_ylim()
         axes.set_ylim(low, high + 0.22 * (high - low))  # room for the legend
         axes.legend(loc="upper right")
+        axes.grid(alpha=0.3)
+    save(figure, path, title)
+
+
+def uncertainty(curves, path, title):
+    """Reliability and risk-coverage curves of methods: {name: (sums of calibration_bins, (coverage, risk, area))}."""
+    figure, (reliability, risks) = panels(1, 2, (10, 4.6))
+    reliability.plot([0.3, 1], [0.3, 1], color="#999999", linestyle="--", linewidth=1)
+    for (name, (bins, (coverage, risk, area))), colour in zip(curves.items(), SERIES):
+        count, confidence, correct = bins[bins[:, 0] > 0].T
+        reliability.plot(confidence / count, correct / count, "-o", color=colour, markersize=3, label=name)
+        risks.plot(coverage, risk, color=colour, label=f"{name}, area {area:.4f}")
+    reliability.set(xlabel="confidence", ylabel="share of voxels that are right")
+    risks.set(xlabel="share of voxels kept, the least uncertain", ylabel="share of them that are wrong")
+    for axes in (reliability, risks):
+        axes.legend()
         axes.grid(alpha=0.3)
     save(figure, path, title)

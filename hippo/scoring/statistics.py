@@ -47,6 +47,15 @@ def bootstrap(values, level=0.95, seed=0):
     return {"mean": float(values.mean()), "interval": [float(low), float(high)]}
 
 
+def bootstrap_of(function, n, resamples=1000, level=0.95, seed=0):
+    """{"mean", "interval": [low, high]} of function(indices (n,) of cases), with all of them and by resampling them."""
+    rng = np.random.default_rng(seed)
+    values = [function(rng.integers(0, n, n)) for _ in range(resamples)]
+    tail = 50 * (1 - level)
+    low, high = np.nanpercentile(values, [tail, 100 - tail])
+    return {"mean": float(function(np.arange(n))), "interval": [float(low), float(high)]}
+
+
 def paired_differences(runs, others):
     """Differences of mean Dice, paired by case and seed: a (seeds, cases) array.
 

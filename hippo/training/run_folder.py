@@ -32,7 +32,7 @@ def check_training(cfg):
     for name in (*not_negative, "rotation_degrees", "shift_voxels", "atrophy_mm", *PARTS):
         require(getattr(cfg, name, 0) >= 0, f"--{name}={getattr(cfg, name, 0)}: expected 0 or more")
     require(cfg.seed < 2**63, f"--seed={cfg.seed}: expected less than 2^63")
-    for name in ("warmup", "ema", "scale"):
+    for name in ("warmup", "ema", "scale", "dropout"):
         require(
             0 <= getattr(cfg, name, 0) < 1, f"--{name}={getattr(cfg, name, 0)}: expected at least 0 and less than 1"
         )
