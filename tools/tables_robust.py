@@ -1,6 +1,8 @@
-"""The blocks of the pages on other contrasts, from results/any_contrast.json."""
+"""The blocks of the pages on the models for heads: cross-validation, repeatability, sizes, other contrasts."""
 
-from hippo.scoring.tables import markdown_table
+from hippo.scoring.statistics import bootstrap
+from hippo.scoring.tables import markdown_table, with_interval
+from tools.tables_3d import cross_validation_table
 
 import numpy as np
 
@@ -8,9 +10,55 @@ import numpy as np
 def sections(published):
     """{name: function that returns Markdown}."""
     return {
+        "cross-validation-heads": lambda: both_recipes(published),
         "any_contrast_cases": lambda: cases(published("any_contrast.json")["cases"]),
         "any_contrast_heads": lambda: heads(published("any_contrast.json")),
     }
+
+
+def both_recipes(published):
+    """The cross-validation of the recipe of heads, and its difference, case by case, from that of crops."""
+    heads, crops = (published(f"{folder}cross_validation.json") for folder in ("cross_validation_heads/", ""))
+    pairs = {"3D alone": [list(result["members"].values())[0]["dice"] for result in (heads, crops)]}
+    pairs["both together"] = [{name: c["dice"] for name, c in result["cases"].items()} for result in (heads, crops)]
+    changes = []
+    for who, (ours, theirs) in pairs.items():
+        change = bootstrap([np.mean(ours[name]) - np.mean(theirs[name]) for name in ours])
+        changes.append(f"{who} {with_interval(change)}")
+    table = cross_validation_table(heads, published.references)
+    return f"{table}\n\nDifference from the recipe of crops, case by case: {'; '.join(changes)}."
+
+
+def repeatability(results):
+    """How volumes change in each kind of rescan, beside hippodeep where it was measured."""
+    ours, theirs = results["summary"]["ours"], results["summary"].get("hippodeep")
+    rows = []
+    for kind, parts in ours.items():
+        row = [
+            kind,
+            *(_change(parts[part]) for part in ("whole", "anterior", "posterior")),
+            f"{parts['whole']['dice']:.3f}",
+        ]
+        rows.append([*row, _change(theirs[kind]["whole"]), f"{theirs[kind]['whole']['dice']:.3f}"] if theirs else row)
+    titles = ["rescan", "whole", "anterior", "posterior", "Dice, turned back"]
+    return markdown_table(titles + ["hippodeep, whole", "its Dice"] * bool(theirs), rows)
+
+
+def _change(part):
+    failed = f", {part['failed']} of {part['of']} failed" * bool(part["failed"])
+    return f"{part['median_percent']:.2f} ({part['percentile_95_percent']:.1f}){failed}"
+
+
+def sizes(result):
+    """The line through true and found volumes."""
+    true = [side["true_mm3"] for side in result["sides"]]
+    ratio = result["ratio"]
+    return (
+        f"{len(true)} hippocampi of {min(true):,} to {max(true):,} mm³: found volume = **{result['slope']:.2f}** x true volume "
+        f"{result['intercept_mm3']:+.0f} mm³, correlation {result['correlation']:.3f}, mean difference "
+        f"{result['bias_mm3']:+.0f} mm³, whole Dice {result['dice']:.3f}. Found / true: {ratio['mean']:.3f} on average, "
+        f"**{ratio['smallest third']:.3f}** in the smallest third, **{ratio['largest third']:.3f}** in the largest."
+    )
 
 
 def cases(kinds):
