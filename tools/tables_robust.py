@@ -11,6 +11,8 @@ def sections(published):
     """{name: function that returns Markdown}."""
     return {
         "cross-validation-heads": lambda: both_recipes(published),
+        "repeatability": lambda: repeatability(published("repeatability.json")),
+        "sizes": lambda: sizes(published("repeatability.json")["anatomies"]),
         "any_contrast_cases": lambda: cases(published("any_contrast.json")["cases"]),
         "any_contrast_heads": lambda: heads(published("any_contrast.json")),
     }
