@@ -21,7 +21,8 @@ def sections(published):
 def both_recipes(published):
     """The cross-validation of the recipe of heads, and its difference, case by case, from that of crops."""
     heads, crops = (published(f"{folder}cross_validation.json") for folder in ("cross_validation_heads/", ""))
-    pairs = {"3D alone": [list(result["members"].values())[0]["dice"] for result in (heads, crops)]}
+    members = [list(result["members"].values()) for result in (heads, crops)]
+    pairs = {f"{who} alone": [row[i]["dice"] for row in members] for i, who in enumerate(("3D", "2D"))}
     pairs["both together"] = [{name: c["dice"] for name, c in result["cases"].items()} for result in (heads, crops)]
     changes = []
     for who, (ours, theirs) in pairs.items():

@@ -56,8 +56,9 @@ def run(cfg):
     jobs = {folder: {**common, "seed": seed} for seed, folder in folders.items() if seed != "dropout"}
     train_all({**jobs, folders["dropout"]: {**common, "dropout": cfg.dropout}}, cfg.workers)
     device, dtype = set_up_device("cpu")
-    models = {name: load_model(folder / "last.pth")[0] for name, folder in folders.items()}
-    volumes = load_volumes(cfg.data_root, load_model(folders["dropout"] / "last.pth")[1]["val_cases"])
+    loaded = {name: load_model(folder / "last.pth") for name, folder in folders.items()}
+    models = {name: model for name, (model, _) in loaded.items()}
+    volumes = load_volumes(cfg.data_root, loaded["dropout"][1]["val_cases"])
     members = [models[seed] for seed in cfg.seeds]
     methods = {
         "one model": lambda image: one_view(members[:1], image, device, dtype),
@@ -126,8 +127,8 @@ def pooled(cases):
 
 def summarise(cases):
     """Means over cases, with intervals."""
-    column = {name: np.array([case[name] for case in cases]) for name in ("dice", "expected_dice", "spread_mm3")}
-    column |= {name: np.array([case[name] for case in cases]) for name in ("error_mm3", "aurc", "seconds")}
+    names = ("dice", "expected_dice", "spread_mm3", "error_mm3", "aurc", "seconds")
+    column = {name: np.array([case[name] for case in cases]) for name in names}
     bins = np.array([case["bins"] for case in cases])
     result = {
         "seconds": float(column["seconds"].mean()),
