@@ -223,22 +223,25 @@ def test_the_brain_and_its_hippocampi_in_3d(script, head, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "contrast, doubtful, flags",
+    "contrast, doubts, flags",
     [
-        ("auto", False, ()),
-        ("auto", True, ("any_contrast",)),
-        ("t1", True, ("contrast_doubtful",)),
-        ("t1", False, ()),
-        ("any", False, ("any_contrast",)),
+        ("auto", (), ()),
+        ("auto", ("contrast_doubtful",), ("contrast_doubtful",)),
+        ("auto", ("contrast_doubtful", "low_quality"), ("any_contrast",)),
+        ("auto", ("models_disagree", "contrast_doubtful"), ("any_contrast",)),
+        ("auto", ("low_quality", "models_disagree"), ("low_quality", "models_disagree")),
+        ("t1", ("contrast_doubtful", "low_quality"), ("contrast_doubtful", "low_quality")),
+        ("t1", (), ()),
+        ("any", (), ("any_contrast",)),
     ],
 )
-def test_the_choice_between_contrasts(monkeypatch, contrast, doubtful, flags):
-    """The T1 models' result stands where the other model agrees; on the side where it does not, the other one's does."""
+def test_the_choice_between_contrasts(monkeypatch, contrast, doubts, flags):
+    """The T1 models' result stands where the other model agrees or they are sure; else the other one's, on that side."""
     calls = []
 
     def segment_side(models, scan, centre, side, check=None, **how):
         calls.append((models, check))
-        flags = ("contrast_doubtful",) if doubtful and check and side == "left" else ()
+        flags = doubts if check and side == "left" else ()
         return segmenting.Hippocampus(side, "", 0.9, flags, window=spatial.Window(np.zeros(3), (2, 2, 2), 1.0))
 
     monkeypatch.setattr(segmenting, "segment_side", segment_side)

@@ -84,10 +84,15 @@ def segment(
     if contrast == "any" or located and "contrast_not_t1" in located.flags:
         return other(), located
     results = both(models, check=any_contrast)
-    if any(result.problem or _DOUBT in result.flags for result in results):
-        pairs = zip(results, other())
-        results = [second if first.problem or _DOUBT in first.flags else first for first, second in pairs]
+    if any(_gives_way(result) for result in results):
+        results = [second if _gives_way(first) else first for first, second in zip(results, other())]
     return results, located
+
+
+def _gives_way(result):
+    """Whether the model for any contrast is to be taken: the others find nothing, or see something else and are unsure of
+    it, or do not agree among themselves. Where they are sure, as of an atrophied hippocampus, they are often right."""
+    return bool(result.problem) or (_DOUBT in result.flags and bool({"low_quality", "models_disagree"} & {*result.flags}))
 
 
 def _places(located):
@@ -191,7 +196,8 @@ def segment_side(models, scan, centre_mm, side, device, dtype, tta=True, strict=
             view = window._replace(turn=window.turn @ turn)
             parts.append((_predict(models[:1], scan, matrix, view, device, dtype, False), view))
     on_grid, place = _on_grid(parts, scan.array.shape, matrix)
-    inside = on_grid.argmax(0) > 0 if centre_mm is None else on_grid[0] < 0.5  # a small crop as in the evaluation
+    # a small crop as in the evaluation
+    inside = on_grid.argmax(0) > 0 if centre_mm is None else _likeliest(on_grid, parts, matrix)
     labels = np.where(inside, 1 + (on_grid[2] > on_grid[1]), 0).astype(np.uint8)
     labels *= largest_component(labels > 0)
     if _touches_edge(labels > 0, place, scan.array.shape):
@@ -236,6 +242,16 @@ def _on_grid(parts, shape, matrix):
         total[(slice(None), *inside)] += probabilities / len(parts)
         total[(0, *inside)] -= 1 / len(parts)
     return total, tuple(map(slice, starts, stops))
+
+
+def _likeliest(on_grid, parts, matrix):
+    """The voxels of a grid (boolean) that are likeliest to be hippocampus, as many as make the volume that it has in the
+    windows: on voxels of 3 mm, those of more than one half would be too few."""
+    foreground = 1 - on_grid[0]
+    windows = [1 - probabilities[0] for probabilities, _ in parts]
+    share = sum((window > 0.5).sum() for window in windows) / sum(window.sum() for window in windows)
+    count = min(int(round(float(foreground.sum() * share))), foreground.size)
+    return foreground >= (np.partition(foreground, -count, None)[-count] if count else np.inf)
 
 
 def _found(probabilities):
