@@ -222,6 +222,21 @@ def test_the_brain_and_its_hippocampi_in_3d(script, head, tmp_path):
     one_error_line(script(viz, head[0], head[0]), "one head at a time")
 
 
+def test_labels_on_thick_slices_hold_the_volume_of_the_window():
+    """A soft ellipsoid, 5 mm thick: too few voxels of 3 mm have more than one half."""
+    window = spatial.Window(np.array([0.4, 0.2, -0.7]), (36, 52, 36), 1.0)
+    points = window.to_mm(np.moveaxis(np.indices(window.size), 0, -1)) - window.centre_mm
+    soft = 1 / (1 + np.exp(np.linalg.norm(points / (1, 4, 1), axis=-1) - 2.5))
+    parts = [(np.stack([1 - soft, soft / 2, soft / 2]).astype(np.float32), window)]
+    volume = (soft > 0.5).sum()
+    for spacing in ((1, 1, 1), (1, 1, 3), (3, 3, 3)):
+        on_grid, _ = segmenting._on_grid(parts, (60, 60, 60), np.diag(np.array(spacing, float)))
+        found, voxel = segmenting._likeliest(on_grid, parts), float(np.prod(spacing))
+        assert found.sum() * voxel == pytest.approx(volume, rel=0.01, abs=voxel), spacing
+        assert on_grid[0][found].max() <= on_grid[0][~found].min()
+    assert (on_grid[0] < 0.5).sum() * voxel < 0.9 * volume
+
+
 @pytest.mark.parametrize(
     "contrast, doubts, flags",
     [

@@ -61,7 +61,8 @@ def segment(
     right or auto (the side that the models are surer of). strict: what is too unsure is refused; if not, it is flagged,
     as for models of phantoms, which are sure of nothing.
     any_contrast: TrainedModel for what is not T1-weighted, or None. contrast: t1 (the models), any (any_contrast), or auto:
-    any_contrast where the scan does not look T1-weighted, and for a side on which it does not agree with the models.
+    any_contrast where the scan does not look T1-weighted, and for a side on which it sees another hippocampus than the
+    models, and these find nothing, are unsure, or do not agree with each other.
     """
     how = {"device": device, "dtype": dtype, "tta": tta, "strict": strict}
     located = None if scan.is_crop else locate(locator, scan, device, dtype)
@@ -92,7 +93,8 @@ def segment(
 def _gives_way(result):
     """Whether the model for any contrast is to be taken: the others find nothing, or see something else and are unsure of
     it, or do not agree among themselves. Where they are sure, as of an atrophied hippocampus, they are often right."""
-    return bool(result.problem) or (_DOUBT in result.flags and bool({"low_quality", "models_disagree"} & {*result.flags}))
+    unsure = {"low_quality", "models_disagree"} & {*result.flags}
+    return bool(result.problem or unsure and _DOUBT in result.flags)
 
 
 def _places(located):
@@ -197,7 +199,7 @@ def segment_side(models, scan, centre_mm, side, device, dtype, tta=True, strict=
             parts.append((_predict(models[:1], scan, matrix, view, device, dtype, False), view))
     on_grid, place = _on_grid(parts, scan.array.shape, matrix)
     # a small crop as in the evaluation
-    inside = on_grid.argmax(0) > 0 if centre_mm is None else _likeliest(on_grid, parts, matrix)
+    inside = on_grid.argmax(0) > 0 if centre_mm is None else _likeliest(on_grid, parts)
     labels = np.where(inside, 1 + (on_grid[2] > on_grid[1]), 0).astype(np.uint8)
     labels *= largest_component(labels > 0)
     if _touches_edge(labels > 0, place, scan.array.shape):
@@ -244,7 +246,7 @@ def _on_grid(parts, shape, matrix):
     return total, tuple(map(slice, starts, stops))
 
 
-def _likeliest(on_grid, parts, matrix):
+def _likeliest(on_grid, parts):
     """The voxels of a grid (boolean) that are likeliest to be hippocampus, as many as make the volume that it has in the
     windows: on voxels of 3 mm, those of more than one half would be too few."""
     foreground = 1 - on_grid[0]
