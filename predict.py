@@ -10,6 +10,7 @@ Writes into OUT_DIR, on each input's own grid:
   NAME_hippocampus.nii.gz  of a head: 1 left anterior, 2 left posterior, 3 right anterior, 4 right posterior
   NAME_seg.nii.gz          of a crop: 1 anterior, 2 posterior
   NAME_hippocampus.png     the picture to check it by: look at it before you use a number
+  NAME_uncertainty.nii.gz  with SAMPLES: predictive entropy and mutual information of each voxel, 0 to 1
   volumes.csv              a row for each scan and side: volumes in mm3, eTIV, quality, flags
 
 NOT FOR CLINICAL USE. Sides come from the header alone. The models learned from T1-weighted crops of one centre; where a
@@ -30,9 +31,12 @@ from hippo.device import set_up_device
 from hippo.errors import UserError, fail, require
 from hippo.files import atomic, fresh_folder
 from hippo.heads.locate import load_locator
+from hippo.heads.quality import Limits, judge
 from hippo.heads.scan import read_scan
 from hippo.heads.segment import joint_labels, joint_probabilities, segment
+from hippo.heads.uncertainty import sample_scan
 from hippo.models.checkpoint import load_model
+from hippo.models.inference import has_dropout
 from hippo.options import configure, run_script
 from hippo.pictures.check import picture_of_scan
 
@@ -51,12 +55,20 @@ ETIV = ""  # your own intracranial volume in mm3, or a CSV with the columns scan
 LABELS = "parts"  # parts (see above) or freesurfer (17 left and 53 right, the whole hippocampus)
 PROBABILITIES = False  # write NAME_probabilities.nii.gz too: soft maps of each label, 0 to 1
 PICTURES = True  # write the picture of each scan
+LOW_QUALITY = 0.85  # a quality (the Dice to expect) below is flagged low_quality
+LEAST_QUALITY = 0.5  # below it there is no result
+ASYMMETRY = 0.25  # a difference of both hippocampi above this share of their mean is flagged asymmetric
+USUAL_MM3 = [1500, 6000]  # a hippocampus outside is flagged implausible_volume
+POSSIBLE_MM3 = [300, 12_000]  # outside there is no result
+SAMPLES = 0  # of MC dropout, 20 for instance: write NAME_uncertainty.nii.gz and the spread of each volume; 0: none
+SAMPLER = ""  # weights of a 3D model that was trained with --dropout, for SAMPLES
 TTA = True  # average over shifted (and, where training flipped, mirrored) views
 DEVICE = "auto"  # auto (CUDA where there is one, CPU otherwise), cpu, cuda, cuda:1
 AMP = True  # mixed precision: fp16 on CUDA, bf16 on a CPU that has it
 
 _COLUMNS = ["scan", "side", "anterior_mm3", "posterior_mm3", "total_mm3", "etiv_mm3"]
 _COLUMNS += ["quality", "flags", "seconds", "model"]
+_SPREADS = ["anterior_sd_mm3", "posterior_sd_mm3", "total_sd_mm3"]  # further columns, with SAMPLES
 _DESCRIPTIONS = {
     ("parts", False): "L anterior 1, posterior 2; R anterior 3, posterior 4",
     ("parts", True): "hippocampus: 1 anterior, 2 posterior",
@@ -83,7 +95,7 @@ def run(cfg):
     check_out_dir(cfg.out_dir, files)
     device, dtype = set_up_device(cfg.device, cfg.amp)
     models, any_contrast, synthetic = load_models(cfg, device)
-    models = models, load_locator(cfg.locate).to(device), any_contrast
+    models = models, load_locator(cfg.locate).to(device), any_contrast, load_sampler(cfg, models[0], device)
     names = "+".join(Path(path).name for path in (cfg.checkpoint, cfg.partner) if path)
     out_dir, start = fresh_folder(cfg.out_dir), time.perf_counter()
     rows = [failed(path, error, names) for path, error in problems]
@@ -95,7 +107,7 @@ def run(cfg):
             except UserError as error:
                 rows.append(failed(path, error, names))
     finally:
-        write_rows(out_dir / "volumes.csv", rows)
+        write_rows(out_dir / "volumes.csv", rows, cfg.samples > 0)
     seconds = (time.perf_counter() - start) / max(len(files), 1)
     done = len({row["scan"] for row in rows if row["total_mm3"]})
     print(f"{done} segmentations and volumes.csv in {out_dir} ({seconds:.2f} s a scan)")
@@ -109,36 +121,53 @@ def run(cfg):
 def predict_scan(path, models, cfg, out_dir, place, etivs, synthetic, side):
     """Segments a scan and writes its files; returns its rows. Raises UserError, see scan.read_scan.
 
-    models: (list of TrainedModel, the locator, the TrainedModel for any contrast or None).
+    models: (list of TrainedModel, the locator, the TrainedModels for any contrast and for samples, or None).
     """
     start = time.perf_counter()
-    scan, (models, locator, any_contrast) = read_scan(path), models
+    scan, (models, locator, any_contrast, sampler) = read_scan(path), models
     # the models are unsure of phantoms: they have seen none, or only those
     strict = not (synthetic or is_phantom(scan.image))
     # the comparison of models is for the shipped ones
     compared = strict and Path(cfg.checkpoint).name == Path(CHECKPOINT).name
     other = (any_contrast, cfg.contrast) if compared or cfg.contrast == "any" else (None, "t1")
-    sides, located = segment(models, locator, scan, *place, cfg.tta, side, strict, *other)
+    sides, located = segment(models, locator, scan, *place, cfg.tta, side, *other)
+    sides = judge(sides, scan, limits_of(cfg), strict)
     etiv, etiv_flags = (located.etiv_mm3, located.flags) if located else (None, [])
     own = etivs.get(path.name, etivs.get(case_id(path), etivs.get("")))
     etiv = etiv if own is None else own
     etiv_flags = [flag for flag in etiv_flags if own is None or flag != "etiv_implausible"]
-    name = case_id(path)
+    name, spreads = case_id(path), [[]] * len(sides)
     if not all(side.problem for side in sides):
-        whole = cfg.labels == "freesurfer"
-        labels = to_stored_orientation(joint_labels(sides, scan, whole), scan.image)
-        target = out_dir / f"{name}_{'seg' if scan.is_crop else 'hippocampus'}.nii.gz"
-        description = _DESCRIPTIONS.get((cfg.labels, scan.is_crop), "17 left, 53 right hippocampus")
-        save_labels(target, labels, scan.image, description, synthetic)
-        if cfg.probabilities:
-            soft = np.round(255 * joint_probabilities(sides, scan)).astype(np.uint8)
-            soft = to_stored_orientation(soft, scan.image)
-            save_like(out_dir / f"{name}_probabilities.nii.gz", soft, scan.image, description, 1 / 255, synthetic)
+        save_maps(out_dir / name, scan, sides, cfg, synthetic)
+    if sampler:
+        maps, spreads = sample_scan(sampler, scan, sides, cfg.samples, *place)
+        target = out_dir / f"{name}_uncertainty.nii.gz"
+        maps = to_stored_orientation(maps, scan.image)
+        save_like(target, maps, scan.image, "predictive entropy, mutual information; 0 to 1", 1.0, synthetic)
     seconds = time.perf_counter() - start
     rows = [make_row(path, scan, side, etiv, etiv_flags, seconds) for side in sides]
+    for row, deviations in zip(rows, spreads):
+        row |= {column: f"{value:.1f}" for column, value in zip(_SPREADS, deviations)}
     if cfg.pictures:
         picture_of_scan(out_dir / f"{name}_hippocampus.png", scan, sides, rows)
     return rows
+
+
+def save_maps(target, scan, sides, cfg, synthetic):
+    """Writes the labels of a scan, and its soft maps where they are asked for, to files whose names begin with target."""
+    labels = to_stored_orientation(joint_labels(sides, scan, cfg.labels == "freesurfer"), scan.image)
+    description = _DESCRIPTIONS.get((cfg.labels, scan.is_crop), "17 left, 53 right hippocampus")
+    kind = "seg" if scan.is_crop else "hippocampus"
+    save_labels(f"{target}_{kind}.nii.gz", labels, scan.image, description, synthetic)
+    if cfg.probabilities:
+        soft = np.round(255 * joint_probabilities(sides, scan)).astype(np.uint8)
+        soft = to_stored_orientation(soft, scan.image)
+        save_like(f"{target}_probabilities.nii.gz", soft, scan.image, description, 1 / 255, synthetic)
+
+
+def limits_of(cfg):
+    """The Limits of a configuration."""
+    return Limits(*(getattr(cfg, name) for name in Limits._fields))
 
 
 def make_row(path, scan, side, etiv, flags, seconds):
@@ -167,10 +196,10 @@ def failed(path, error, names):
     return dict.fromkeys(_COLUMNS, "") | {"scan": str(path), "flags": f"failed: {reason}", "model": names}
 
 
-def write_rows(path, rows):
-    """Writes volumes.csv."""
+def write_rows(path, rows, spreads=False):
+    """Writes volumes.csv; spreads: with the standard deviations of samples."""
     with atomic(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, _COLUMNS)
+        writer = csv.DictWriter(file, _COLUMNS + _SPREADS * spreads)
         writer.writeheader()
         writer.writerows(rows)
 
@@ -210,6 +239,19 @@ def load_models(cfg, device):
         require(same, f"{path}: trained on another spacing than {cfg.checkpoint}; use one of them alone")
     any_contrast = models.pop() if cfg.any_contrast else None
     return models, any_contrast, synthetic
+
+
+def load_sampler(cfg, first, device):
+    """The TrainedModel for samples on the device, or None without samples."""
+    if not cfg.samples:
+        return None
+    require(cfg.samples > 1, f"--samples={cfg.samples}: expected 2 or more, or 0 for none")
+    require(cfg.sampler, "--samples needs a 3D model that was trained with --dropout; give --sampler=FILE")
+    sampler = load_model(cfg.sampler)[0]
+    same = sampler.preprocessing["spacing_mm"] == first.preprocessing["spacing_mm"]
+    require(same, f"{cfg.sampler}: trained on another spacing than {cfg.checkpoint}")
+    require(has_dropout(sampler), f"{cfg.sampler}: expected a 3D model that was trained with --dropout")
+    return sampler.to(device)
 
 
 def check_out_dir(out_dir, files):

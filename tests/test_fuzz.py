@@ -62,7 +62,7 @@ def volume(path, **fields):
 def segment_file(model, path):
     """What predict.py does with a file and a model."""
     locator = load_locator("pretrained/locate.pth")
-    return segment([model], locator, read_scan(path), CPU, None, False, "left", strict=False)
+    return segment([model], locator, read_scan(path), CPU, None, False, "left")
 
 
 def outcome(function, *args):

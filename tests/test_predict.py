@@ -5,7 +5,6 @@ import shutil
 import predict
 from hippo.data.cases import case_id
 from hippo.data.nifti import to_stored_orientation
-from hippo.heads import segment as segment_module
 from hippo.heads.scan import read_scan
 from hippo.heads.segment import joint_labels, segment
 from hippo.models.checkpoint import load_checkpoint, load_model, save_checkpoint
@@ -21,8 +20,8 @@ from conftest import one_error_line
 @pytest.fixture(autouse=True)
 def any_result_will_do(monkeypatch):
     """What the model of `checkpoint` finds is no hippocampus."""
-    monkeypatch.setattr(segment_module, "_MIN_QUALITY", 0.0)
-    monkeypatch.setattr(segment_module, "_VOLUME_MM3", (0, 1e6))
+    monkeypatch.setattr(predict, "LEAST_QUALITY", 0.0)
+    monkeypatch.setattr(predict, "POSSIBLE_MM3", [0, 1_000_000])
 
 
 def labels_of(model, path, side="left"):

@@ -1,8 +1,10 @@
 """Dropout, samples of it, and what they say of a voxel, a volume and a case."""
 
+import csv
 import json
 import shutil
 
+import predict
 import train_3d
 from hippo.heads.quality import expected_dice
 from hippo.heads.uncertainty import entropies, spread
@@ -16,10 +18,11 @@ from model2d import UNetnnUNetLightweight
 from tools import uncertainty
 from unet_inr_3d import UNet3DWithINR
 
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from conftest import one_error_line
+from conftest import ROOT, one_error_line
 from runs import SMALL_3D
 
 CPU = torch.device("cpu")
@@ -142,3 +145,31 @@ def test_the_comparison(whole, dropout_run, phantoms, tmp_path):
     assert methods["one model"]["spread_against_error"] is None and (tmp_path / "out.png").is_file()
     for method in methods.values():
         assert 0 <= method["calibration_error"]["mean"] <= 1 and method["seconds"] > 0
+
+
+def test_predict_writes_maps_and_spreads(script, dropout_run, phantoms, tmp_path):
+    """On the scan's own grid, oblique and of two orientations; the same again; more samples are other ones."""
+    scan = next(iter(sorted((phantoms / "imagesTr").glob("*.nii.gz"))))
+    image = nib.load(scan)
+    turned = nib.Nifti1Image(np.asarray(image.dataobj)[::-1], image.affine @ np.diag([-1, 1, 1, 1.0]), image.header)
+    nib.save(turned, tmp_path / "turned.nii.gz")
+    weights = dropout_run / "last.pth"
+    options = (f"--checkpoint={weights}", "--partner=", f"--sampler={weights}", "--pictures=False", "--side=left")
+    maps = {}
+    for name, path, samples in (("a", scan, 4), ("b", tmp_path / "turned.nii.gz", 4), ("c", scan, 8)):
+        code, _, err = script(predict, path, *options, f"--samples={samples}", f"--out_dir={tmp_path / name}")
+        assert code == 0, err
+        found = nib.load(next((tmp_path / name).glob("*_uncertainty.nii.gz")))
+        maps[name] = np.asarray(nib.as_closest_canonical(found).dataobj)
+        assert maps[name].shape == (*image.shape, 2) and found.get_data_dtype() == np.float32
+        with open(tmp_path / name / "volumes.csv", newline="") as file:
+            (row,) = csv.DictReader(file)
+        assert list(row)[-3:] == ["anterior_sd_mm3", "posterior_sd_mm3", "total_sd_mm3"]
+        assert float(row["total_sd_mm3"]) > 0
+    entropy, information = np.moveaxis(maps["a"], -1, 0)
+    assert information.min() >= 0 and (information <= entropy + 1e-5).all() and 0.2 < entropy.max() <= 1
+    assert np.allclose(maps["a"], maps["b"], atol=1e-5) and not np.allclose(maps["a"], maps["c"], atol=1e-3)
+    plain = (f"--sampler={ROOT / predict.CHECKPOINT}", f"--out_dir={tmp_path / 'd'}", "--samples=4")
+    one_error_line(script(predict, scan, *plain), "trained with --dropout")
+    one_error_line(script(predict, scan, *plain[:2], "--samples=1"), "expected 2 or more")
+    assert not (tmp_path / "d").exists()

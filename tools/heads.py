@@ -20,13 +20,13 @@ from hippo.device import precision, set_up_device
 from hippo.errors import require
 from hippo.files import ROOT, save_json
 from hippo.heads.locate import BOX_MM, ETIV_SCALE, SIDES, load_locator, locate
+from hippo.heads.quality import Limits, judge
 from hippo.heads.scan import Scan, read_scan
 from hippo.heads.segment import joint_labels, segment
 from hippo.models.inference import TrainedModel
 from hippo.options import configure
 from hippo.scoring.metrics import dice
 from tools import rescan
-from tools.painted import PAINTED, paint
 
 import nibabel as nib
 import numpy as np
@@ -52,11 +52,13 @@ class Tools(NamedTuple):
     device: torch.device
     dtype: torch.dtype
     names: list
+    limits: Limits
 
     def segment(self, scan, contrast="auto"):
-        """As segment.segment."""
+        """As segment.segment, judged."""
         other = {"any_contrast": self.any_contrast, "contrast": contrast}
-        return segment(self.models, self.locator, scan, self.device, self.dtype, **other)
+        sides, located = segment(self.models, self.locator, scan, self.device, self.dtype, **other)
+        return judge(sides, scan, self.limits), located
 
     def segment_file(self, path):
         """(Scan of a file, what segment.segment says of it)."""
@@ -74,7 +76,7 @@ def load_tools():
     device, dtype = set_up_device("cpu")
     models, any_contrast, _ = predict.load_models(cfg, device)
     names = [cfg.checkpoint, cfg.partner, cfg.any_contrast]
-    return Tools(models, any_contrast, load_locator(cfg.locate), device, dtype, names)
+    return Tools(models, any_contrast, load_locator(cfg.locate), device, dtype, names, predict.limits_of(cfg))
 
 
 def find_heads(folder):
@@ -90,6 +92,14 @@ def hippodeeps_mask(heads, name, side):
     return read_nifti(folder / f"{name}_hemi-{side[0].upper()}_mask.nii.gz")[0] >= 128
 
 
+def mask_of(side, scan):
+    """The boolean mask (D, H, W) of a Hippocampus."""
+    mask = np.zeros(scan.array.shape, bool)
+    if not side.problem:
+        mask[side.place] = side.labels > 0
+    return mask
+
+
 def run(heads, anatomies, out, hippodeep=""):
     """Measures everything and writes a JSON file. hippodeep: folder of its code, to time it in the same run; empty: not."""
     paths, tools = find_heads(heads), load_tools()
@@ -98,7 +108,6 @@ def run(heads, anatomies, out, hippodeep=""):
     results |= agreement(Path(heads), paths, tools)
     results["orientations"] = {name: orientations(path, tools) for name, path in stable(paths).items()}
     results["rescans"] = {name: rescans(path, tools) for name, path in stable(paths).items()}
-    results["contrasts"] = contrasts(anatomies, tools)
     results["anatomies"] = drawn(anatomies, tools)
     save_json(out, results)
     print(f"wrote {out}")
@@ -122,16 +131,13 @@ def agreement(heads, paths, tools):
             row["hippodeep_etiv_mm3"] = float(theirs[name]["etiv_mm3"])
         for side in sides:
             truth = hippodeeps_mask(heads, name, side.side)
-            found = np.zeros(scan.array.shape, bool)
-            if not side.problem:
-                found[side.place] = side.labels > 0
             middle = scan.matrix @ (np.argwhere(truth).mean(0) - (np.array(truth.shape) - 1) / 2)
             ends = np.argwhere(truth)
             box_middle = scan.matrix @ ((ends.min(0) + ends.max(0)) / 2 - (np.array(truth.shape) - 1) / 2)
             centre = located.centres[side.side]
             row[side.side] = {
                 "problem": side.problem,
-                "dice": dice(found, truth),
+                "dice": dice(mask_of(side, scan), truth),
                 "located_off_mm": None if centre is None else float(np.linalg.norm(centre - middle)),
                 "box_off_mm": None if side.problem else float(np.linalg.norm(side.window.centre_mm - box_middle)),
                 "volumes_mm3": [] if side.problem else side.volumes_mm3(scan),
@@ -190,9 +196,8 @@ def speed(paths, hippodeep):
             subprocess.run([*command, f"--out_dir={folder}/single", path], cwd=ROOT, capture_output=True)
         result["single_runs_seconds"] = time.perf_counter() - start
         if hippodeep:
-            copies = [
-                shutil.copyfile(path, f"{folder}/{Path(path).name}") for path in absolute[:5]
-            ]  # it writes beside them
+            # it writes beside them
+            copies = [shutil.copyfile(path, f"{folder}/{Path(path).name}") for path in absolute[:5]]
             start = time.perf_counter()
             command = [sys.executable, str(Path(hippodeep).resolve() / "hippodeep.py"), *copies]
             subprocess.run(command, check=True, capture_output=True)
@@ -281,19 +286,3 @@ def drawn(folder, tools):
                 voxels = (np.argwhere(shares[number].numpy() > 0.5) - 31.5) * 4.0
                 held += bool((np.abs(voxels - found.centres[side]) <= np.array(BOX_MM) / 2).all())
     return {"boxes": total, "hold_the_hippocampus": held, "said_not_found": flagged}
-
-
-def contrasts(folder, tools):
-    """{contrast: {"sides", "segmented", "segmented_without_a_flag"}} of images painted in four contrasts from every fifth
-    anatomy, at 1 mm."""
-    rng, results = np.random.default_rng(0), {}
-    for contrast in PAINTED:
-        row = results[contrast] = {"sides": 0, "segmented": 0, "segmented_without_a_flag": 0}
-        for path in sorted(Path(folder).glob("*.nii.gz"))[::5]:
-            sides, located = tools.segment(paint(path, contrast, rng)[0])
-            for side in sides:
-                row["sides"] += 1
-                row["segmented"] += not side.problem
-                row["segmented_without_a_flag"] += not (side.problem or side.flags or located.flags)
-        print(contrast, row, flush=True)
-    return results

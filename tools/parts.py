@@ -16,7 +16,7 @@ from hippo.models.checkpoint import load_model
 from hippo.options import configure, run_script
 from hippo.scoring.metrics import dice
 from hippo.scoring.statistics import bootstrap, paired_differences
-from tools.heads import find_heads, hippodeeps_mask, load_tools
+from tools.heads import find_heads, hippodeeps_mask, load_tools, mask_of
 from tools.runs import train_all
 
 import numpy as np
@@ -73,10 +73,7 @@ def score_heads(folder, paths, heads, tools):
         scan, (sides, _) = tools.segment_file(path)
         name, row = path.name.split("_")[0], []
         for side in sides:
-            truth, found = hippodeeps_mask(heads, name, side.side), np.zeros(scan.array.shape, bool)
-            if not side.problem:
-                found[side.place] = side.labels > 0
-            row.append(dice(found, truth))
+            row.append(dice(mask_of(side, scan), hippodeeps_mask(heads, name, side.side)))
         scores[name] = row
     save_json(folder / "heads.json", scores)
     print(folder, f"{np.mean(list(scores.values())):.4f}", flush=True)

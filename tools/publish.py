@@ -30,7 +30,8 @@ from hippo.files import atomic, load_json
 from hippo.options import configure, constants, run_script
 from hippo.training.run_folder import same_constants
 from hippo.training.search import FIGURE, RESULTS, grid_points, settings
-from tools import benchmark, ensemble
+from tools import benchmark, ensemble, quality, uncertainty
+from tools import parts as tools_parts
 
 SHORT_2D = "checkpoints-2d-64"  # folder of the short 2D run, see docs/RESULTS.md
 ABLATIONS = "ablations"  # folder of further runs and searches
@@ -41,6 +42,10 @@ PICTURES_DIR = "docs/pictures"  # where the pictures go
 _RUN = ("config.json", "history.json", "metrics.json")
 _SEARCH = ("search.json", RESULTS)
 _PLACES = ("data_root", "data_dir")  # where the data were
+_FILES = [benchmark.OUT, benchmark.OUT_HEADS, benchmark.OUT_REPEATABILITY, benchmark.OUT_CONTRASTS]
+_FILES += [tools_parts.OUT, uncertainty.OUT, quality.OUT]
+_PICTURES = [uncertainty.PICTURE, quality.PICTURE]
+_SUMMARISED = ("part_", "uncertainty_")  # runs in ABLATIONS of which a file above says what counts
 
 
 def main():
@@ -59,9 +64,8 @@ def run(cfg):
         files = {part.folder / name: Path(cfg.results_dir) / part.target / name for name in part.names}
         files |= {part.folder / name: Path(cfg.pictures_dir) / picture for name, picture in part.pictures.items()}
         written += copy(files)
-    for name in (benchmark.OUT, benchmark.OUT_HEADS, benchmark.OUT_REPEATABILITY, benchmark.OUT_CONTRASTS):
-        if Path(name).is_file():
-            written += copy({Path(name): Path(cfg.results_dir) / Path(name).name})
+    for folder, names in ((cfg.results_dir, _FILES), (cfg.pictures_dir, _PICTURES)):
+        written += copy({Path(name): Path(folder) / name for name in names if Path(name).is_file()})
     written += draw(Path(cfg.pictures_dir))
     print(f"{len(written)} files published; next: python -m tools.report")
     return written
@@ -98,7 +102,7 @@ def parts(cfg):
     ]
     drawn = {"2d_original": pictures_2d("2d_original"), "grid_3d_inr_rate": {FIGURE: "search_3d_inr_rate.png"}}
     for folder in sorted(Path(cfg.ablations).glob("*")):
-        if folder.is_dir() and ".previous-" not in folder.name:
+        if folder.is_dir() and ".previous-" not in folder.name and not folder.name.startswith(_SUMMARISED):
             names = _SEARCH if (folder / "search.json").exists() else ("metrics.json",)
             names = _RUN if (folder / "config.json").exists() else names
             result.append(Part(folder, f"ablations/{folder.name}", names, drawn.get(folder.name, {})))

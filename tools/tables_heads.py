@@ -11,7 +11,6 @@ def sections(published):
     return {
         "heads": lambda: agreement(published("heads.json")),
         "heads_rescans": lambda: rescans(published("heads.json")),
-        "heads_contrasts": lambda: contrasts(published("heads.json")),
         "heads_speed": lambda: speed(published("heads.json")),
     }
 
@@ -55,12 +54,6 @@ def rescans(results):
         "flags of finding and segmenting, in some",
     ]
     return markdown_table(titles, rows)
-
-
-def contrasts(results):
-    """What becomes of images of other contrasts."""
-    titles = ["contrast, painted from 4 anatomies", "hippocampi", "segmented", "segmented without a flag"]
-    return markdown_table(titles, [[name, *row.values()] for name, row in results["contrasts"].items()])
 
 
 def speed(results):

@@ -16,8 +16,8 @@ from hippo.data.spatial import Window, bring_back, cut
 from hippo.device import precision, set_up_device
 from hippo.files import save_json
 from hippo.heads.quality import expected_dice
-from hippo.heads.segment import VIEWS
 from hippo.heads.uncertainty import entropies, spread
+from hippo.heads.window import VIEWS
 from hippo.models.checkpoint import load_model
 from hippo.models.inference import predict_volume, sample_volume
 from hippo.options import configure, run_script
@@ -83,7 +83,7 @@ def one_view(models, image, device, dtype):
 
 
 def views(model, image, device, dtype):
-    """Those of one model, of the volume as it is and turned as in segment.VIEWS, brought back."""
+    """Those of one model, of the volume as it is and turned as in window.VIEWS, brought back."""
     parts = []
     for turn in (np.eye(3), *VIEWS):
         window = Window(np.zeros(3), image.shape, 1.0, False, turn)

@@ -174,7 +174,7 @@ def save_labels(path, labels, image, description, synthetic=False):
 
 
 def save_like(path, array, image, description, slope=1.0, synthetic=False):
-    """Writes an array (D, H, W) or (D, H, W, N) of uint8, oriented as stored, as NIfTI on the grid of a nibabel image;
+    """Writes an array (D, H, W) or (D, H, W, N) of uint8 or float32, oriented as stored, as NIfTI on the grid of a nibabel image;
     readers multiply its values by `slope`, which the header holds."""
     if isinstance(image, nib.Nifti1Pair):
         kind, header = type(image), image.header.copy()
@@ -184,7 +184,7 @@ def save_like(path, array, image, description, slope=1.0, synthetic=False):
         header.set_sform(image.affine, code=1)
         header.set_qform(image.affine, code=1)
         header.set_xyzt_units("mm")
-    header.set_data_dtype(np.uint8)
+    header.set_data_dtype(array.dtype)
     header["cal_min"], header["cal_max"] = 0, 0
     header["descrip"] = description.encode() + (b" (SYNTHETIC data)" if synthetic else b"")
     result = kind(array, image.affine, header)

@@ -1,6 +1,30 @@
 """Uncertainty from samples of probabilities: of each voxel, and of the volumes."""
 
+from hippo.data.intensity import normalise
+from hippo.data.spatial import bring_back, cut
+from hippo.models.inference import sample_volume
+
 import numpy as np
+
+
+def sample_scan(trained, scan, sides, samples, device, dtype):
+    """(predictive entropy and mutual information (D, H, W, 2) float32 on a Scan's grid, standard deviations of the volumes
+    in mm3 for each Hippocampus, empty where there is none), by MC dropout in the windows of the sides.
+
+    trained: TrainedModel of a 3D network with dropout. Raises ValueError for one without.
+    """
+    maps, spreads = np.zeros((*scan.array.shape, 2), np.float32), []
+    for side in sides:
+        if side.problem:
+            spreads.append([])
+            continue
+        image = normalise(cut(scan.array, side.matrix, side.window))
+        drawn = sample_volume(trained, image, device, dtype, samples).cpu().numpy()
+        both = np.stack([np.zeros_like(image), *entropies(drawn)])  # bring_back fills beyond the window in the first
+        brought, place = bring_back(both, side.window, scan.array.shape, side.matrix)
+        maps[place] = np.maximum(maps[place], np.moveaxis(brought[1:], 0, -1))
+        spreads.append(spread(drawn, side.window.spacing_mm**3))
+    return maps, spreads
 
 
 def entropies(samples):

@@ -99,7 +99,7 @@ def sample_volume(trained, image, device, dtype, samples, seed=0, batch=4):
 
     trained: TrainedModel of a 3D network in eval mode. Raises ValueError for a network without dropout.
     """
-    layers = [module for module in trained.model.modules() if isinstance(module, nn.Dropout3d)]
+    layers = _dropout_layers(trained)
     if not layers:
         raise ValueError("a network that was trained without dropout")
     x = torch.from_numpy(np.ascontiguousarray(image)).to(device)[None, None]  # (1, 1, D, H, W)
@@ -111,6 +111,15 @@ def sample_volume(trained, image, device, dtype, samples, seed=0, batch=4):
                 logits = trained.model(x.expand(min(batch, samples - start), *x.shape[1:]))
             parts.append(logits.float().softmax(1))
     return torch.cat(parts)
+
+
+def has_dropout(trained):
+    """Whether sample_volume has channels to leave out of a TrainedModel: a 3D network that was trained with dropout."""
+    return trained.model.dim == 3 and bool(_dropout_layers(trained))
+
+
+def _dropout_layers(trained):
+    return [module for module in trained.model.modules() if isinstance(module, nn.Dropout3d)]
 
 
 @contextlib.contextmanager

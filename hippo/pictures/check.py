@@ -7,6 +7,8 @@ from matplotlib.lines import Line2D
 
 _HALF_MM = 38  # of the part of the scan that is shown around a hippocampus
 _PLANES = ("sagittal", "coronal", "axial")
+_GREEN, _AMBER, _RED = "#BFE8CF", "#FFE2A8", "#F7B9AE"
+_HARMLESS = {"sform_only", "qform_only"}  # flags that most scans of some programs have
 _LETTERS = (("P", "A"), ("L", "R"), ("L", "R"))  # at the left and right of each plane
 
 
@@ -19,26 +21,30 @@ def picture_of_scan(path, scan, sides, rows):
     for line, side, row in zip(axes, sides, rows):
         for axis in line:
             axis.set_axis_off()
-        line[0].set_title(caption(side, row), loc="left", fontsize=10)
+        text, colour = caption(side, row)
+        line[0].set_title(text, loc="left", fontsize=10, bbox={"facecolor": colour, "edgecolor": "none", "pad": 3})
         if side.labels is None or not side.labels.any():
             continue
         for plane, axis in enumerate(line):
             _draw_plane(axis, scan, side, plane)
     handles = [Line2D([], [], color=COLOURS[label], label=name) for label, name in ((1, "anterior"), (2, "posterior"))]
     figure.legend(handles=handles, loc="outside lower center", ncols=2, fontsize=9)
-    flags = sorted({flag for row in rows for flag in row["flags"].split(";") if flag and not flag.startswith("failed")})
     etiv = f", eTIV {float(rows[0]['etiv_mm3']) / 1000:,.0f} ml" if rows[0]["etiv_mm3"] else ""
-    name = scan.image.get_filename().replace("\\", "/").rsplit("/", 1)[-1]
-    save(figure, path, f"{name}{etiv}\n{'FLAGS: ' + ', '.join(flags) if flags else 'no flags'}")
+    save(figure, path, scan.image.get_filename().replace("\\", "/").rsplit("/", 1)[-1] + etiv)
 
 
 def caption(side, row):
-    """A line on one side: its volumes, or why there are none."""
+    """(a line or two on one side: its volumes, or why there are none, and what to think of it; the colour of that)."""
     name = (side.side or "side unknown").upper()
+    flags = [flag for flag in row["flags"].split(";") if flag and not flag.startswith("failed")]
     if side.problem:
-        return f"{name}: FAILED, {side.problem}"
+        return f"{name}: FAILED, {side.problem}", _RED
     anterior, posterior, total = (float(row[f"{part}_mm3"]) for part in ("anterior", "posterior", "total"))
-    return f"{name}: anterior {anterior:,.0f}, posterior {posterior:,.0f}, total {total:,.0f} mm³, quality {side.quality:.2f}"
+    text = f"{name}: anterior {anterior:,.0f}, posterior {posterior:,.0f}, total {total:,.0f} mm³, expected Dice {side.quality:.2f}"
+    if "low_quality" in flags:
+        return f"{text}\nDOUBTFUL: {', '.join(flags)}", _RED
+    doubts = [flag for flag in flags if flag not in _HARMLESS]
+    return (f"{text}\nLOOK: {', '.join(doubts)}", _AMBER) if doubts else (f"{text}\nno doubts", _GREEN)
 
 
 def _draw_plane(axis, scan, side, plane):

@@ -224,3 +224,22 @@ def uncertainty(curves, path, title):
         axes.legend()
         axes.grid(alpha=0.3)
     save(figure, path, title)
+
+
+def quality(cases, heads, path, title):
+    """Predicted Dice against the true one of degraded and clean cases, and against the Dice with another program of heads:
+    each (predicted (N,), found (N,))."""
+    figure, row = panels(1, 2, (10, 4.8))
+    for axes, (predicted, found), colour in zip(row, (cases, heads), SERIES[1:]):
+        low = min(predicted.min(), found.min()) - 0.02
+        axes.plot([low, 1], [low, 1], color="#999999", linestyle="--", linewidth=1)
+        axes.scatter(predicted, found, s=8, color=colour, alpha=0.5, linewidth=0)
+        parts = np.array_split(np.argsort(predicted), max(1, min(12, len(predicted) // 8)))
+        means = np.array([[predicted[part].mean(), found[part].mean()] for part in parts])
+        axes.plot(*means.T, "-o", color="black", markersize=4, label="means of equal shares")
+        axes.set(xlabel="quality: the Dice to expect", xlim=(low, 1), ylim=(low, 1))
+        axes.legend(loc="lower right")
+        axes.grid(alpha=0.3)
+    row[0].set(ylabel="Dice with the labels, of models that did not see the case")
+    row[1].set(ylabel="whole hippocampus: Dice with hippodeep")
+    save(figure, path, title)

@@ -1,0 +1,185 @@
+"""What people feed to predict.py by mistake: never a number without a flag or a failed row."""
+
+import csv
+
+import phantom
+import predict
+from hippo.data.augment import PARTS
+from hippo.options import configure
+from tools.rescan import respaced
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+from scipy.ndimage import binary_dilation, gaussian_filter
+
+IMAGE = ROOT / "Task04_Hippocampus/imagesTr/hippocampus_338.nii.gz"
+GOOD = ("hippocampus_338", "hippocampus_350", "hippocampus_372")  # controls: nothing is wrong with these
+
+
+def strong(part, strength, seed=1):
+    """A part of the augmentation, much stronger than in training."""
+
+    def change(array, label, rng):
+        scaled = torch.from_numpy((array - array.mean()) / array.std())
+        return PARTS[part][1](scaled, np.random.default_rng(seed), strength).numpy() * 100 + 300
+
+    return change
+
+
+def resected(array, label, rng):
+    """The hippocampus taken out, and fluid in its place."""
+    gone = gaussian_filter(binary_dilation(label > 0, iterations=2).astype(float), 0.7)
+    return array * (1 - gone) + gone * (np.percentile(array, 3) + rng.normal(0, array.std() * 0.05, array.shape))
+
+
+def ct(array, label, rng):
+    """Air at -1000, soft tissues within 60 units, bone at 1000."""
+    low, high = np.percentile(array, (5, 99))
+    return np.where(array < low, -1000, np.where(array > high, 1000, 20 + 40 * (array - low) / (high - low)))
+
+
+def beside(array, label, rng):
+    return np.concatenate([array, array[::-1]])
+
+
+def from_above(array, label, rng):
+    """Only what lies above the hippocampus."""
+    top = int(np.argwhere(label)[:, 2].max())
+    return array[:, :, top - 4 :] if array.shape[2] - top > 4 else array[:, :, -8:]
+
+
+def smooth_noise(array, label, rng):
+    return gaussian_filter(rng.normal(size=array.shape), 2) * 500 + 300
+
+
+ONE = np.eye(4)
+
+# name: (function of (array, label, rng), affine)
+CROPS = {
+    "noise": (lambda a, m, r: r.normal(300, 80, a.shape), ONE),
+    "smooth noise": (smooth_noise, ONE),
+    "zeros": (lambda a, m, r: 0 * a, ONE),
+    "one value": (lambda a, m, r: 0 * a + 7, ONE),
+    "a ramp": (lambda a, m, r: np.linspace(0, 1000, a.size).reshape(a.shape), ONE),
+    "a checkerboard": (
+        lambda a, m, r: 400 * (np.indices(a.shape) // 4).sum(0) % 2 * 400 + r.normal(0, 5, a.shape),
+        ONE,
+    ),
+    "its label map": (lambda a, m, r: m, ONE),
+    "its mask": (lambda a, m, r: 1.0 * (m > 0), ONE),
+    "a threshold of it": (lambda a, m, r: 1.0 * (a > np.median(a)), ONE),
+    "its edges": (lambda a, m, r: np.linalg.norm(np.gradient(a), axis=0), ONE),
+    "intensities inverted": (lambda a, m, r: a.max() - a, ONE),
+    "contrast of CT": (ct, ONE),
+    "a random table": (strong("lookup_tables", 1, 5), ONE),
+    "strong noise": (strong("noise", 5), ONE),
+    "strong blur": (strong("blur_mm", 6), ONE),
+    "strong motion": (strong("motion_mm", 25, 3), ONE),
+    "cut to a narrow range": (lambda a, m, r: np.clip(a, *np.percentile(a, (45, 55))), ONE),
+    "upside down": (lambda a, m, r: a[:, :, ::-1], ONE),
+    "back to front": (lambda a, m, r: a[:, ::-1], ONE),
+    "two axes exchanged": (lambda a, m, r: np.swapaxes(a, 1, 2), ONE),
+    "axes rolled": (lambda a, m, r: np.transpose(a, (2, 0, 1)), ONE),
+    "half of it": (lambda a, m, r: a[:, : a.shape[1] // 2], ONE),
+    "inner half": (lambda a, m, r: a[: a.shape[0] // 2], ONE),
+    "what lies above": (from_above, ONE),
+    "beside its mirror image": (beside, ONE),
+    "half of it empty": (lambda a, m, r: a * (np.arange(a.shape[1]) > 25)[:, None], ONE),
+    "the hippocampus taken out": (resected, ONE),
+    "voxels said to be of 2 mm": (lambda a, m, r: a, np.diag([2.0, 2, 2, 1])),
+    "voxels said to be of 0.5 mm": (lambda a, m, r: a, np.diag([0.5, 0.5, 0.5, 1])),
+    "slices said to be of 3 mm": (lambda a, m, r: a, np.diag([1.0, 1, 3, 1])),
+    "slices of 8 mm": (lambda a, m, r: respaced(a, ONE, (1, 1, 8))[0], np.diag([1.0, 1, 8, 1])),
+    "several volumes": (lambda a, m, r: np.stack([a] * 3, -1), ONE),
+    "not a number": (lambda a, m, r: np.where(np.arange(a.shape[0]) < 12, np.nan, a.T).T, ONE),
+}
+HEADS = {
+    "upside down": (lambda a: a[:, :, ::-1], None),
+    "upside down and back to front": (lambda a: a[:, ::-1, ::-1], None),
+    "axes rolled": (lambda a: np.transpose(a, (1, 2, 0)), None),
+    "half a head": (lambda a: a[: a.shape[0] // 2], None),
+    "two heads": (lambda a: np.concatenate([a, a]), None),
+    "no brain": (lambda a: a * 0 + np.random.default_rng(0).normal(300, 50, a.shape), None),
+    "voxels said to be of 0.4 mm": (lambda a: a, 0.4),
+    "voxels said to be of 2 mm": (lambda a: a, 2.0),
+    "the lower third only": (lambda a: a[:, :, : a.shape[2] // 4], None),
+}
+
+
+def rows_of(paths, out, **options):
+    """{name of a scan: its rows} of predict.py."""
+    cfg = configure(vars(predict), list(map(str, paths)), "scans", out_dir=str(out), pictures=False, **options)
+    predict.run(cfg)
+    with open(out / "volumes.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    return {path.name.removesuffix(".nii.gz"): [row for row in rows if row["scan"] == str(path)] for path in paths}
+
+
+def assert_doubtful(rows):
+    """A row at least, and each with a flag or without a number."""
+    assert rows
+    for row in rows:
+        assert row["flags"] and ("failed: " in row["flags"]) == (not row["total_mm3"]), row
+
+
+@pytest.fixture(scope="module")
+def of_crops(tmp_path_factory):
+    """The rows of predict.py for every kind of CROPS, and for crops as they are."""
+    folder, paths = tmp_path_factory.mktemp("misused"), []
+    image = nib.load(IMAGE)
+    array = np.asarray(image.dataobj, float)
+    label = np.asarray(nib.load(str(IMAGE).replace("imagesTr", "labelsTr")).dataobj)
+    for number, (name, (change, affine)) in enumerate(CROPS.items()):
+        changed = np.asarray(change(array, label, np.random.default_rng(number)), np.float32)
+        paths.append(folder / f"{name}.nii.gz")
+        nib.save(nib.Nifti1Image(changed, affine), paths[-1])
+    paths += [IMAGE.with_name(f"{name}.nii.gz") for name in GOOD]
+    return rows_of(paths, folder / "out")
+
+
+@pytest.mark.data
+def test_good_crops_raise_no_flag(of_crops):
+    for name in GOOD:
+        (row,) = of_crops[name]
+        assert not row["flags"] and float(row["quality"]) > 0.8, row
+
+
+@pytest.mark.data
+@pytest.mark.parametrize("name", CROPS)
+def test_a_misused_crop_is_flagged_or_refused(of_crops, name):
+    assert_doubtful(of_crops[name])
+
+
+@pytest.mark.data
+def test_the_wrong_side_of_a_crop_is_flagged(tmp_path):
+    """Told to be of the other side than it is, and told to be of its own."""
+    paths = [IMAGE.with_name(f"{name}.nii.gz") for name in GOOD]
+    sides = {name: row["side"] for name, (row,) in rows_of(paths, tmp_path / "auto").items()}
+    for side in ("left", "right"):
+        for name, (row,) in rows_of(paths, tmp_path / side, side=side).items():
+            assert bool(row["flags"]) == (sides[name] != side), row
+
+
+@pytest.fixture(scope="module", params=["phantom", "real"])
+def a_head(request):
+    """A head (D, H, W) of 1 mm in RAS: a phantom, or the first one of the folder `heads`."""
+    if request.param == "phantom":
+        return phantom.scan_head(*phantom.make_head(np.random.default_rng(3)), np.eye(3), np.random.default_rng(4))[0]
+    paths = sorted((ROOT / "heads").glob("sub-*/anat/*_T1w.nii.gz"))
+    if not paths:
+        pytest.skip("no whole heads in heads/sub-*/anat")
+    image = nib.as_closest_canonical(nib.load(paths[0]))
+    return respaced(np.asarray(image.dataobj, np.float32), image.affine, (1, 1, 1))[0]
+
+
+def test_misused_heads_are_flagged_or_refused(a_head, tmp_path):
+    paths = []
+    for name, (change, spacing) in HEADS.items():
+        paths.append(tmp_path / f"{name}.nii.gz")
+        changed = np.asarray(change(a_head), np.float32)
+        nib.save(nib.Nifti1Image(changed, np.diag([spacing or 1.0] * 3 + [1.0])), paths[-1])
+    for rows in rows_of(paths, tmp_path / "out").values():
+        assert_doubtful(rows)

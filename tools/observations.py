@@ -1,0 +1,144 @@
+"""What segmentations look like, and how good they are: of the 260 cases, by models that did not see them, clean and degraded.
+
+Called by python -m tools.quality. Writes a JSON file for each fold of the cross-validation of the recipe of heads.
+"""
+
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+
+from hippo.data.augment import PARTS
+from hippo.data.cases import load_volumes
+from hippo.device import set_up_device
+from hippo.errors import require
+from hippo.files import load_json, save_json
+from hippo.heads.segment import segment_side
+from hippo.models.checkpoint import load_model
+from hippo.scoring.metrics import dice
+from tools.heads import scan_of
+
+import numpy as np
+import torch
+
+_OTHERS = 2  # degradations of each case, of those of DEGRADATIONS that are not for all
+_HELD_OUT = "pretrained/any_contrast.pth"  # has seen all cases but its val_cases
+
+
+def _intensities(part, strength):
+    """A degradation by one part of the augmentation."""
+
+    def change(image, label, rng):
+        return PARTS[part][1](torch.from_numpy(image), rng, strength).numpy(), label, np.zeros(3)
+
+    return change
+
+
+def _shifted(image, label, rng):
+    """The window off the hippocampus by 6 to 22 mm."""
+    direction = rng.standard_normal(3)
+    return image, label, direction / np.linalg.norm(direction) * rng.uniform(6, 22)
+
+
+def _cut(image, label, rng):
+    """A fifth to half of the field of view cut off, along one axis."""
+    axis = int(rng.integers(3))
+    gone, size = int(image.shape[axis] * rng.uniform(0.2, 0.55)), image.shape[axis]
+    part = (slice(None),) * axis + (slice(gone, None) if rng.random() < 0.5 else slice(0, size - gone),)
+    return image[part], label[part], np.zeros(3)
+
+
+def _flipped(axis):
+    def flip(image, label, rng):
+        return np.flip(image, axis), np.flip(label, axis), np.zeros(3)
+
+    return flip
+
+
+# name: function of (image (D, H, W), label, rng) to (image, label, place of the window in mm from its middle)
+DEGRADATIONS = {
+    "clean": lambda image, label, rng: (image, label, np.zeros(3)),
+    "wrong side": _flipped(0),
+    "noise": _intensities("noise", 1.5),
+    "blur": _intensities("blur_mm", 4.0),
+    "motion": _intensities("motion_mm", 3.0),
+    "low resolution": _intensities("low_resolution_mm", 8.0),
+    "bias field": _intensities("bias_field", 1.5),
+    "gamma": _intensities("gamma", 4.0),
+    "another contrast": _intensities("lookup_tables", 1),
+    "shifted window": _shifted,
+    "cut": _cut,
+    "upside down": _flipped(2),
+    "back to front": _flipped(1),
+}
+MISUSES = (
+    "wrong side",
+    "another contrast",
+    "cut",
+    "upside down",
+    "back to front",
+)  # what predict.py has further flags for
+_FOR_ALL = ("clean", "wrong side")
+
+
+def observe_all(runs, data_root, out_dir, workers):
+    """The observations of all folds: a list of dicts, see observe. Observes what is missing in out_dir."""
+    missing = [fold for fold in range(5) if not _file(out_dir, fold).is_file()]
+    for fold in missing:
+        for name in ("3d-0", "2d-0"):
+            path = Path(runs) / f"fold_{fold}" / name / "last.pth"
+            require(
+                path.is_file(), f"{path}: no such weights; train them with: python cross_validate.py --recipe=heads"
+            )
+    with ProcessPoolExecutor(workers, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
+        list(pool.map(partial(observe_fold, runs, data_root, out_dir), missing))
+    return [row for fold in range(5) for row in load_json(_file(out_dir, fold), "python -m tools.quality")]
+
+
+def _file(out_dir, fold):
+    return Path(out_dir) / f"fold_{fold}.json"
+
+
+def observe_fold(runs, data_root, out_dir, fold):
+    """Writes the observations of one fold."""
+    device, dtype = set_up_device("cpu")
+    loaded = [load_model(Path(runs) / f"fold_{fold}" / name / "last.pth") for name in ("3d-0", "2d-0")]
+    models = [model for model, _ in loaded]
+    any_contrast, info = load_model(_HELD_OUT)
+    rows = []
+    for number, volume in enumerate(load_volumes(data_root, loaded[0][1]["val_cases"])):
+        rest = [name for name in DEGRADATIONS if name not in _FOR_ALL]
+        some = {rest[(number * _OTHERS + i) % len(rest)] for i in range(_OTHERS)} | {*_FOR_ALL}
+        held_out = volume.id in info["val_cases"]
+        for index, name in enumerate(DEGRADATIONS):
+            rng = np.random.default_rng([fold, number, index])
+            kinds = {"both": (models, any_contrast), "one": (models[:1], None)} if name in some else {}
+            kinds |= {"any": ([any_contrast], None)} if held_out else {}
+            seen = DEGRADATIONS[name](volume.image, volume.label, rng)
+            for kind, (members, check) in kinds.items():
+                for window in (False, True):
+                    row = observe(members, check, seen, window, kind, device, dtype)
+                    rows.append({"case": volume.id, "fold": fold, "degradation": name, **row})
+        print(f"fold {fold}: {number + 1} cases", flush=True)
+    save_json(_file(out_dir, fold), rows)
+
+
+def observe(models, check, seen, window, kind, device, dtype):
+    """{"kind", "window", "dice", "whole", "problem", "evidence"} of one segmentation. seen: of DEGRADATIONS; window: whether
+    it is found in a window, as in a head, and else in the whole crop."""
+    image, label, centre_mm = seen
+    scan = scan_of(np.ascontiguousarray(image), np.eye(4))
+    side = segment_side(models, scan, centre_mm if window else None, "left", device, dtype, check=check, kind=kind)
+    found = np.zeros(label.shape, np.uint8)
+    if not side.problem:
+        found[side.place] = side.labels
+    return {
+        "kind": kind,
+        "window": window,
+        "dice": np.mean([dice(found == part, label == part) for part in (1, 2)]),
+        "whole": dice(found > 0, label > 0),
+        "problem": side.problem,
+        "flags": side.flags,
+        "volumes_mm3": [] if side.problem else side.volumes_mm3(scan),
+        "evidence": side.evidence,
+    }

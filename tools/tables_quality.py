@@ -1,0 +1,73 @@
+"""The blocks of the pages on quality and flags."""
+
+from hippo.scoring.tables import markdown_table
+
+_KINDS = {"both": "both models of T1", "one": "a 3D model alone", "any": "the model for any contrast"}
+
+
+def sections(published):
+    """{name: function that returns Markdown}."""
+    return {
+        "quality": lambda: kinds(published("quality.json")["kinds"]),
+        "quality-degradations": lambda: degradations(published("quality.json")["kinds"]["both"]["degradations"]),
+        "quality-thresholds": lambda: thresholds(published("quality.json")["kinds"]),
+        "quality-heads": lambda: heads(published("quality.json")),
+        "flags": lambda: flags(published("quality.json")["flags"]),
+    }
+
+
+def kinds(results):
+    """How well the Dice is predicted, for each set of coefficients."""
+    rows = []
+    for kind, row in results.items():
+        values = [_KINDS[kind], row["observations"], row["failures"]]
+        values += [interval(row[name], digits) for name, digits in (("mae", 3), ("mae_of_misuses", 3), ("auroc", 3))]
+        rows.append([*values, f"{row['auroc_of_confidence']:.3f}"])
+    titles = ["segmentations by", "observed", "Dice < 0.75", "mean absolute error", "of misuses"]
+    return markdown_table([*titles, "AUROC of Dice < 0.75", "of the models' confidence"], rows)
+
+
+def degradations(results):
+    """The Dice of each kind of degradation, and the predicted one."""
+    rows = [
+        [name, row["n"], *(f"{row[key]:.3f}" for key in ("dice", "predicted", "mae", "of_a_constant"))]
+        for name, row in results.items()
+    ]
+    return markdown_table(["kind", "observed", "Dice", "quality", "mean absolute error", "of a constant"], rows)
+
+
+def thresholds(results):
+    """What each threshold of low_quality costs."""
+    rows = []
+    for level in results["both"]["thresholds"]:
+        costs = [results[kind]["thresholds"][level] for kind in _KINDS]
+        cells = [f"{100 * cost[name]:.1f}" for cost in costs for name in ("good_flagged", "bad_missed")]
+        rows.append([level, *cells])
+    titles = [f"{_KINDS[kind]}: {what}, %" for kind in _KINDS for what in ("good flagged", "bad missed")]
+    return markdown_table(["`LOW_QUALITY`", *titles], rows)
+
+
+def heads(results):
+    """What became of the heads, as they are and misused."""
+    found, sides = results["heads"], results["sides"]
+    flagged = {name: side["flags"] for name, side in found["sides"].items() if side["flags"] or side["problem"]}
+    names = "; ".join(f"{name} ({', '.join(flags)})" for name, flags in flagged.items())
+    upside, elsewhere = found["upside_down"], found["elsewhere"]
+    return (
+        f"Spearman's correlation of quality with the Dice with hippodeep is **{interval(found['spearman'], 2)}** over "
+        f"{len(found['sides'])} hippocampi. {len(flagged)} of them are flagged: {names}. Upside down under a header that says "
+        f"otherwise, {upside['flagged']} of {upside['of']} are flagged or refused; windows far from a hippocampus, "
+        f"{elsewhere['flagged']} of {elsewhere['of']}. Of {sides['of']} crops, the surer side is the right one in {sides['right']}."
+    )
+
+
+def flags(results):
+    """The share of the cases and of the heads that raises each flag."""
+    rows = [[f"`{name}`", *(f"{100 * row[key]:.1f}" for key in ("cases", "heads"))] for name, row in results.items()]
+    return markdown_table(["flag", "260 crops, %", "40 hippocampi of 20 heads, %"], rows)
+
+
+def interval(part, digits):
+    """A mean and its interval, as in 0.031 (0.029 to 0.033)."""
+    mean, low, high = (f"{value:.{digits}f}" for value in (part["mean"], *part["interval"]))
+    return f"{mean} ({low} to {high})"
