@@ -14,8 +14,8 @@ Writes into OUT_DIR, on each input's own grid:
   volumes.csv              a row for each scan and side: volumes in mm3, eTIV, quality, flags
 
 NOT FOR CLINICAL USE. Sides come from the header alone. The models learned from T1-weighted crops of one centre; where a
-scan does not look T1-weighted, or they are unsure and the model for any contrast does not agree with them, that one's
-result is taken and flagged. A scan that is doubtful is flagged; one that cannot be done is a row with the flag
+scan does not look T1-weighted, or the model for any contrast sees another hippocampus and more is to be expected of it,
+its result is taken and flagged. A scan that is doubtful is flagged; one that cannot be done is a row with the flag
 "failed: ...", a line, and exit code 2.
 """
 
@@ -46,7 +46,7 @@ from tqdm import tqdm
 CHECKPOINT = "pretrained/heads_3d.pth"  # trained weights; last.pth and best_model.pth of any run fit as well
 PARTNER = "pretrained/heads_2d.pth"  # a second one, averaged with the first; empty: none
 ANY_CONTRAST = "pretrained/any_contrast.pth"  # weights for what is not T1-weighted; empty: none
-CONTRAST = "auto"  # t1, any (ANY_CONTRAST), or auto: any where T1's models are in doubt; own weights: t1
+CONTRAST = "auto"  # t1, any (ANY_CONTRAST), or auto: any where more is to be expected of it; own weights: t1
 LOCATE = "pretrained/locate.pth"  # weights of the network that finds hippocampi in a head (train_locate.py)
 OUT_DIR = "predictions"  # folder for results; one that holds results is kept as <name>.previous-N
 SIDE = "auto"  # of a crop: left, right, or auto (the one that the models are surer of); heads need none
