@@ -163,7 +163,7 @@ def auroc(score, positive):
 
 
 def sides_of_crops(rows):
-    """Of how many crops the surer side is the right one; and how many of those with the wrong side told are flagged."""
+    """Of how many crops the surer side is the right one; elsewhere a wrong --side has no flag of its own."""
     sure = {
         (row["case"], row["degradation"]): row["evidence"].get("confidence", 0)
         for row in rows

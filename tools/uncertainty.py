@@ -12,12 +12,12 @@ from pathlib import Path
 
 from hippo.data.cases import load_volumes
 from hippo.data.intensity import normalise
-from hippo.data.spatial import Window, bring_back, cut
+from hippo.data.spatial import Window, cut
 from hippo.device import precision, set_up_device
 from hippo.files import save_json
 from hippo.heads.quality import expected_dice
 from hippo.heads.uncertainty import entropies, spread
-from hippo.heads.window import VIEWS
+from hippo.heads.window import VIEWS, on_grid
 from hippo.models.checkpoint import load_model
 from hippo.models.inference import predict_volume, sample_volume
 from hippo.options import configure, run_script
@@ -84,16 +84,9 @@ def one_view(models, image, device, dtype):
 
 def views(model, image, device, dtype):
     """Those of one model, of the volume as it is and turned as in window.VIEWS, brought back."""
-    parts = []
-    for turn in (np.eye(3), *VIEWS):
-        window = Window(np.zeros(3), image.shape, 1.0, False, turn)
-        seen = predict_volume(model, normalise(cut(image, np.eye(3), window)), device, dtype).numpy()
-        brought, place = bring_back(seen, window, image.shape, np.eye(3))
-        whole = np.zeros((len(seen), *image.shape), np.float32)
-        whole[0] = 1
-        whole[(slice(None), *place)] = brought
-        parts.append(whole)
-    return np.stack(parts)
+    windows = [Window(np.zeros(3), image.shape, 1.0, False, turn) for turn in (np.eye(3), *VIEWS)]
+    seen = [predict_volume(model, normalise(cut(image, np.eye(3), w)), device, dtype).numpy() for w in windows]
+    return on_grid(list(zip(seen, windows)), image.shape, np.eye(3))[0]
 
 
 def measure(method, volume):

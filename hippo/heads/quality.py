@@ -53,8 +53,8 @@ def agreement(first, second):
 
 
 def predict_dice(evidence, kind):
-    """The Dice to expect, mean of both parts, in [0, 1]: 1, less a weight for each step by which the evidence falls short of
-    a threshold. So less agreement never gives a higher number.
+    """The Dice to expect, mean of both parts, in [0, 1]: the usual one, less what each shortfall of the evidence from a
+    threshold costs. So less agreement never gives a higher number.
 
     kind: of the coefficients: both (two models and a check by a third), one (a single model), or any (the model for any
     contrast).
