@@ -1,4 +1,4 @@
-"""The blocks of the pages on quality and flags."""
+"""The blocks of the pages on quality, flags and uncertainty."""
 
 from hippo.scoring.tables import markdown_table
 
@@ -13,6 +13,7 @@ def sections(published):
         "quality-thresholds": lambda: thresholds(published("quality.json")["kinds"]),
         "quality-heads": lambda: heads(published("quality.json")),
         "flags": lambda: flags(published("quality.json")["flags"]),
+        "uncertainty": lambda: uncertainty(published("uncertainty.json")["methods"]),
     }
 
 
@@ -71,3 +72,15 @@ def interval(part, digits):
     """A mean and its interval, as in 0.031 (0.029 to 0.033)."""
     mean, low, high = (f"{value:.{digits}f}" for value in (part["mean"], *part["interval"]))
     return f"{mean} ({low} to {high})"
+
+
+def uncertainty(methods):
+    """The uncertainties side by side."""
+    rows = []
+    for name, row in methods.items():
+        spread = interval(row["spread_against_error"], 2) if row["spread_against_error"] else "-"
+        cells = [interval(row[key], digits) for key, digits in (("dice", 4), ("calibration_error", 4))]
+        cells += [interval(row["aurc_voxels"], 4), interval(row["aurc_cases"], 4), spread, f"{row['seconds']:.2f}"]
+        rows.append([name, *cells])
+    titles = ["", "Dice", "calibration error", "AURC, voxels", "AURC, cases", "spread and error of volumes", "s a crop"]
+    return markdown_table(titles, rows)
