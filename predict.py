@@ -1,17 +1,22 @@
 """Segments both hippocampi of a head, anterior and posterior: any T1-weighted scan in, labels and volumes out.
 
     python predict.py head.nii.gz                  a whole head: .nii, .nii.gz or .mgz; 2 s on two cores with bf16
-    python predict.py scans more/head.mgz          folders and files; a bad one is reported, the others are done
+    python predict.py scans more/head.mgz          files, and folders with all that lies in them
+    python predict.py /data/study                  a BIDS data set gives BIDS derivatives; docs/cluster.md is for many heads
     python predict.py Task04_Hippocampus/imagesTs  crops of about 35 x 50 x 36 mm around one hippocampus
     python predict.py flair.nii.gz --contrast=any  another contrast than T1; by itself, predict.py chooses
     python predict.py head.nii.gz --etiv=1480000   your own intracranial volume in mm3; a CSV (scan, etiv_mm3) for many
 
-Writes into OUT_DIR, on each input's own grid:
+Writes into OUT_DIR, on each input's own grid, in folders as those of the inputs:
   NAME_hippocampus.nii.gz  of a head: 1 left anterior, 2 left posterior, 3 right anterior, 4 right posterior
   NAME_seg.nii.gz          of a crop: 1 anterior, 2 posterior
   NAME_hippocampus.png     the picture to check it by: look at it before you use a number
   NAME_uncertainty.nii.gz  with SAMPLES: predictive entropy and mutual information of each voxel, 0 to 1
-  volumes.csv              a row for each scan and side: volumes in mm3, eTIV, quality, flags
+  volumes.csv              a row for each scan and side: volumes in mm3, eTIV, quality, flags, adjusted volumes
+  report.html              of more than one scan: the page to check them by, worst quality first
+
+Started again, it goes on where it stopped: a scan is done again if it failed or has changed. Results of other settings
+are kept: OUT_DIR is renamed to OUT_DIR.previous-N first.
 
 NOT FOR CLINICAL USE. Sides come from the header alone. The models learned from T1-weighted crops of one centre; where a
 scan does not look T1-weighted, or the model for any contrast sees another hippocampus and more is to be expected of it,
@@ -19,36 +24,31 @@ its result is taken and flagged. A scan that is doubtful is flagged; one that ca
 "failed: ...", a line, and exit code 2.
 """
 
-import contextlib
 import csv
+import hashlib
+import json
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
-from hippo.data.cases import GET_DATA, case_id, list_volumes
-from hippo.data.nifti import is_dicom, is_phantom, save_labels, save_like, to_stored_orientation
-from hippo.device import set_up_device
+from hippo import __version__
 from hippo.errors import UserError, fail, require
-from hippo.files import atomic, fresh_folder
-from hippo.heads.locate import load_locator
-from hippo.heads.quality import Limits, judge
-from hippo.heads.scan import read_scan
-from hippo.heads.segment import joint_labels, joint_probabilities, segment
-from hippo.heads.uncertainty import sample_scan
-from hippo.models.checkpoint import load_model
-from hippo.models.inference import has_dropout
 from hippo.options import configure, run_script
-from hippo.pictures.check import picture_of_scan
-
-import numpy as np
-from tqdm import tqdm
+from hippo.study.batch import join, run_items
+from hippo.study.inputs import find_items, find_t1, is_bids
+from hippo.study.networks import load_networks
+from hippo.study.records import is_done, load_records, load_study, open_study, shard_of
 
 CHECKPOINT = "pretrained/heads_3d.pth"  # trained weights; last.pth and best_model.pth of any run fit as well
 PARTNER = "pretrained/heads_2d.pth"  # a second one, averaged with the first; empty: none
 ANY_CONTRAST = "pretrained/any_contrast.pth"  # weights for what is not T1-weighted; empty: none
 CONTRAST = "auto"  # t1, any (ANY_CONTRAST), or auto: any where more is to be expected of it; own weights: t1
 LOCATE = "pretrained/locate.pth"  # weights of the network that finds hippocampi in a head (train_locate.py)
-OUT_DIR = "predictions"  # folder for results; one that holds results is kept as <name>.previous-N
+OUT_DIR = "predictions"  # folder for results; results of other settings are kept as <name>.previous-N
+PARTICIPANT_LABEL = ""  # of a BIDS data set: participants, as 01 or "['01', '02']"; empty: all
+SESSION_LABEL = ""  # of a BIDS data set: sessions; empty: all
+OVERWRITE = False  # do scans again whose results are there
 SIDE = "auto"  # of a crop: left, right, or auto (the one that the models are surer of); heads need none
 MIRROR = False  # an older way to say --side=right
 ETIV = ""  # your own intracranial volume in mm3, or a CSV with the columns scan, etiv_mm3; empty: the locator's
@@ -61,151 +61,109 @@ ASYMMETRY = 0.25  # a difference of both hippocampi above this share of their me
 USUAL_MM3 = [1500, 6000]  # a hippocampus outside is flagged implausible_volume
 POSSIBLE_MM3 = [300, 12_000]  # outside there is no result
 SAMPLES = 0  # of MC dropout, 20 for instance: write NAME_uncertainty.nii.gz and the spread of each volume; 0: none
-SAMPLER = ""  # weights of a 3D model that was trained with --dropout, for SAMPLES
+SAMPLER = "pretrained/heads_dropout.pth"  # weights of a 3D model that was trained with --dropout, for SAMPLES
+ADJUSTMENT = ""  # adjustment.json of another study, for the adjusted volumes; empty: a fit to this one
+WORKERS = 0  # scans at a time, each on its share of the cores; 0: one a core, or one on a GPU
+SHARD = ""  # 3/100: every hundredth scan, from the third on; shards may run at once, --collect=True joins them
+COLLECT = False  # only write the table and the page of what is in OUT_DIR
 TTA = True  # average over shifted (and, where training flipped, mirrored) views
 DEVICE = "auto"  # auto (CUDA where there is one, CPU otherwise), cpu, cuda, cuda:1
 AMP = True  # mixed precision: fp16 on CUDA, bf16 on a CPU that has it
 
-_COLUMNS = ["scan", "side", "anterior_mm3", "posterior_mm3", "total_mm3", "etiv_mm3"]
-_COLUMNS += ["quality", "flags", "seconds", "model"]
-_SPREADS = ["anterior_sd_mm3", "posterior_sd_mm3", "total_sd_mm3"]  # further columns, with SAMPLES
-_DESCRIPTIONS = {
-    ("parts", False): "L anterior 1, posterior 2; R anterior 3, posterior 4",
-    ("parts", True): "hippocampus: 1 anterior, 2 posterior",
-}
+_SETTINGS = ["contrast", "side", "mirror", "labels", "probabilities", "pictures", "low_quality", "least_quality"]
+_SETTINGS += ["asymmetry", "usual_mm3", "possible_mm3", "samples", "tta", "amp"]  # results depend on them
 
 
 def main():
-    cfg = configure(globals(), inputs="scans (.nii, .nii.gz, .mgz), or folders of them")
+    cfg = configure(globals(), inputs="scans (.nii, .nii.gz, .mgz), folders of them, or a BIDS data set")
     if not run(cfg):
         sys.exit(2)
 
 
 def run(cfg):
     """Predicts every input of a configuration; returns whether all went well."""
-    require(cfg.side in ("auto", "left", "right"), f"--side={cfg.side}: expected auto, left or right")
-    require(cfg.contrast in ("auto", "t1", "any"), f"--contrast={cfg.contrast}: expected auto, t1 or any")
-    require(cfg.any_contrast or cfg.contrast != "any", "--contrast=any needs weights: give --any_contrast=FILE")
-    require(cfg.labels in ("parts", "freesurfer"), f"--labels={cfg.labels}: expected parts or freesurfer")
-    require(not (cfg.mirror and cfg.side == "left"), "--mirror=True and --side=left contradict each other; give --side")
-    side = "right" if cfg.mirror else cfg.side
-    etivs = read_etivs(cfg.etiv)
-    files, problems = find_inputs(cfg.inputs)
-    require(files or problems, "no input: give scans or folders, as in: python predict.py head.nii.gz")
-    check_out_dir(cfg.out_dir, files)
-    device, dtype = set_up_device(cfg.device, cfg.amp)
-    models, any_contrast, synthetic = load_models(cfg, device)
-    models = models, load_locator(cfg.locate).to(device), any_contrast, load_sampler(cfg, models[0], device)
-    names = "+".join(Path(path).name for path in (cfg.checkpoint, cfg.partner) if path)
-    out_dir, start = fresh_folder(cfg.out_dir), time.perf_counter()
-    rows = [failed(path, error, names) for path, error in problems]
+    if cfg.collect:
+        return collect(cfg)
+    check(cfg)
+    etivs, (first, step) = read_etivs(cfg.etiv), shard_of(cfg.shard)
+    items, source = find_inputs(cfg)
+    networks = load_networks(cfg)
+    settings = {name: getattr(cfg, name) for name in _SETTINGS}
+    settings |= {"version": __version__, "weights": networks.checksums}
+    settings["etiv"] = hashlib.sha256(json.dumps(etivs, sort_keys=True).encode()).hexdigest()[:16] if etivs else ""
+    open_study(cfg.out_dir, {"settings": settings, "bids": source}, items, alone=not cfg.shard)
+    mine = items[first::step]
+    left = [item for item in mine if cfg.overwrite or not is_done(cfg.out_dir, item)]
+    if len(left) < len(mine):
+        print(f"{len(mine) - len(left)} of {len(mine)} scans are there already; --overwrite=True does them again")
+    start = time.perf_counter()
     try:
-        for path in tqdm(files, desc="predict", disable=None):
-            try:
-                scan_rows = predict_scan(path, models, cfg, out_dir, (device, dtype), etivs, synthetic, side)
-                rows += [{**row, "model": names_of(row, names, cfg)} for row in scan_rows]
-            except UserError as error:
-                rows.append(failed(path, error, names))
+        if left:
+            run_items(left, networks, cfg, etivs, bool(source))
     finally:
-        write_rows(out_dir / "volumes.csv", rows, cfg.samples > 0)
-    seconds = (time.perf_counter() - start) / max(len(files), 1)
-    done = len({row["scan"] for row in rows if row["total_mm3"]})
-    print(f"{done} segmentations and volumes.csv in {out_dir} ({seconds:.2f} s a scan)")
-    failures = [row for row in rows if "failed: " in row["flags"]]
+        records = load_records(cfg.out_dir) if cfg.shard else join(cfg.out_dir, cfg.adjustment)
+    seconds = (time.perf_counter() - start) / max(len(left), 1)
+    names = {item.name for item in mine}
+    return report(cfg, [record for record in records if record["name"] in names], f" ({seconds:.2f} s a scan)")
+
+
+def collect(cfg):
+    """Joins what is in the folder of results; returns whether all scans are there, and went well."""
+    records = join(cfg.out_dir, cfg.adjustment)
+    scans = load_study(cfg.out_dir)["scans"]
+    missing = sorted(set(scans) - {record["name"] for record in records})
+    if missing:
+        few = ", ".join(missing[:3]) + ", ..." * (len(missing) > 3)
+        fail(UserError(f"{len(missing)} of {len(scans)} scans are not done: {few}; start their shards again"))
+    return report(cfg, records) and not missing
+
+
+def report(cfg, records, timing=""):
+    """Prints what came of the scans of some records; returns whether all went well."""
+    done = sum(any(row["total_mm3"] for row in record["rows"]) for record in records)
+    table = (
+        "" if cfg.shard else " and volumes.tsv" if (Path(cfg.out_dir) / "volumes.tsv").is_file() else " and volumes.csv"
+    )
+    print(f"{done} segmentations{table} in {cfg.out_dir}{timing}")
+    failures = [row for record in records for row in record["rows"] if "failed: " in row["flags"]]
     for row in failures:
         reason = row["flags"].split("failed: ", 1)[1]
         fail(UserError(f"{row['scan']}: {reason}"))
     return not failures
 
 
-def predict_scan(path, models, cfg, out_dir, place, etivs, synthetic, side):
-    """Segments a scan and writes its files; returns its rows. Raises UserError, see scan.read_scan.
-
-    models: (list of TrainedModel, the locator, the TrainedModels for any contrast and for samples, or None).
-    """
-    start = time.perf_counter()
-    scan, (models, locator, any_contrast, sampler) = read_scan(path), models
-    # the models are unsure of phantoms: they have seen none, or only those
-    strict = not (synthetic or is_phantom(scan.image))
-    # the comparison of models is for the shipped ones
-    compared = strict and Path(cfg.checkpoint).name == Path(CHECKPOINT).name
-    other = (any_contrast, cfg.contrast) if compared or cfg.contrast == "any" else (None, "t1")
-    sides, located = segment(models, locator, scan, *place, cfg.tta, side, *other)
-    sides = judge(sides, scan, limits_of(cfg), strict)
-    etiv, etiv_flags = (located.etiv_mm3, located.flags) if located else (None, [])
-    own = etivs.get(path.name, etivs.get(case_id(path), etivs.get("")))
-    etiv = etiv if own is None else own
-    etiv_flags = [flag for flag in etiv_flags if own is None or flag != "etiv_implausible"]
-    name, spreads = case_id(path), [[]] * len(sides)
-    if not all(side.problem for side in sides):
-        save_maps(out_dir / name, scan, sides, cfg, synthetic)
-    if sampler:
-        maps, spreads = sample_scan(sampler, scan, sides, cfg.samples, *place)
-        target = out_dir / f"{name}_uncertainty.nii.gz"
-        maps = to_stored_orientation(maps, scan.image)
-        save_like(target, maps, scan.image, "predictive entropy, mutual information; 0 to 1", 1.0, synthetic)
-    seconds = time.perf_counter() - start
-    rows = [make_row(path, scan, side, etiv, etiv_flags, seconds) for side in sides]
-    for row, deviations in zip(rows, spreads):
-        row |= {column: f"{value:.1f}" for column, value in zip(_SPREADS, deviations)}
-    if cfg.pictures:
-        picture_of_scan(out_dir / f"{name}_hippocampus.png", scan, sides, rows)
-    return rows
+def check(cfg):
+    """Raises UserError for options that are not to be had, or contradict each other."""
+    require(cfg.side in ("auto", "left", "right"), f"--side={cfg.side}: expected auto, left or right")
+    require(cfg.contrast in ("auto", "t1", "any"), f"--contrast={cfg.contrast}: expected auto, t1 or any")
+    require(cfg.any_contrast or cfg.contrast != "any", "--contrast=any needs weights: give --any_contrast=FILE")
+    require(cfg.labels in ("parts", "freesurfer"), f"--labels={cfg.labels}: expected parts or freesurfer")
+    require(not (cfg.mirror and cfg.side == "left"), "--mirror=True and --side=left contradict each other; give --side")
+    require(cfg.samples == 0 or cfg.samples > 1, f"--samples={cfg.samples}: expected 2 or more, or 0 for none")
+    missing = "--samples needs a 3D model that was trained with --dropout; give --sampler=FILE"
+    require(cfg.sampler or not cfg.samples, missing)
+    require(cfg.workers >= 0, f"--workers={cfg.workers}: expected a number of processes, or 0")
 
 
-def save_maps(target, scan, sides, cfg, synthetic):
-    """Writes the labels of a scan, and its soft maps where they are asked for, to files whose names begin with target."""
-    labels = to_stored_orientation(joint_labels(sides, scan, cfg.labels == "freesurfer"), scan.image)
-    description = _DESCRIPTIONS.get((cfg.labels, scan.is_crop), "17 left, 53 right hippocampus")
-    kind = "seg" if scan.is_crop else "hippocampus"
-    save_labels(f"{target}_{kind}.nii.gz", labels, scan.image, description, synthetic)
-    if cfg.probabilities:
-        soft = np.round(255 * joint_probabilities(sides, scan)).astype(np.uint8)
-        soft = to_stored_orientation(soft, scan.image)
-        save_like(f"{target}_probabilities.nii.gz", soft, scan.image, description, 1 / 255, synthetic)
-
-
-def limits_of(cfg):
-    """The Limits of a configuration."""
-    return Limits(*(getattr(cfg, name) for name in Limits._fields))
-
-
-def make_row(path, scan, side, etiv, flags, seconds):
-    """The row of volumes.csv of one side of a scan."""
-    row = dict.fromkeys(_COLUMNS, "") | {"scan": str(path), "side": side.side, "seconds": f"{seconds:.2f}"}
-    row["flags"] = [*scan.flags, *flags, *side.flags]
-    row["etiv_mm3"] = "" if etiv is None else f"{etiv:.0f}"
-    if side.problem:
-        row["flags"].append(f"failed: {side.problem}".replace(";", ","))
-    else:
-        volumes = side.volumes_mm3(scan)
-        for column, volume in zip(_COLUMNS[2:5], (*volumes, sum(volumes))):
-            row[column] = f"{volume:.1f}"
-        row["quality"] = f"{side.quality:.3f}"
-    return {**row, "flags": ";".join(row["flags"])}
-
-
-def names_of(row, names, cfg):
-    """The names of the weights that gave a row."""
-    return Path(cfg.any_contrast).name if "any_contrast" in row["flags"].split(";") else names
-
-
-def failed(path, error, names):
-    """The row of volumes.csv of an input that could not be done."""
-    reason = str(error).removeprefix(f"{path}: ").replace(";", ",").replace("\n", " ")
-    return dict.fromkeys(_COLUMNS, "") | {"scan": str(path), "flags": f"failed: {reason}", "model": names}
-
-
-def write_rows(path, rows, spreads=False):
-    """Writes volumes.csv; spreads: with the standard deviations of samples."""
-    with atomic(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, _COLUMNS + _SPREADS * spreads)
-        writer.writeheader()
-        writer.writerows(rows)
+def find_inputs(cfg):
+    """(the Items of a configuration, the BIDS data set that they are of, else empty)."""
+    require(cfg.inputs, "no input: give scans or folders, as in: python predict.py head.nii.gz")
+    out_dir = Path(cfg.out_dir).resolve()
+    for path in map(Path, cfg.inputs):
+        inside = out_dir in (path.resolve(), *path.resolve().parents)
+        require(not inside, f"{path} lies in {cfg.out_dir}, the folder for results; choose another --out_dir")
+    studies = [path for path in cfg.inputs if is_bids(path)]
+    if not studies:
+        some = next((name for name in ("participant_label", "session_label") if getattr(cfg, name)), "")
+        require(not some, f"--{some} is for a BIDS data set, a folder with dataset_description.json")
+        return find_items(cfg.inputs, out_dir), ""
+    require(len(cfg.inputs) == 1, f"{studies[0]} is a BIDS data set; give it alone, the others in a run of their own")
+    return find_t1(studies[0], cfg.participant_label, cfg.session_label), str(Path(studies[0]).resolve())
 
 
 def read_etivs(text):
-    """{name of a scan: eTIV in mm3} of the option --etiv; a single number counts for every scan, under the name ""."""
+    """{scan: eTIV in mm3} of the option --etiv, by its path as given and, where it has no namesake, by the file's name; a
+    single number counts for every scan, under the name ""."""
     if not text:
         return {}
     try:
@@ -213,7 +171,9 @@ def read_etivs(text):
             values = {"": float(text)}
         else:
             with open(text, newline="", encoding="utf-8-sig") as file:
-                values = {Path(row["scan"]).name: float(row["etiv_mm3"]) for row in csv.DictReader(file)}
+                values = {row["scan"]: float(row["etiv_mm3"]) for row in csv.DictReader(file)}
+            names = Counter(Path(scan).name for scan in values)
+            values |= {Path(scan).name: v for scan, v in values.items() if names[Path(scan).name] == 1}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"--etiv={text}: expected a number of mm3, or a CSV with the columns scan, etiv_mm3 ({error!r})"
@@ -221,72 +181,6 @@ def read_etivs(text):
     wrong = [value for value in values.values() if not 1e5 <= value <= 1e7]
     require(not wrong, f"--etiv={text}: {wrong[:1]} is no intracranial volume in mm3; expected about 1500000")
     return values
-
-
-def load_models(cfg, device):
-    """(models on the device, the one for any contrast or None, whether one of them was trained on phantoms)."""
-    models, synthetic = [], False
-    require(cfg.checkpoint, "--checkpoint=: expected a checkpoint")
-    paths = [path for path in (cfg.checkpoint, cfg.partner, cfg.any_contrast) if path]
-    for path in paths:
-        trained, info = load_model(path)
-        models.append(trained.to(device))
-        if info.get("synthetic"):
-            synthetic = True
-            print(f"{path} was trained on SYNTHETIC phantoms: its results say nothing about real scans")
-    for path, trained in zip(paths, models):
-        same = trained.preprocessing["spacing_mm"] == models[0].preprocessing["spacing_mm"]
-        require(same, f"{path}: trained on another spacing than {cfg.checkpoint}; use one of them alone")
-    any_contrast = models.pop() if cfg.any_contrast else None
-    return models, any_contrast, synthetic
-
-
-def load_sampler(cfg, first, device):
-    """The TrainedModel for samples on the device, or None without samples."""
-    if not cfg.samples:
-        return None
-    require(cfg.samples > 1, f"--samples={cfg.samples}: expected 2 or more, or 0 for none")
-    require(cfg.sampler, "--samples needs a 3D model that was trained with --dropout; give --sampler=FILE")
-    sampler = load_model(cfg.sampler)[0]
-    same = sampler.preprocessing["spacing_mm"] == first.preprocessing["spacing_mm"]
-    require(same, f"{cfg.sampler}: trained on another spacing than {cfg.checkpoint}")
-    require(has_dropout(sampler), f"{cfg.sampler}: expected a 3D model that was trained with --dropout")
-    return sampler.to(device)
-
-
-def check_out_dir(out_dir, files):
-    """Raises UserError where an input lies in the folder for results."""
-    for path in files:
-        require(
-            Path(out_dir).resolve() not in path.resolve().parents,
-            f"{path} lies in {out_dir}, the folder for results; choose another --out_dir",
-        )
-
-
-def find_inputs(inputs):
-    """(files of the inputs and of the folders among them, [(path, UserError)] of the inputs that cannot be used)."""
-    files, problems = {}, []
-    for item in map(Path, inputs):
-        found = list_volumes(item) if item.is_dir() else [item]
-        if not found:
-            problems.append((item, UserError(f"{item}: {why_empty(item)}")))
-        if not item.exists() and item.name in ("imagesTr", "imagesTs"):
-            problems.append((item, UserError(f"{item}: no such folder; get data with: {GET_DATA}")))
-            continue
-        for path in found:
-            earlier = files.setdefault(case_id(path).casefold(), path)  # Windows and macOS ignore case in names
-            if earlier.resolve() != path.resolve():
-                text = f"{path}: {earlier} has the same name and would have the same result file; predict it in a run "
-                problems.append((path, UserError(text + "of its own")))
-    return list(files.values()), problems
-
-
-def why_empty(folder):
-    """What to say of a folder without scans."""
-    with contextlib.suppress(OSError):  # a file that cannot be read
-        if any(path.is_file() and is_dicom(path) for path in folder.rglob("*")):
-            return f"DICOM files; convert them first, and then predict the new folder: dcm2niix -z y -o FOLDER {folder}"
-    return "no .nii.gz, .nii or .mgz files in this folder; name the folder that holds the scans"
 
 
 if __name__ == "__main__":

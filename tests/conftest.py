@@ -1,10 +1,12 @@
 import contextlib
 import io
+import shutil
 import sys
 from pathlib import Path
 
 import data_aug
 import phantom
+import predict
 import train2d
 import train_3d
 from hippo.options import configure, run_script
@@ -74,6 +76,36 @@ def script(monkeypatch):
         return code, out.getvalue(), err.getvalue()
 
     return run
+
+
+@pytest.fixture
+def study(phantoms, tmp_path):
+    """A BIDS data set of crops: two participants, one with two sessions and two runs, and much that is no T1 of them."""
+    root, sources = tmp_path / "study", sorted((phantoms / "imagesTr").iterdir())
+    root.mkdir()
+    (root / "dataset_description.json").write_text('{"Name": "Crops", "BIDSVersion": "1.8.0", "License": "CC0"}')
+    names = [
+        "sub-01/ses-1/anat/sub-01_ses-1_run-1_T1w.nii.gz",
+        "sub-01/ses-1/anat/sub-01_ses-1_run-2_T1w.nii.gz",
+        "sub-01/ses-2/anat/sub-01_ses-2_T1w.nii.gz",
+        "sub-02/anat/sub-02_T1w.nii.gz",
+        "sub-02/anat/sub-02_T2w.nii.gz",
+        "sub-02/dwi/sub-02_T1w.nii.gz",
+        "derivatives/other/sub-03/anat/sub-03_T1w.nii.gz",
+        "sub-02/anat/._sub-02_T1w.nii.gz",
+    ]
+    for name, source in zip(names, sources):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(source, root / name)
+    return root
+
+
+@pytest.fixture
+def run_study(script, whole, tmp_path):
+    """Runs predict.py with a small model of phantoms into tmp_path/out."""
+    model = whole["3d"] / "last.pth"
+    fixed = (f"--checkpoint={model}", "--partner=", "--any_contrast=", f"--out_dir={tmp_path / 'out'}", "--side=left")
+    return lambda *argv: script(predict, *fixed, *argv)
 
 
 @pytest.fixture

@@ -15,6 +15,8 @@ from hippo.heads.segment import joint_labels, segment
 from hippo.heads.window import likeliest, on_grid
 from hippo.models.checkpoint import load_model
 from hippo.scoring.metrics import dice
+from hippo.study.records import RECORDS
+from hippo.study.tables import COLUMNS, STATISTICS
 from tools import rescan
 
 import nibabel as nib
@@ -75,6 +77,7 @@ def test_a_head_from_file_to_files(script, head, tmp_path):
     assert code == 0 and "1 segmentations" in text, err
     names = {p.name for p in out.iterdir()}
     assert names == {
+        RECORDS,
         "head_hippocampus.nii.gz",
         "head_hippocampus.png",
         "head_probabilities.nii.gz",
@@ -87,7 +90,7 @@ def test_a_head_from_file_to_files(script, head, tmp_path):
     for side in ((1, 2), (3, 4)):  # the right place, on the right side
         assert dice(np.isin(labels, side), np.isin(truth, side)) > 0.6
     rows = rows_of(out)
-    assert [row["side"] for row in rows] == ["left", "right"] and list(rows[0]) == predict._COLUMNS
+    assert [row["side"] for row in rows] == ["left", "right"] and list(rows[0]) == [*list(COLUMNS)[2:], *STATISTICS]
     for row, (anterior, posterior) in zip(rows, ((1, 2), (3, 4))):
         counts = [np.count_nonzero(labels == label) for label in (anterior, posterior)]
         values = [float(row[f"{part}_mm3"]) for part in ("anterior", "posterior", "total")]

@@ -9,7 +9,13 @@ from tools import report
 import pytest
 from conftest import ROOT
 
-WRITTEN_BY_HAND = ["docs/DEVELOPING.md", "CONTRIBUTING.md", "CHANGELOG.md", "Task04_Hippocampus/README.md"]
+WRITTEN_BY_HAND = [
+    "docs/DEVELOPING.md",
+    "docs/cluster.md",
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
+    "Task04_Hippocampus/README.md",
+]
 PAGES = {name: (ROOT / name).read_text(encoding="utf-8") for name in [*report.PAGES, *WRITTEN_BY_HAND]}
 
 

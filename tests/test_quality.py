@@ -9,6 +9,7 @@ from hippo.heads import quality
 from hippo.heads.segment import Hippocampus
 from hippo.options import configure
 from hippo.pictures.check import caption
+from hippo.study.outputs import limits_of
 from tools import observations
 from tools import quality as learning
 
@@ -71,9 +72,7 @@ def test_flags_and_refusals():
 
 def test_the_thresholds_are_constants_of_predict(script, tmp_path, phantoms):
     cfg = configure(vars(predict), ["--low_quality=0.9", "--usual_mm3=[2000, 5000]"], inputs="scans")
-    assert predict.limits_of(cfg) == LIMITS._replace(
-        low_quality=0.9, usual_mm3=[2000, 5000], possible_mm3=[300, 12_000]
-    )
+    assert limits_of(cfg) == LIMITS._replace(low_quality=0.9, usual_mm3=[2000, 5000], possible_mm3=[300, 12_000])
 
 
 def test_the_picture_says_it_in_words_and_colour():

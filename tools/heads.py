@@ -16,16 +16,18 @@ from typing import NamedTuple
 import predict
 from hippo.data.anatomies import draw_head, load_anatomies
 from hippo.data.nifti import read_nifti
-from hippo.device import precision, set_up_device
+from hippo.device import precision
 from hippo.errors import require
 from hippo.files import ROOT, save_json
-from hippo.heads.locate import BOX_MM, ETIV_SCALE, SIDES, load_locator, locate
+from hippo.heads.locate import BOX_MM, ETIV_SCALE, SIDES, locate
 from hippo.heads.quality import Limits, judge
 from hippo.heads.scan import Scan, read_scan
 from hippo.heads.segment import joint_labels, segment
 from hippo.models.inference import TrainedModel
 from hippo.options import configure
 from hippo.scoring.metrics import dice
+from hippo.study.networks import load_networks
+from hippo.study.outputs import limits_of
 from tools import rescan
 
 import nibabel as nib
@@ -72,11 +74,11 @@ class Tools(NamedTuple):
 
 def load_tools():
     """The Tools of predict.py's default constants."""
-    cfg = configure(vars(predict), [])
-    device, dtype = set_up_device("cpu")
-    models, any_contrast, _ = predict.load_models(cfg, device)
+    cfg = configure(vars(predict), [], device="cpu")
+    networks = load_networks(cfg)
     names = [cfg.checkpoint, cfg.partner, cfg.any_contrast]
-    return Tools(models, any_contrast, load_locator(cfg.locate), device, dtype, names, predict.limits_of(cfg))
+    used = networks.models, networks.any_contrast, networks.locator
+    return Tools(*used, *networks.place, names, limits_of(cfg))
 
 
 def find_heads(folder):
@@ -184,7 +186,7 @@ def speed(paths, hippodeep):
             "try: runpy.run_path('predict.py', run_name='__main__')\n"
             "finally: print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10)"
         )
-        batch = [sys.executable, "-c", code, "predict.py", "--pictures=False", f"--out_dir={folder}/batch", *absolute]
+        batch = [sys.executable, "-c", code, *command[1:], "--workers=1", f"--out_dir={folder}/batch", *absolute]
         answer = subprocess.run(batch, cwd=ROOT, capture_output=True, text=True)
         result["batch_seconds"] = time.perf_counter() - start
         result["peak_memory_mib"] = float(answer.stdout.splitlines()[-1])
@@ -192,8 +194,8 @@ def speed(paths, hippodeep):
             seconds = [float(row["seconds"]) for row in csv.DictReader(file)][::2]
         result["seconds_a_head"] = {"mean": np.mean(seconds), "median": np.median(seconds), "worst": max(seconds)}
         start = time.perf_counter()
-        for path in absolute:
-            subprocess.run([*command, f"--out_dir={folder}/single", path], cwd=ROOT, capture_output=True)
+        for i, path in enumerate(absolute):
+            subprocess.run([*command, f"--out_dir={folder}/single_{i}", path], cwd=ROOT, capture_output=True)
         result["single_runs_seconds"] = time.perf_counter() - start
         if hippodeep:
             # it writes beside them

@@ -186,7 +186,7 @@ def draw_head(head, folder):
         cfg = configure(vars(predict), [], out_dir=f"{temporary}/predictions")
         cfg.inputs = [str(head)]
         require(predict.run(cfg), f"{head}: could not be segmented")
-        picture = next(Path(cfg.out_dir).glob("*.png"))
+        (picture,) = Path(cfg.out_dir).glob("*.png")
         paths = copy({picture: folder / "head_check.png"})
     cfg = configure(vars(viz), [], out=f"{folder}/head_3d.png", interactive="False")
     cfg.inputs = [str(head)]

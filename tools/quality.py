@@ -16,6 +16,7 @@ from hippo.heads import quality
 from hippo.options import configure, run_script
 from hippo.pictures import plots
 from hippo.scoring.statistics import bootstrap_of
+from hippo.study.outputs import limits_of
 from tools.heads import load_tools
 from tools.observations import DEGRADATIONS, MISUSES, observe_all
 from tools.observed_heads import observe_heads
@@ -56,7 +57,7 @@ def run(cfg):
         results["kinds"][kind] = measure(seen, predicted)
         points[kind] = predicted, np.array([row["dice"] for row in seen])
     save_text(ROOT / quality.COEFFICIENTS, json.dumps(fits, indent=1) + "\n")
-    limits = predict.limits_of(configure(vars(predict), []))
+    limits = limits_of(configure(vars(predict), []))
     results["sides"] = sides_of_crops(rows)
     results["heads"] = observe_heads(cfg.heads, load_tools())
     results["flags"] = shares_of_flags(rows, results["heads"], limits)

@@ -117,25 +117,28 @@ def _of_crop(results, side):
     return best
 
 
-def joint_labels(sides, scan, whole=False):
+def joint_labels(sides, scan, whole=False, crop=None):
     """The label map (D, H, W) uint8 of a scan. Head: 1 left anterior, 2 left posterior, 3 right anterior, 4 right
-    posterior; crop: 1 and 2; whole: 17 left and 53 right, FreeSurfer's numbers of the whole hippocampus."""
+    posterior; crop: 1 and 2; whole: 17 left and 53 right, FreeSurfer's numbers of the whole hippocampus. crop: whether it
+    is numbered as one; None: if it is one."""
+    crop = scan.is_crop if crop is None else crop
     result = np.zeros(scan.array.shape, np.uint8)
     for side in (side for side in sides if not side.problem):
         part, labels = result[side.place], side.labels
         if whole:
             labels = np.where(labels > 0, 17 if side.side == "left" else 53, 0)
-        elif side.side == "right" and not scan.is_crop:
+        elif side.side == "right" and not crop:
             labels = np.where(labels > 0, labels + 2, 0)
         part[labels > 0] = labels[labels > 0]
     return result
 
 
-def joint_probabilities(sides, scan):
+def joint_probabilities(sides, scan, crop=None):
     """Soft maps (D, H, W, N) float32 of a scan, in the order of joint_labels: N = 4 of a head, 2 of a crop."""
-    result = np.zeros((*scan.array.shape, 2 if scan.is_crop else 4), np.float32)
+    crop = scan.is_crop if crop is None else crop
+    result = np.zeros((*scan.array.shape, 2 if crop else 4), np.float32)
     for side in (side for side in sides if not side.problem):
-        first = 2 if side.side == "right" and not scan.is_crop else 0
+        first = 2 if side.side == "right" and not crop else 0
         result[(*side.place, slice(first, first + 2))] = np.moveaxis(side.probabilities[1:], 0, -1)
     return result
 

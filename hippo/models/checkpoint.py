@@ -37,7 +37,7 @@ def load_checkpoint(path, made_by="python train_3d.py or python train2d.py"):
     folder. Raises UserError for a file that is missing, broken or of another project; `made_by` is the command that
     makes it.
     """
-    path = _find(path)
+    path = find_checkpoint(path)
     if not path.is_file():
         raise UserError(f"{path}: no such checkpoint; make it with: {made_by}")
     try:
@@ -56,7 +56,7 @@ def load_checkpoint(path, made_by="python train_3d.py or python train2d.py"):
     return content
 
 
-def _find(path):
+def find_checkpoint(path):
     """The path or, where nothing is there, the same path in the repository."""
     return Path(path) if Path(path).is_file() or not (ROOT / path).is_file() else ROOT / path
 
@@ -67,7 +67,9 @@ def load_model(path, classes=3):
     info = load_checkpoint(path, "python train_3d.py or python train2d.py; a shipped one: git checkout pretrained")
     try:
         weights = info.pop("model_state_dict")
-        model = _build(info["model"]["name"], info["model"]["args"], weights, classes, _find(path).stat().st_size)
+        model = _build(
+            info["model"]["name"], info["model"]["args"], weights, classes, find_checkpoint(path).stat().st_size
+        )
         # older checkpoints have the two entries that varied, and no dict
         older = {name: info[name] for name in ("slice_size", "flip_axes") if name in info}
         info["preprocessing"] = make_preprocessing(**info.get("preprocessing", older))

@@ -2,12 +2,14 @@
 
 from hippo.pictures.plots import COLOURS, panels, save
 
+import matplotlib.image
 import numpy as np
 from matplotlib.lines import Line2D
 
+_THUMBNAIL = 0.6  # size of a page's pictures, against the picture of the scan
 _HALF_MM = 38  # of the part of the scan that is shown around a hippocampus
 _PLANES = ("sagittal", "coronal", "axial")
-_GREEN, _AMBER, _RED = "#BFE8CF", "#FFE2A8", "#F7B9AE"
+GREEN, AMBER, RED = "#BFE8CF", "#FFE2A8", "#F7B9AE"
 _HARMLESS = {"sform_only", "qform_only"}  # flags that most scans of some programs have
 _LETTERS = (("P", "A"), ("L", "R"), ("L", "R"))  # at the left and right of each plane
 
@@ -33,18 +35,32 @@ def picture_of_scan(path, scan, sides, rows):
     save(figure, path, scan.image.get_filename().replace("\\", "/").rsplit("/", 1)[-1] + etiv)
 
 
+def thumbnail(picture, path):
+    """Writes a smaller copy of a picture, in the format of the path's ending."""
+    matplotlib.image.thumbnail(picture, path, _THUMBNAIL, interpolation="antialiased")
+
+
+def verdict(row):
+    """(colour, the flags that speak against the result) of a row of volumes.csv: red where it is doubtful or missing, amber
+    where it should be looked at, green where nothing speaks against it."""
+    doubts = [
+        flag for flag in row["flags"].split(";") if flag and flag not in _HARMLESS and not flag.startswith("failed")
+    ]
+    if not row["total_mm3"] or "low_quality" in doubts:
+        return RED, doubts
+    return (AMBER if doubts else GREEN), doubts
+
+
 def caption(side, row):
     """(a line or two on one side: its volumes, or why there are none, and what to think of it; the colour of that)."""
     name = (side.side or "side unknown").upper()
-    flags = [flag for flag in row["flags"].split(";") if flag and not flag.startswith("failed")]
+    colour, doubts = verdict(row)
     if side.problem:
-        return f"{name}: FAILED, {side.problem}", _RED
+        return f"{name}: FAILED, {side.problem}", RED
     anterior, posterior, total = (float(row[f"{part}_mm3"]) for part in ("anterior", "posterior", "total"))
     text = f"{name}: anterior {anterior:,.0f}, posterior {posterior:,.0f}, total {total:,.0f} mm³, expected Dice {side.quality:.2f}"
-    if "low_quality" in flags:
-        return f"{text}\nDOUBTFUL: {', '.join(flags)}", _RED
-    doubts = [flag for flag in flags if flag not in _HARMLESS]
-    return (f"{text}\nLOOK: {', '.join(doubts)}", _AMBER) if doubts else (f"{text}\nno doubts", _GREEN)
+    words = {RED: f"DOUBTFUL: {', '.join(doubts)}", AMBER: f"LOOK: {', '.join(doubts)}", GREEN: "no doubts"}
+    return f"{text}\n{words[colour]}", colour
 
 
 def _draw_plane(axis, scan, side, plane):

@@ -1,0 +1,123 @@
+"""The page that a study is checked by: one HTML file with all of its pictures, worst quality first."""
+
+import base64
+import hashlib
+import re
+from html import escape
+from pathlib import Path
+
+from hippo.pictures.check import GREEN, RED, verdict
+
+FLAGS = {
+    "sform_only": "the header has one form of where the volume lies, the sform; sides come from it alone",
+    "qform_only": "the header has one form of where the volume lies, the qform; sides come from it alone",
+    "no_orientation": "the header does not say where the volume lies; sides are a guess",
+    "sform_qform_disagree": "both forms put the volume elsewhere; the sform counted",
+    "sform_qform_sides_differ": "one form mirrors left and right; the sform counted",
+    "thick_slices": "voxels longer than 2 mm",
+    "contrast_not_t1": "fluid is not dark: inverted, T2-weighted or the like",
+    "any_contrast": "the result is of the model for any contrast: not validated with labels",
+    "contrast_doubtful": "the model for any contrast sees another hippocampus than the models of T1",
+    "low_quality": "the Dice to expect is low: motion, blur, another contrast, an unusual anatomy",
+    "models_disagree": "the 3D and the 2D model say different things",
+    "asymmetric": "left and right differ by more than is usual",
+    "implausible_volume": "a volume outside the usual",
+    "touches_window": "the hippocampus reaches the edge of where the models looked",
+    "touches_field_of_view": "the hippocampus reaches the edge of the scan",
+    "window_unsettled": "the place to look at did not settle: something beside it may be added",
+    "head_turned": "left to right lies more than 35 degrees off the axis",
+    "intracranial_space_cut": "the intracranial volume is of what is in view",
+    "etiv_implausible": "the intracranial volume is outside the usual",
+    "side_doubtful": "of a crop: both sides look alike, or the other one than told fits better",
+}
+_HEAD = ("looked at", "scan", "quality", "left, mm³", "right, mm³", "asymmetry, %", "eTIV, ml", "flags", "pictures")
+_NUMBERS = ("quality", "left, mm³", "right, mm³", "asymmetry, %", "eTIV, ml")
+
+
+def page(title, scans, plot, facts):
+    """The text of the page.
+
+    scans: {name: (its rows of the table with statistics, picture as bytes of WebP or None)}; plot: PNG as bytes or None;
+    facts: {word: text} of what was run.
+    """
+    ordered = sorted(scans.items(), key=lambda item: (_worst(item[1][0]), item[0]))
+    words = {flag for rows, _ in scans.values() for row in rows for flag in _flags(row)}
+    colours = [_colour(rows) for rows, _ in scans.values()]
+    failures = sum(any("failed: " in row["flags"] for row in rows) for rows, _ in scans.values())
+    summary = f"{len(scans)} scans: {colours.count('green')} without doubts, {colours.count('amber')} to look at, "
+    summary += f"{colours.count('red')} doubtful or failed ({failures} failed, in part or whole). Worst quality first."
+    image = f'<img class="plot" alt="volumes of the study" src="{_data(plot, "png")}">' if plot else ""
+    parts = {
+        "title": escape(title),
+        "summary": summary,
+        "plot": image,
+        "head": "".join(_heading(name) for name in _HEAD),
+        "rows": "\n".join(_row(name, rows, picture) for name, (rows, picture) in ordered),
+        "flags": "".join(f"<dt>{flag}</dt><dd>{text}</dd>" for flag, text in FLAGS.items() if flag in words) or "none",
+        "facts": "".join(f"<dt>{escape(word)}</dt><dd>{escape(text)}</dd>" for word, text in facts.items()),
+        "study": hashlib.sha256("\n".join([title, *sorted(scans)]).encode()).hexdigest()[:16],
+    }
+    template = (Path(__file__).parent / "page.html").read_text(encoding="utf-8")
+    return re.sub(r"\{\{(\w+)\}\}", lambda mark: parts[mark[1]], template)
+
+
+def _flags(row):
+    return [flag for flag in row["flags"].split(";") if flag and not flag.startswith("failed: ")]
+
+
+def _worst(rows):
+    """The lowest quality of a scan; a side without a result is worse than any."""
+    return min(float(row["quality"] or -1) for row in rows)
+
+
+def _colour(rows):
+    """green, amber or red: the worst of its sides."""
+    colours = [verdict(row)[0] for row in rows]
+    return "red" if RED in colours else "green" if set(colours) == {GREEN} else "amber"
+
+
+def _data(content, kind):
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def _heading(name):
+    kind = "number" if name in _NUMBERS else "text"
+    order = ' aria-sort="ascending"' if name == "quality" else ""
+    return f'<th data-kind="{kind}"{order}><button>{name}</button></th>'
+
+
+def _row(name, rows, picture):
+    """A scan's row of the page's table."""
+    of = {row["side"]: row for row in rows}
+    totals = {side: of.get(side, {}).get("total_mm3", "") for side in ("left", "right")}
+    first, name = rows[0], escape(name)
+    number = {
+        "quality": (_worst(rows), " / ".join(row["quality"] or "failed" for row in rows)),
+        **{f"{side}, mm³": (v, f"{float(v):,.0f}" if v else "-") for side, v in totals.items()},
+        "asymmetry, %": _scaled(first["asymmetry"], 100, "+.1f"),
+        "eTIV, ml": _scaled(first["etiv_mm3"], 1e-3, ",.0f"),
+    }
+    cells = [f'<td><input type="checkbox" aria-label="{name} looked at"></td>']
+    cells += [f'<td class="name" title="{escape(first["scan"])}">{name}</td>']
+    cells += [f'<td class="number" data-value="{value}">{text}</td>' for value, text in number.values()]
+    cells += [f"<td>{'<br>'.join(filter(None, (_words(row, len(rows)) for row in rows)))}</td>"]
+    sides = ("left", "right")[: max(1, len(rows))]
+    thumbs = "".join(
+        f'<button class="thumb {place}" aria-label="enlarge {name}"><img alt=""></button>' for place in sides
+    )
+    cells += [f"<td>{thumbs if picture else ''}</td>"]
+    data = f' data-picture="{_data(picture, "webp")}"' if picture else ""
+    return f'<tr class="{_colour(rows)}" data-scan="{name}"{data}>{"".join(cells)}</tr>'
+
+
+def _scaled(text, factor, form):
+    """(value to sort by, text to show) of a cell of the table."""
+    return (text, format(float(text) * factor, form)) if text else ("", "-")
+
+
+def _words(row, of):
+    """The flags of a side, each with its meaning on hovering, and why there is no result."""
+    words = [f'<abbr title="{FLAGS.get(flag, "")}">{flag}</abbr>' for flag in _flags(row)]
+    _, _, reason = row["flags"].partition("failed: ")
+    words += [f"failed: {escape(reason)}"] if reason else []
+    return (f"{row['side']}: " if of > 1 else "") + ", ".join(words) if words else ""

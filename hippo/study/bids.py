@@ -1,0 +1,103 @@
+"""BIDS derivatives: the names and the files that describe them (bids-specification.readthedocs.io, derivatives).
+
+A label map is sub-01/anat/sub-01_space-orig_seg-hippocampus_dseg.nii.gz, on the grid of its T1-weighted scan.
+"""
+
+import os
+from pathlib import Path
+from urllib.parse import quote
+
+from hippo import __version__
+from hippo.errors import UserError
+from hippo.files import load_json, save_json, save_text
+from hippo.study.inputs import DESCRIPTION
+
+_LAST = ("res", "den", "label", "desc")  # entities that stand behind seg- in a name
+_SEGMENTATION = "seg-hippocampus"
+_LABELS = {  # index: (name, abbreviation, colour, FreeSurfer's number of the whole or 0)
+    False: {
+        1: ("left anterior hippocampus", "L-ant", "#56B4E9"),
+        2: ("left posterior hippocampus", "L-post", "#E69F00"),
+        3: ("right anterior hippocampus", "R-ant", "#0072B2"),
+        4: ("right posterior hippocampus", "R-post", "#D55E00"),
+    },
+    True: {17: ("left hippocampus", "L-hippo", "#56B4E9"), 53: ("right hippocampus", "R-hippo", "#E69F00")},
+}
+FILES = (
+    DESCRIPTION,
+    f"{_SEGMENTATION}_dseg.tsv",
+    f"{_SEGMENTATION}_dseg.json",
+    ".bidsignore",
+    "README",
+)  # of all scans
+_WORDS = {
+    "dseg": "Anterior and posterior hippocampus of both sides, as a network sees them",
+    "probseg": "Probabilities of the labels of the segmentation, in their order, 0 to 1",
+    "uncertainty": "Predictive entropy and mutual information of samples by MC dropout, 0 to 1",
+}
+# not of the standard: this project's own files in a data set of derivatives
+_IGNORED = ("volumes.tsv", "volumes.json", "adjustment.json", "report.html", "figures", "figures/**", ".hippo/")
+
+
+def output_name(name, kind):
+    """The path of a result, from the root of the derivatives, without its ending. name: of the scan, see inputs.Item; kind:
+    dseg, probseg or uncertainty."""
+    folder, _, stem = name.rpartition("/")
+    entities = stem.removesuffix("_T1w").split("_")
+    last = [e for e in entities if e.split("-")[0] in _LAST]
+    first = [e for e in entities if e not in last]
+    if not any(e.startswith("space-") for e in first):
+        first.append("space-orig")
+    if kind == "uncertainty":
+        last, kind = [e for e in last if not e.startswith("desc-")] + ["desc-uncertainty"], "probseg"
+    return "/".join((*filter(None, [folder]), "_".join((*first, _SEGMENTATION, *last, kind))))
+
+
+def save_sidecar(out_dir, item, kind):
+    """Writes the JSON file beside a result."""
+    uri = f"bids:raw:{item.name}{item.path.name.removeprefix(item.name.rpartition('/')[2])}"
+    content = {"Description": _WORDS[kind], "Sources": [uri], "SpatialReference": uri}
+    if kind == "dseg":
+        content["Manual"] = False
+    elif kind == "probseg":
+        content["LabelMap"] = [abbreviation for _, abbreviation, _ in _LABELS[False].values()]
+    save_json(Path(out_dir) / f"{output_name(item.name, kind)}.json", content)
+
+
+def save_description(out_dir, source, models, commit, whole=False):
+    """Writes what describes the derivatives of the data set `source`: dataset_description.json, the table of labels, and
+    what a validator need not look at. models: {name of weights: SHA-256}; whole: the labels are FreeSurfer's."""
+    out_dir = Path(out_dir)
+    try:
+        raw = load_json(Path(source) / DESCRIPTION, "")
+    except UserError:
+        raw = {}
+    raw = raw if isinstance(raw, dict) else {}
+    origin = {"DOI": raw["DatasetDOI"]} if raw.get("DatasetDOI") else {"URL": Path(source).resolve().as_uri()}
+    generated = {"Name": "hippo", "Version": __version__, "Description": f"commit {commit}"}
+    link = quote(Path(os.path.relpath(source, out_dir)).as_posix())
+    content = {
+        "Name": f"Anterior and posterior hippocampus: {raw.get('Name', Path(source).resolve().name)}",
+        "BIDSVersion": "1.10.0",
+        "DatasetType": "derivative",
+        "Authors": raw.get("Authors", []),
+        "License": raw.get("License", "that of the scans"),
+        "GeneratedBy": [generated | {"Commit": commit, "Models": models}],
+        "SourceDatasets": [origin],
+        "DatasetLinks": {"raw": link},
+    }
+    save_json(out_dir / DESCRIPTION, content)
+    rows = [("index", "name", "abbreviation", "color", "mapping")]
+    rows += [(index, *words, 53 if "right" in words[0] else 17) for index, words in _LABELS[whole].items()]
+    text = "".join("\t".join(map(str, row)) + "\n" for row in rows)
+    save_text(out_dir / f"{_SEGMENTATION}_dseg.tsv", text)
+    save_json(out_dir / f"{_SEGMENTATION}_dseg.json", {"Description": _WORDS["dseg"]})
+    save_text(out_dir / ".bidsignore", "".join(f"{name}\n" for name in _IGNORED))
+    save_text(out_dir / "README", _README)
+
+
+_README = """Volumes and label maps of the anterior and posterior hippocampus, found by networks. Not for clinical use.
+
+volumes.tsv has a row for each scan and side; volumes.json says what its columns are. report.html is the page to check the
+results by: look at each before you use a number. Records of what is done are in .hippo/.
+"""

@@ -1,0 +1,123 @@
+"""What the inputs of a command hold: scans, folders of scans, or a BIDS data set."""
+
+import contextlib
+import os
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+from hippo.data.cases import GET_DATA, case_id
+from hippo.data.nifti import ENDINGS, is_dicom
+from hippo.errors import require
+from hippo.study.records import RECORDS
+
+DESCRIPTION = "dataset_description.json"  # a folder that holds it is a BIDS data set
+
+
+class Item(NamedTuple):
+    """A scan of a study: its name in the results (its path without the ending, from the folder that was searched, with
+    slashes), its file, and why it cannot be done, else empty. participant_id, session_id: in a BIDS data set."""
+
+    name: str
+    path: Path
+    problem: str = ""
+    participant_id: str = ""
+    session_id: str = ""
+
+
+def is_bids(path):
+    """Whether a path is the root of a BIDS data set."""
+    return (Path(path) / DESCRIPTION).is_file()
+
+
+def find_t1(root, participants="", sessions=""):
+    """The Items of the T1-weighted scans of a BIDS data set, sorted; derivatives and other files are left out.
+
+    participants, sessions: the labels to take, with or without sub- and ses-, as in "01" or "['01', '02']"; empty: all.
+    Raises UserError where a label is not in the data set, and where no scan is left.
+    """
+    root, found = Path(root), {}
+    files = [p for middle in ("", "ses-*/") for p in root.glob(f"sub-*/{middle}anat/sub-*_T1w.nii*")]
+    for path in sorted(p for p in files if p.name.endswith(ENDINGS)):
+        parts = path.relative_to(root).parts
+        name = "/".join((*parts[:-1], case_id(path)))
+        found.setdefault(name, Item(name, path, "", parts[0], parts[1] if len(parts) == 4 else ""))
+    items = list(found.values())
+    require(
+        items,
+        f"{root}: a BIDS data set without T1-weighted scans; expected files such as sub-01/anat/sub-01_T1w.nii.gz",
+    )
+    for text, prefix, field in ((participants, "sub-", "participant_id"), (sessions, "ses-", "session_id")):
+        wanted = {prefix + label.removeprefix(prefix) for label in re.findall(r"[\w+-]+", str(text))}
+        there = sorted({getattr(item, field) for item in items} - {""})
+        missing = ", ".join(sorted(wanted - set(there)))
+        few = ", ".join(there[:5]) + (", ..." if len(there) > 5 else "") or f"none with {prefix}"
+        require(not missing, f"{root}: no T1-weighted scan of {missing}; there are {few}")
+        items = [item for item in items if not wanted or getattr(item, field) in wanted]
+    require(items, f"{root}: none of these participants has a T1-weighted scan in these sessions")
+    return items
+
+
+def find_items(inputs, out_dir):
+    """The Items of files and folders; folders are searched with all that lie in them, but for hidden ones, those named
+    derivatives, and results. Each has a name of its own, whatever the letters' case."""
+    items = []
+    for path in map(Path, inputs):
+        scans = search(path, out_dir) if path.is_dir() else []
+        items += [Item((scan.parent / case_id(scan)).relative_to(path).as_posix(), scan) for scan in scans]
+        if not path.is_dir():
+            missing = not path.exists() and path.name in ("imagesTr", "imagesTs")
+            items.append(Item(case_id(path), path, f"no such folder; get data with: {GET_DATA}" if missing else ""))
+        elif not scans:
+            items.append(Item(path.resolve().name, path, why_empty(path)))
+    once = {}
+    for item in items:
+        once.setdefault(item.path.resolve(), item)
+    return _told_apart(list(once.values()))
+
+
+def search(folder, out_dir):
+    """The scans in a folder and in those inside it, sorted; links are followed, circles are not."""
+    found, seen = [], set()
+    for parent, folders, files in os.walk(folder, followlinks=True):
+        parent = Path(parent)
+        here = parent.resolve()
+        if here in seen or here == Path(out_dir).resolve() or (parent / RECORDS).exists():
+            folders.clear()
+            continue
+        seen.add(here)
+        folders[:] = sorted(name for name in folders if name != "derivatives" and not name.startswith("."))
+        found += [parent / name for name in files if name.endswith(ENDINGS) and not name.startswith(".")]
+    return sorted(found)
+
+
+def _told_apart(items):
+    """The Items with names that differ: those of equal names get their path from their common folder; where that is not
+    enough, the ending of the file, or a number."""
+    groups, taken, result = {}, set(), []
+    for item in items:
+        groups.setdefault(item.name.casefold(), []).append(item.path.resolve().parent)
+    common = {}
+    for name, folders in groups.items():
+        with contextlib.suppress(ValueError):  # Windows: on different drives
+            common[name] = os.path.commonpath(folders)
+    for item in items:
+        key, name = item.name.casefold(), item.name
+        if len(groups[key]) > 1 and key in common:
+            name = (item.path.resolve().parent / case_id(item.path)).relative_to(common[key]).as_posix()
+        if name.casefold() in taken:
+            name = f"{name.rpartition('/')[0]}/{item.path.name}".lstrip("/")
+        numbered, n = name, 2
+        while numbered.casefold() in taken:
+            numbered, n = f"{name}-{n}", n + 1
+        taken.add(numbered.casefold())
+        result.append(item._replace(name=numbered))
+    return result
+
+
+def why_empty(folder):
+    """What to say of a folder without scans."""
+    with contextlib.suppress(OSError):  # a file that cannot be read
+        if any(path.is_file() and is_dicom(path) for path in folder.rglob("*")):
+            return f"DICOM files; convert them first, and then predict the new folder: dcm2niix -z y -o FOLDER {folder}"
+    return "no .nii.gz, .nii or .mgz files in this folder; name the folder that holds the scans"

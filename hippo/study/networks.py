@@ -1,0 +1,57 @@
+"""The networks that segment the scans of a study."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+from hippo.device import set_up_device
+from hippo.errors import require
+from hippo.files import ROOT, digest
+from hippo.heads.locate import load_locator
+from hippo.heads.quality import COEFFICIENTS
+from hippo.models.checkpoint import find_checkpoint, load_model
+from hippo.models.inference import has_dropout
+
+import torch
+
+SHIPPED = "heads_3d.pth"  # with it, the model for any contrast is compared
+
+
+class Networks(NamedTuple):
+    """models: list of TrainedModel; locator; any_contrast, sampler: TrainedModel or None; synthetic: one of them learned
+    from phantoms; name: of the models' files; checksums: {option: SHA-256} of all weights; place: (torch.device, autocast dtype or None)."""
+
+    models: list
+    locator: torch.nn.Module
+    any_contrast: object
+    sampler: object
+    synthetic: bool
+    name: str
+    checksums: dict
+    place: tuple
+
+
+def load_networks(cfg):
+    """The Networks of a configuration on its device. Raises UserError where weights are missing, or do not fit together."""
+    device, dtype = set_up_device(cfg.device, cfg.amp)
+    require(cfg.checkpoint, "--checkpoint=: expected a checkpoint")
+    options = ["checkpoint", "partner", "any_contrast"] + ["sampler"] * bool(cfg.samples)
+    files = {option: getattr(cfg, option) for option in options if getattr(cfg, option)}
+    loaded, synthetic = {}, False
+    for option, path in files.items():
+        trained, info = load_model(path)
+        loaded[option] = trained.to(device)
+        if info.get("synthetic"):
+            synthetic = True
+            print(f"{path} was trained on SYNTHETIC phantoms: its results say nothing about real scans")
+        same = trained.preprocessing["spacing_mm"] == loaded["checkpoint"].preprocessing["spacing_mm"]
+        require(same, f"{path}: trained on another spacing than {cfg.checkpoint}; use one of them alone")
+    sampler = loaded.get("sampler")
+    expected = f"{cfg.sampler}: expected a 3D model that was trained with --dropout"
+    require(sampler is None or has_dropout(sampler), expected)
+    models = [loaded[option] for option in ("checkpoint", "partner") if option in loaded]
+    name = "+".join(Path(files[option]).name for option in ("checkpoint", "partner") if option in files)
+    locator = load_locator(cfg.locate).to(device)
+    used = {option: find_checkpoint(path) for option, path in (files | {"locate": cfg.locate}).items()}
+    checksums = {option: digest(path) for option, path in (used | {"quality": ROOT / COEFFICIENTS}).items()}
+    others = loaded.get("any_contrast"), sampler
+    return Networks(models, locator, *others, synthetic, name, checksums, (device, dtype))

@@ -1,0 +1,144 @@
+"""From one scan of a study to its files and rows."""
+
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+from hippo.data.cases import case_id
+from hippo.data.nifti import is_phantom, save_labels, save_like, to_stored_orientation
+from hippo.errors import UserError
+from hippo.files import atomic
+from hippo.heads.quality import Limits, judge
+from hippo.heads.scan import read_scan
+from hippo.heads.segment import joint_labels, joint_probabilities, segment
+from hippo.heads.uncertainty import sample_scan
+from hippo.pictures.check import picture_of_scan, thumbnail
+from hippo.study import bids
+from hippo.study.networks import SHIPPED
+from hippo.study.records import RECORDS, remove_half_written, save_record
+from hippo.study.tables import PARTS, SPREADS, empty_row
+
+import numpy as np
+
+_DESCRIPTIONS = {
+    ("parts", False): "L anterior 1, posterior 2; R anterior 3, posterior 4",
+    ("parts", True): "hippocampus: 1 anterior, 2 posterior",
+}
+
+
+class Paths(NamedTuple):
+    """Where the results of a scan go, from the folder of results; without sidecars."""
+
+    labels: str
+    probabilities: str
+    uncertainty: str
+    picture: str
+    thumbnail: str
+
+
+def paths_of(item, is_bids, is_crop=False):
+    """The Paths of an Item."""
+    small = f"{RECORDS}/scans/{item.name}.webp"
+    if is_bids:
+        maps = [f"{bids.output_name(item.name, kind)}.nii.gz" for kind in ("dseg", "probseg", "uncertainty")]
+        return Paths(*maps, f"figures/{item.name.rpartition('/')[2]}_hippocampus.png", small)
+    maps = ("seg" if is_crop else "hippocampus", "probabilities", "uncertainty")
+    return Paths(*(f"{item.name}_{kind}.nii.gz" for kind in maps), f"{item.name}_hippocampus.png", small)
+
+
+def process(item, networks, cfg, etivs, is_bids):
+    """Segments an Item and writes its files and its record; returns its rows, one with the flag "failed: ..." where it
+    cannot be done."""
+    written = []
+    try:
+        if item.problem:
+            raise UserError(item.problem)
+        rows = _segment_item(item, networks, cfg, etivs, is_bids, written)
+    except UserError as error:
+        reason = str(error).removeprefix(f"{item.path}: ").replace(";", ",").replace("\n", " ")
+        rows = [empty_row(item.path) | {"flags": f"failed: {reason}", "model": networks.name}]
+    save_record(cfg.out_dir, item, rows, written)
+    return rows
+
+
+def _segment_item(item, networks, cfg, etivs, is_bids, written):
+    """The rows of an Item that can be done. Raises UserError, see scan.read_scan. written: list that its files are added to."""
+    start = time.perf_counter()
+    scan = read_scan(item.path)
+    # the models are unsure of phantoms: they have seen none, or only those
+    strict = not (networks.synthetic or is_phantom(scan.image))
+    # the comparison of models is for the shipped ones
+    compared = strict and Path(cfg.checkpoint).name == SHIPPED
+    other = (networks.any_contrast, cfg.contrast) if compared or cfg.contrast == "any" else (None, "t1")
+    side = "right" if cfg.mirror else cfg.side
+    sides, located = segment(networks.models, networks.locator, scan, *networks.place, cfg.tta, side, *other)
+    sides = judge(sides, scan, limits_of(cfg), strict)
+    etiv, etiv_flags = (located.etiv_mm3, located.flags) if located else (None, [])
+    names = (str(item.path), item.path.as_posix(), item.name, item.path.name, case_id(item.path), "")
+    own = next((etivs[name] for name in names if name in etivs), None)
+    etiv = etiv if own is None else own
+    etiv_flags = [flag for flag in etiv_flags if own is None or flag != "etiv_implausible"]
+    paths, spreads = paths_of(item, is_bids, scan.is_crop), [[]] * len(sides)
+
+    def target(path):
+        path = Path(cfg.out_dir) / path
+        remove_half_written(path)
+        written.append(path.relative_to(cfg.out_dir).as_posix())
+        return path
+
+    if not all(side.problem for side in sides):
+        _save_maps(target, paths, scan, sides, cfg, networks.synthetic, is_bids)
+    if networks.sampler:
+        maps, spreads = sample_scan(networks.sampler, scan, sides, cfg.samples, *networks.place)
+        maps = to_stored_orientation(maps, scan.image)
+        words = "predictive entropy, mutual information; 0 to 1"
+        save_like(target(paths.uncertainty), maps, scan.image, words, 1.0, networks.synthetic)
+    seconds = time.perf_counter() - start
+    rows = [_row(item.path, scan, side, etiv, etiv_flags, seconds) for side in sides]
+    for row, deviations in zip(rows, spreads):
+        chosen = "any_contrast" in row["flags"].split(";")
+        row["model"] = Path(cfg.any_contrast).name if chosen else networks.name
+        row |= {column: f"{value:.1f}" for column, value in zip(SPREADS, deviations)}
+    if cfg.pictures:
+        picture = target(paths.picture)
+        picture_of_scan(picture, scan, sides, rows)
+        with atomic(target(paths.thumbnail)) as temporary:
+            thumbnail(picture, temporary)
+    if is_bids:
+        for kind, path in zip(("dseg", "probseg", "uncertainty"), paths):
+            if path in written:
+                target(path.removesuffix(".nii.gz") + ".json")
+                bids.save_sidecar(cfg.out_dir, item, kind)
+    return rows
+
+
+def _save_maps(target, paths, scan, sides, cfg, synthetic, is_bids):
+    """Writes the labels of a scan, and its soft maps where they are asked for."""
+    whole, crop = cfg.labels == "freesurfer", scan.is_crop and not is_bids
+    labels = to_stored_orientation(joint_labels(sides, scan, whole, crop), scan.image)
+    description = _DESCRIPTIONS.get((cfg.labels, crop), "17 left, 53 right hippocampus")
+    save_labels(target(paths.labels), labels, scan.image, description, synthetic)
+    if cfg.probabilities:
+        soft = np.round(255 * joint_probabilities(sides, scan, crop)).astype(np.uint8)
+        soft = to_stored_orientation(soft, scan.image)
+        save_like(target(paths.probabilities), soft, scan.image, description, 1 / 255, synthetic)
+
+
+def limits_of(cfg):
+    """The Limits of a configuration."""
+    return Limits(*(getattr(cfg, name) for name in Limits._fields))
+
+
+def _row(path, scan, side, etiv, flags, seconds):
+    """The row of one side of a scan."""
+    row = empty_row(path) | {"side": side.side, "seconds": f"{seconds:.2f}"}
+    row["flags"] = [*scan.flags, *flags, *side.flags]
+    row["etiv_mm3"] = "" if etiv is None else f"{etiv:.0f}"
+    if side.problem:
+        row["flags"].append(f"failed: {side.problem}".replace(";", ","))
+    else:
+        volumes = side.volumes_mm3(scan)
+        for part, volume in zip(PARTS, (*volumes, sum(volumes))):
+            row[f"{part}_mm3"] = f"{volume:.1f}"
+        row["quality"] = f"{side.quality:.3f}"
+    return {**row, "flags": ";".join(row["flags"])}

@@ -1,0 +1,120 @@
+"""The table of a study: volumes of each scan and side, and what they are in comparison with the study's others."""
+
+import csv
+from pathlib import Path
+
+from hippo.errors import require
+from hippo.files import atomic, load_json, save_json
+
+import numpy as np
+
+COLUMNS = {  # of the table, each with its meaning
+    "participant_id": "Participant, of a BIDS data set",
+    "session_id": "Session, of a BIDS data set",
+    "scan": "File of the scan",
+    "side": "left or right; of a crop as found, or as told",
+    "anterior_mm3": "Volume of the anterior part in mm3, counted on the scan's own grid",
+    "posterior_mm3": "Volume of the posterior part in mm3: body and tail",
+    "total_mm3": "Sum of both parts in mm3",
+    "etiv_mm3": "Estimated total intracranial volume in mm3: the locating network's, or the one that was given",
+    "quality": "Dice to expect, 0 to 1, mean of both parts",
+    "flags": "What is doubtful, joined by semicolons; failed: why there is no result",
+    "seconds": "Time of the scan in s",
+    "model": "Files of the weights",
+}
+SPREADS = {
+    f"{part}_sd_mm3": f"Standard deviation in mm3 of the {part} volume over samples by MC dropout"
+    for part in ("anterior", "posterior", "total")
+}
+PARTS = ("anterior", "posterior", "total")
+STATISTICS = {
+    "asymmetry": "(left - right) / mean of both, of the total volumes",
+    **{
+        f"{part}_adjusted_mm3": f"{part}_mm3 less slope x (etiv_mm3 - its mean), slope and mean of adjustment.json"
+        for part in PARTS
+    },
+}
+FEWEST = 10  # rows of a side without a doubt that a fit needs
+
+
+def empty_row(path):
+    """A row of COLUMNS but for those of BIDS, with the scan's path alone."""
+    return dict.fromkeys(list(COLUMNS)[2:], "") | {"scan": str(path)}
+
+
+def is_doubtful(row):
+    """Whether a row has no numbers, or flags that speak against them."""
+    flags = set(row["flags"].split(";"))
+    return not row["total_mm3"] or bool(flags & {"low_quality", "implausible_volume", "asymmetric"})
+
+
+def fit_adjustment(rows):
+    """What the residual method needs (Jack et al. 1989; Opfer et al. 2022): {side: {"n", "mean_etiv_mm3", "slopes":
+    {part: mm3 per mm3}}} of a least-squares line of each volume on eTIV, over rows without a doubt. A side with fewer than
+    FEWEST of them, or of one eTIV, has none."""
+    result = {}
+    for side in ("left", "right"):
+        used = [row for row in rows if row["side"] == side and row["etiv_mm3"] and not is_doubtful(row)]
+        etiv = np.array([float(row["etiv_mm3"]) for row in used])
+        if len(used) < FEWEST or np.ptp(etiv) == 0:
+            continue
+        centred = etiv - etiv.mean()
+        volumes = {part: np.array([float(row[f"{part}_mm3"]) for row in used]) for part in PARTS}
+        slopes = {part: float(centred @ values / (centred @ centred)) for part, values in volumes.items()}
+        result[side] = {"n": len(used), "mean_etiv_mm3": float(etiv.mean()), "slopes": slopes}
+    return result
+
+
+def load_adjustment(path):
+    """The content of an adjustment.json of another study. Raises UserError where it is none."""
+    content = load_json(path, "python predict.py of a study, whose OUT_DIR/adjustment.json it is")
+    try:
+        for fit in content.values():
+            float(fit["mean_etiv_mm3"]), [float(fit["slopes"][part]) for part in PARTS]
+        right = set(content) <= {"left", "right"}
+    except (AttributeError, KeyError, TypeError, ValueError):
+        right = False
+    require(right, f"{path}: expected an adjustment.json that predict.py wrote, of another study for instance")
+    return content
+
+
+def add_statistics(records, adjustment):
+    """The rows of records with STATISTICS, empty where they cannot be known."""
+    rows = []
+    for record in records:
+        totals = {row["side"]: float(row["total_mm3"]) for row in record["rows"] if row["total_mm3"]}
+        asymmetry = ""
+        if totals.keys() == {"left", "right"}:
+            asymmetry = f"{2 * (totals['left'] - totals['right']) / sum(totals.values()):.4f}"
+        for row in record["rows"]:
+            row = row | dict.fromkeys(STATISTICS, "") | {"asymmetry": asymmetry}
+            fit = adjustment.get(row["side"])
+            if fit and row["total_mm3"] and row["etiv_mm3"]:
+                excess = float(row["etiv_mm3"]) - fit["mean_etiv_mm3"]
+                for part in PARTS:
+                    row[f"{part}_adjusted_mm3"] = f"{float(row[f'{part}_mm3']) - fit['slopes'][part] * excess:.1f}"
+            rows.append({name: record[name] for name in ("participant_id", "session_id")} | row)
+    return rows
+
+
+def save_table(out_dir, rows, spreads, bids):
+    """Writes volumes.csv or, of a BIDS data set, volumes.tsv, with n/a where a value is missing, and volumes.json."""
+    columns = {name: text for name, text in COLUMNS.items() if bids or not name.endswith("_id")}
+    columns |= STATISTICS | (SPREADS if spreads else {})
+    path = Path(out_dir) / f"volumes.{'tsv' if bids else 'csv'}"
+    with atomic(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+        how = {"dialect": "excel-tab", "lineterminator": "\n"} if bids else {}
+        writer = csv.DictWriter(file, columns, restval="", extrasaction="ignore", **how)
+        writer.writeheader()
+        for row in rows:
+            writer.writerow({name: row.get(name) or ("n/a" if bids else "") for name in columns})
+    if bids:
+        save_json(path.with_suffix(".json"), {name: _described(name, text) for name, text in columns.items()})
+    return path
+
+
+def _described(name, text):
+    """A column of volumes.json."""
+    return {"Description": text} | (
+        {"Units": "mm3"} if name.endswith("_mm3") else {"Units": "s"} if name == "seconds" else {}
+    )

@@ -1,0 +1,157 @@
+"""The page of a study, in Chromium."""
+
+import os
+import shutil
+
+from hippo.pictures.page import FLAGS, page
+
+import pytest
+from conftest import ROOT
+
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
+
+
+def row(side, total="3000.0", quality="0.900", flags="", name="x"):
+    parts = {"anterior_mm3": total, "posterior_mm3": total, "total_mm3": total, "quality": quality}
+    return {
+        "scan": f"/data/{name}.nii.gz",
+        "side": side,
+        "flags": flags,
+        "etiv_mm3": "1500000",
+        "asymmetry": "0.01",
+        **parts,
+    }
+
+
+@pytest.fixture(scope="module")
+def scans(tmp_path_factory):
+    """{name: (rows, picture)} of five scans, among them a failure and a name that is no HTML."""
+    import numpy as np
+    from matplotlib.image import imsave
+
+    path = tmp_path_factory.mktemp("picture") / "picture.webp"
+    imsave(path, np.zeros((60, 72, 3)))
+    picture = path.read_bytes()
+    failed = {**row("", "", "", "failed: a <b>mask</b>"), "etiv_mm3": "", "asymmetry": ""}
+    return {
+        "good": ([row("left", "3100.0"), row("right")], picture),
+        "better": (
+            [row("left", "900.0", "0.910", "sform_only"), row("right", "2900.0", "0.920", "sform_only")],
+            picture,
+        ),
+        "poor": ([row("left", quality="0.600", flags="low_quality;touches_window"), row("right")], picture),
+        'odd <i>&"': ([row("left", "4000.0", "0.870", "asymmetric"), row("right", quality="0.880")], picture),
+        "broken": ([failed], None),
+    }
+
+
+@pytest.fixture
+def opened(scans, tmp_path):
+    """The page in Chromium."""
+    playwright = pytest.importorskip("playwright.sync_api")
+    if not BROWSER:
+        pytest.skip("no Chromium")
+    path = tmp_path / "report.html"
+    path.write_text(page("A study", scans, None, {"version": "1"}), encoding="utf-8")
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+        context = browser.new_context(accept_downloads=True, offline=True)
+        tab, errors = context.new_page(), []
+        tab.on("pageerror", lambda error: errors.append(error))
+        tab.on("request", lambda request: errors.append(request.url) if request.url.startswith("http") else None)
+        tab.goto(path.as_uri())
+        yield tab
+        assert not errors
+        browser.close()
+
+
+def names(tab):
+    return tab.locator("tbody tr:visible .name").all_inner_texts()
+
+
+def test_the_worst_come_first_and_the_table_sorts(opened):
+    assert names(opened) == ["broken", "poor", 'odd <i>&"', "good", "better"]
+    assert "5 scans: 2 without doubts, 1 to look at, 2 doubtful or failed" in opened.inner_text("body")
+    opened.click("th:has-text('left') button")
+    assert names(opened) == ["better", "poor", "good", 'odd <i>&"', "broken"]
+    opened.click("th:has-text('left') button")
+    assert names(opened)[1:] == ['odd <i>&"', "good", "poor", "better"]
+    opened.click("th:has-text('scan') button")
+    assert names(opened) == ["better", "broken", "good", 'odd <i>&"', "poor"]
+    opened.fill("#search", "low_q")
+    assert names(opened) == ["poor"]
+
+
+def test_keys_lead_through_the_scans_and_ticks_are_kept(opened, tmp_path):
+    opened.keyboard.press("ArrowDown")
+    opened.keyboard.press("ArrowDown")
+    opened.keyboard.press("Space")
+    assert opened.locator("tr.current .name").inner_text() == "poor" and opened.locator("tr.ticked").count() == 1
+    opened.keyboard.press("Enter")
+    assert opened.is_visible("#large img") and opened.inner_text("#caption") == "poor" and opened.is_checked("#tick")
+    opened.keyboard.press("ArrowDown")
+    assert opened.inner_text("#caption") == 'odd <i>&"'
+    opened.keyboard.press("Space")
+    opened.keyboard.press("Escape")
+    assert not opened.is_visible("#large")
+    opened.reload()
+    assert opened.locator("tr.ticked .name").all_inner_texts() == ["poor", 'odd <i>&"']
+    opened.check("#open")
+    assert names(opened) == ["broken", "good", "better"] and "2 of 5 looked at" in opened.inner_text("#count")
+    with opened.expect_download() as download:
+        opened.click("#export")
+    download.value.save_as(tmp_path / "looked_at.csv")
+    lines = (tmp_path / "looked_at.csv").read_text().splitlines()
+    assert lines == [
+        "scan,looked_at",
+        '"better",false',
+        '"broken",false',
+        '"good",false',
+        '"odd <i>&""",true',
+        '"poor",true',
+    ]
+
+
+def test_pictures_are_loaded_and_enlarged(opened):
+    opened.wait_for_function("document.querySelectorAll('.thumb img[src]').length == 8")
+    opened.click("tr:has-text('good') .thumb.right")
+    assert opened.inner_text("#caption") == "good"
+    assert opened.evaluate("document.querySelector('#large img').naturalWidth") == 72
+
+
+def test_a_thousand_scans_open_in_three_seconds(scans, tmp_path):
+    """With pictures of 60 kB each."""
+    rows, _ = scans["good"]
+    path = tmp_path / "report.html"
+    many = {f"{i:04d}": (rows, os.urandom(60_000)) for i in range(1000)}
+    path.write_text(page("Many", many, None, {}), encoding="utf-8")
+    playwright = pytest.importorskip("playwright.sync_api")
+    if not BROWSER:
+        pytest.skip("no Chromium")
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+        tab = browser.new_page()
+        loaded = []
+        for _ in range(3):  # other work may slow one of them
+            tab.goto(path.as_uri(), wait_until="load")
+            loaded.append(tab.evaluate("performance.getEntriesByType('navigation')[0].loadEventEnd"))
+        tab.click("th:has-text('scan') button")
+        tab.click("th:has-text('scan') button")
+        assert names(tab)[0] == "0999" and 0 < min(loaded) < 3000
+        assert tab.locator(".thumb img[src]").count() < 200  # the others when they come into view
+        browser.close()
+
+
+def test_nothing_of_a_scan_is_html(scans):
+    text = page("A <study>", scans, None, {"a": "<b>"})
+    assert "<i>" not in text and "<b>mask" not in text and "<study>" not in text and "http" not in text
+
+
+def test_every_flag_is_explained():
+    """On the page, and in the README."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    table = readme[readme.index("| flag | what it says |") :].split("\n\n")[0]
+    assert all(f"`{flag}`" in table for flag in FLAGS) and table.count("`") >= 2 * len(FLAGS)
+    code = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "hippo" / "heads").glob("*.py"))
+    code += (ROOT / "hippo" / "data" / "nifti.py").read_text(encoding="utf-8")
+    assert all(f'"{flag}"' in code for flag in FLAGS)

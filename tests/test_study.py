@@ -1,0 +1,252 @@
+"""Studies: what is found in folders and BIDS data sets, what is written, and how a batch goes on where it stopped."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+
+import predict
+from hippo.study import tables
+from hippo.study.inputs import find_items
+from hippo.study.records import RECORDS, shard_of
+
+import numpy as np
+import pytest
+from conftest import ROOT, one_error_line
+
+
+def content(folder, times=True):
+    """{path: bytes} of all files of a folder; without times, the seconds of tables, records and pages are left out."""
+    found = {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    for name in [name for name in found if not times and name.endswith(("sv", "json"))]:
+        text = found[name].decode()
+        text = re.sub(r'"seconds": "[\d.]+"', "", text)
+        if name in ("volumes.csv", "volumes.tsv"):
+            rows = [re.split(r"[,\t]", line) for line in text.splitlines()]
+            at = rows[0].index("seconds")
+            text = "\n".join(",".join(row[:at] + row[at + 1 :]) for row in rows)
+        found[name] = text.encode()
+    return found
+
+
+def test_folders_are_searched_and_mirrored(phantoms, tmp_path):
+    a, b = sorted((phantoms / "imagesTr").iterdir())[:2]
+    names = [
+        "one/x.nii.gz",
+        "two/deep/x.nii.gz",
+        "two/y.nii",
+        "x.mgz",
+        "x.nii.gz",
+        "derivatives/z.nii.gz",
+        ".hidden/z.nii.gz",
+    ]
+    root = tmp_path / "scans"
+    for name in [*names, "done/z.nii.gz", f"done/{RECORDS}/study.json", "out/z.nii.gz"]:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(a, root / name)
+    if hasattr(os, "symlink"):
+        (root / "two" / "circle").symlink_to(root, target_is_directory=True)
+    found = {item.name: item.path.relative_to(root).as_posix() for item in find_items([root], root / "out")}
+    assert found == {
+        "one/x": "one/x.nii.gz",
+        "two/deep/x": "two/deep/x.nii.gz",
+        "two/y": "two/y.nii",
+        "x": "x.mgz",
+        "x.nii.gz": "x.nii.gz",
+    }
+    files = [root / "one/x.nii.gz", root / "two/deep/x.nii.gz", b, root / "one/x.nii.gz"]
+    assert [item.name for item in find_items(files, tmp_path / "out")] == ["one/x", "two/deep/x", "phantom_002"]
+
+
+def test_equal_names_do_not_collide(run_study, phantoms, tmp_path):
+    a, b = sorted((phantoms / "imagesTr").iterdir())[:2]
+    for place, source in (("s1", a), ("s2", b)):
+        (tmp_path / "scans" / place).mkdir(parents=True)
+        shutil.copy(source, tmp_path / "scans" / place / "T1.nii.gz")
+    code, _, err = run_study(tmp_path / "scans", "--pictures=False")
+    assert code == 0, err
+    files = [tmp_path / "out" / place / "T1_seg.nii.gz" for place in ("s1", "s2")]
+    assert files[0].read_bytes() != files[1].read_bytes()
+
+
+def test_own_intracranial_volumes_by_path_or_name(tmp_path):
+    table = tmp_path / "etiv.csv"
+    table.write_text("scan,etiv_mm3\ns1/T1.nii.gz,1.5e6\ns2/T1.nii.gz,1.6e6\n/data/a.nii,1.7e6\n")
+    expected = {"s1/T1.nii.gz": 1.5e6, "s2/T1.nii.gz": 1.6e6, "/data/a.nii": 1.7e6, "a.nii": 1.7e6}
+    assert predict.read_etivs(str(table)) == expected
+
+
+def test_a_study_goes_on_where_it_stopped(run_study, phantoms, nifti, tmp_path):
+    scans, out = tmp_path / "scans", tmp_path / "out"
+    shutil.copytree(phantoms / "imagesTr", scans)
+    bad = nifti("scans/bad.nii.gz", np.ones((20, 20, 20)))
+    assert run_study(scans)[0] == 2
+    first = content(out)
+    code, text, _ = run_study(scans)  # only the failure is tried again
+    assert code == 2 and "8 of 9 scans are there already" in text
+    again = content(out)
+    assert {name for name in first if first[name] != again[name]} <= {"volumes.csv", f"{RECORDS}/scans/bad.json"}
+
+    shutil.copy(scans / "phantom_001.nii.gz", bad)  # mended
+    shutil.copy(scans / "phantom_002.nii.gz", scans / "phantom_003.nii.gz")  # changed
+    (out / "phantom_004_seg.nii.gz").unlink()  # lost
+    code, text, err = run_study(scans)
+    assert code == 0 and "6 of 9 scans are there already" in text, err
+    now = content(out)
+    assert now["phantom_003_seg.nii.gz"] == now["phantom_002_seg.nii.gz"] == first["phantom_002_seg.nii.gz"]
+    assert now["phantom_004_seg.nii.gz"] == first["phantom_004_seg.nii.gz"]
+    assert now["bad_seg.nii.gz"] == now["phantom_001_seg.nii.gz"]
+    assert "are there already" not in run_study(scans, "--overwrite=True")[1]
+    assert content(out, times=False) == content(out, times=False) and not list(tmp_path.glob("*.previous-*"))
+
+
+def test_results_of_other_settings_or_scans_are_kept(run_study, phantoms, nifti, tmp_path):
+    a, b = sorted((phantoms / "imagesTr").iterdir())[:2]
+    run_study(a, "--pictures=False")
+    run_study(b, "--pictures=False")  # another scan beside it
+    rows = (tmp_path / "out" / "volumes.csv").read_text().splitlines()
+    assert len(rows) == 3 and not list(tmp_path.glob("*.previous-*"))
+    (tmp_path / "other").mkdir()
+    other = shutil.copy(b, tmp_path / "other" / a.name)
+    _, out, _ = run_study(other, "--pictures=False")
+    assert "out.previous-1" in out
+    _, out, _ = run_study(other, "--pictures=False", "--low_quality=0.7")
+    assert "out.previous-2" in out
+    assert len((tmp_path / "out.previous-1" / "volumes.csv").read_text().splitlines()) == 3
+    one_error_line(
+        run_study(other, "--shard=1/2"), "results of other settings (pictures, low_quality)", "another --out_dir"
+    )
+
+
+def test_what_a_killed_process_left_is_removed(run_study, phantoms, tmp_path):
+    scan = phantoms / "imagesTr" / "phantom_001.nii.gz"
+    run_study(scan)
+    expected = content(tmp_path / "out", times=False)
+    (tmp_path / "out" / RECORDS / "scans" / "phantom_001.json").unlink()
+    for name in ("phantom_001_seg.nii.gz", "phantom_001_hippocampus.png", "volumes.csv", f"{RECORDS}/study.json"):
+        path = tmp_path / "out" / name
+        path.with_name(f".123-456.{path.name}").write_text("half")
+    run_study(scan)
+    assert content(tmp_path / "out", times=False) == expected
+
+
+def test_shards_and_workers_give_what_one_run_gives(run_study, phantoms, tmp_path):
+    scans = phantoms / "imagesTr"
+    expected = {}
+    for name, options in {
+        "one": [("--workers=1",)],
+        "two": [("--workers=2",)],
+        "shards": [("--shard=1/3",), ("--shard=3/3",), ("--shard=2/3",), ("--collect=True",)],
+    }.items():
+        out = tmp_path / name
+        for option in options:
+            inputs = () if "collect" in option[0] else (scans,)
+            code, text, err = run_study(*inputs, f"--out_dir={out}", *option)
+            assert code == 0, err
+        expected = expected or content(out, times=False)
+        assert content(out, times=False) == expected, name
+    assert "8 segmentations and volumes.csv" in text
+
+
+def test_shards_may_start_at_the_same_moment(run_study, phantoms, tmp_path):
+    """When one has made the folder, and not yet written in it."""
+    (tmp_path / "out" / RECORDS).mkdir(parents=True)
+    code, _, err = run_study(phantoms / "imagesTr", "--shard=1/8", "--pictures=False")
+    assert code == 0, err
+
+
+def test_collect_says_what_is_missing(run_study, phantoms, tmp_path):
+    run_study(phantoms / "imagesTr", "--shard=1/2", "--pictures=False")
+    assert not (tmp_path / "out" / "volumes.csv").exists()
+    result = run_study("--collect=True")
+    one_error_line(result, "4 of 8 scans", "phantom_002", "again")
+    assert len((tmp_path / "out" / "volumes.csv").read_text().splitlines()) == 5
+
+
+def test_mistakes_are_one_line(run_study, study, phantoms, tmp_path):
+    one_error_line(run_study(study, phantoms), "give it alone")
+    one_error_line(run_study(study, "--participant_label=07"), "sub-07", "there are sub-01, sub-02")
+    one_error_line(run_study(phantoms, "--session_label=1"), "--session_label is for a BIDS data set")
+    for text in ("5/4", "0/3", "3", "a/b", "1/2/3"):
+        one_error_line(run_study(phantoms, f"--shard={text}"), f"--shard={text}", "as in 3/100")
+    one_error_line(run_study("--collect=True"), "no results in this folder")
+    one_error_line(run_study(phantoms, "--workers=-1"), "--workers=-1")
+    assert not (tmp_path / "out").exists()
+    adjustment = tmp_path / "adjustment.json"
+    adjustment.write_text('{"left": {"mean_etiv_mm3": 1}}')
+    one_error_line(run_study(study, f"--adjustment={adjustment}", "--pictures=False"), "expected an adjustment.json")
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(run_study, phantoms, tmp_path):
+    blocked = tmp_path / "blocked"
+    blocked.write_text("a file")
+    one_error_line(run_study(phantoms / "imagesTr", f"--out_dir={blocked / 'out'}"), "blocked")
+
+
+def test_shards():
+    assert shard_of("") == (0, 1) and shard_of("3/100") == (2, 100)
+    assert sorted(sum((list(range(10))[slice(shard_of(f"{i}/4")[0], None, 4)] for i in range(1, 5)), [])) == list(
+        range(10)
+    )
+
+
+def rows_of_a_cohort(n=30, slope=0.002, seed=0):
+    """Records of heads whose volumes follow eTIV, all but the first, which is flagged and off."""
+    rng, records = np.random.default_rng(seed), []
+    for i in range(n):
+        etiv, rows = rng.uniform(1.2e6, 1.8e6), []
+        for side, more in (("left", 0), ("right", 100)):
+            anterior, posterior = 1500 + slope * etiv / 2 + more, 1200 + slope * etiv / 2
+            row = dict(zip(tables.PARTS, (anterior, posterior, anterior + posterior)))
+            row = {f"{part}_mm3": f"{value * (3 if i == 0 else 1):.1f}" for part, value in row.items()}
+            row |= {"side": side, "etiv_mm3": f"{etiv:.0f}", "flags": "low_quality" if i == 0 else "sform_only"}
+            rows.append(tables.empty_row(f"{i}.nii") | row)
+        records.append({"name": str(i), "participant_id": f"sub-{i}", "session_id": "", "rows": rows})
+    return records
+
+
+def test_volumes_are_adjusted_for_etiv():
+    records = rows_of_a_cohort()
+    fit = tables.fit_adjustment([row for record in records for row in record["rows"]])
+    assert fit["left"]["n"] == 29 and fit["left"]["slopes"]["total"] == pytest.approx(0.002, rel=1e-3)
+    rows = tables.add_statistics(records, fit)
+    left = [float(row["total_adjusted_mm3"]) for row in rows if row["side"] == "left"][1:]
+    assert np.ptp(left) < 0.5  # what is left where eTIV explains all
+    assert np.mean(left) == pytest.approx(2700 + 0.002 * fit["left"]["mean_etiv_mm3"], abs=0.5)
+    other = tables.add_statistics(records[5:7], fit)  # given coefficients: a study too small for a fit of its own
+    assert [row["total_adjusted_mm3"] for row in other] == [row["total_adjusted_mm3"] for row in rows[10:14]]
+    few = [row for record in records[: tables.FEWEST] for row in record["rows"]]
+    assert tables.fit_adjustment(few) == {}
+    assert not any(row["total_adjusted_mm3"] for row in tables.add_statistics(records, {}))
+
+
+def test_asymmetry():
+    records = rows_of_a_cohort(2)
+    rows = tables.add_statistics(records, {})
+    left, right = (float(row["total_mm3"]) for row in rows[2:])
+    assert (
+        float(rows[2]["asymmetry"])
+        == float(rows[3]["asymmetry"])
+        == pytest.approx(2 * (left - right) / (left + right), abs=1e-4)
+    )
+    records[1]["rows"][0]["total_mm3"] = ""
+    assert not tables.add_statistics(records, {})[2]["asymmetry"]
+
+
+@pytest.mark.slow
+def test_a_batch_killed_at_random_moments_goes_on(phantoms, whole, tmp_path):
+    """Killed and started again, with two processes: the same files."""
+    options = [f"--checkpoint={whole['3d'] / 'last.pth'}", "--partner=", "--any_contrast=", "--side=left"]
+    command = [sys.executable, str(ROOT / "predict.py"), str(phantoms / "imagesTr"), *options, "--workers=2"]
+    subprocess.run([*command, f"--out_dir={tmp_path / 'one'}"], check=True, capture_output=True)
+    rng = np.random.default_rng()
+    for _ in range(3):
+        process = subprocess.Popen([*command, f"--out_dir={tmp_path / 'two'}"], start_new_session=True)
+        try:
+            process.wait(rng.uniform(4, 9))
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, 9)
+            process.wait()
+    subprocess.run([*command, f"--out_dir={tmp_path / 'two'}"], check=True, capture_output=True)
+    assert content(tmp_path / "one", times=False) == content(tmp_path / "two", times=False)
