@@ -10,16 +10,22 @@ A head's score is the Dice of the whole hippocampus with hippodeep's mask, of th
 import itertools
 from pathlib import Path
 
+import train_3d
 from hippo.data.augment import ROBUST
+from hippo.data.cases import list_cases, load_case
+from hippo.device import autocast, set_up_device
 from hippo.files import load_json, save_json
 from hippo.models.checkpoint import load_model
 from hippo.options import configure, run_script
 from hippo.scoring.metrics import dice
 from hippo.scoring.statistics import bootstrap, paired_differences
+from hippo.training.losses import dice_ce_loss
+from tools.benchmark import median_seconds
 from tools.heads import find_heads, hippodeeps_mask, load_tools, mask_of
 from tools.runs import train_all
 
 import numpy as np
+import torch
 
 DATA_ROOT = "Task04_Hippocampus"  # Decathlon folder
 HEADS = "heads"  # BIDS folder of whole heads with derivatives/hippodeep/
@@ -27,6 +33,8 @@ ABLATIONS = "ablations"  # folder of the runs
 OUT = "robust_parts.json"  # file to write
 SEEDS = [0, 1, 2]  # of the training
 WORKERS = 2  # runs at a time, each on its share of the cores
+
+_REPEATS = 30  # of a timing
 
 _ADDED = {
     "rotation, scale, shift": {"rotation_degrees": 20.0, "scale": 0.2, "shift_voxels": 5.0},
@@ -54,7 +62,7 @@ def run(cfg):
     tools, paths = load_tools(), find_heads(cfg.heads)
     for folder in jobs:
         score_heads(folder, paths, cfg.heads, tools)
-    save_json(cfg.out, collect(cfg))
+    save_json(cfg.out, {"parts": collect(cfg), **cost(cfg)})
     print(f"wrote {cfg.out}")
 
 
@@ -103,6 +111,32 @@ def collect(cfg):
                 "difference": bootstrap(paired_differences(*pairs)),
             }
     return result
+
+
+def cost(cfg):
+    """{"batch_ms": {part: ms that a batch of patches takes}, "step_ms": ms of a step of training, forward and backward},
+    medians on all cores."""
+    options = configure(vars(train_3d), [], data_root=cfg.data_root)
+    (device, dtype), batch_ms = set_up_device("cpu"), {}
+    volumes = [load_case(case) for case in list_cases(cfg.data_root, options.batch_size)[0]]
+    for kind, strengths in _KINDS.items():
+        data = train_3d.augmented(configure(vars(train_3d), [], **strengths), volumes)
+        numbers = itertools.count()
+
+        def batch(data=data, numbers=numbers):
+            number = next(numbers)
+            return [data[number, i] for i in range(len(data))]
+
+        batch_ms[kind] = 1000 * median_seconds(batch, _REPEATS)
+    model = train_3d.build_model(options)[0].train()
+    image, label = (torch.stack(part) for part in zip(*batch()))
+
+    def step():
+        with autocast(device, dtype):
+            logits = model(image)
+        dice_ce_loss(logits, label.long(), options.focal_gamma).backward()
+
+    return {"batch_ms": batch_ms, "step_ms": 1000 * median_seconds(step, _REPEATS), "threads": torch.get_num_threads()}
 
 
 if __name__ == "__main__":
