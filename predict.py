@@ -14,6 +14,8 @@ Writes into OUT_DIR, on each input's own grid, in folders as those of the inputs
   NAME_uncertainty.nii.gz  with SAMPLES: predictive entropy and mutual information of each voxel, 0 to 1
   volumes.csv              a row for each scan and side: volumes in mm3, eTIV, quality, flags, adjusted volumes
   report.html              of more than one scan: the page to check them by, worst quality first
+  adjustment.json          of ten heads or more: the slopes on eTIV that the adjusted volumes have
+Of a BIDS data set they are sub-01/anat/sub-01_space-orig_seg-hippocampus_dseg.nii.gz and so on, volumes.tsv, and figures/.
 
 Started again, it goes on where it stopped: a scan is done again if it failed or has changed. Results of other settings
 are kept: OUT_DIR is renamed to OUT_DIR.previous-N first.
@@ -25,20 +27,21 @@ its result is taken and flagged. A scan that is doubtful is flagged; one that ca
 """
 
 import csv
-import hashlib
-import json
+import os
 import sys
 import time
 from collections import Counter
 from pathlib import Path
 
 from hippo import __version__
+from hippo.device import precision
 from hippo.errors import UserError, fail, require
 from hippo.options import configure, run_script
 from hippo.study.batch import join, run_items
 from hippo.study.inputs import find_items, find_t1, is_bids
 from hippo.study.networks import load_networks
-from hippo.study.records import is_done, load_records, load_study, open_study, shard_of
+from hippo.study.records import is_done, load_records, load_study, open_study, shard_of, was_begun
+from hippo.study.tables import load_adjustment
 
 CHECKPOINT = "pretrained/heads_3d.pth"  # trained weights; last.pth and best_model.pth of any run fit as well
 PARTNER = "pretrained/heads_2d.pth"  # a second one, averaged with the first; empty: none
@@ -85,23 +88,25 @@ def run(cfg):
     if cfg.collect:
         return collect(cfg)
     check(cfg)
-    etivs, (first, step) = read_etivs(cfg.etiv), shard_of(cfg.shard)
+    adjustment, (first, step) = load_adjustment(cfg.adjustment) if cfg.adjustment else {}, shard_of(cfg.shard)
     items, source = find_inputs(cfg)
+    items = give_etivs(items, cfg.etiv)
     networks = load_networks(cfg)
     settings = {name: getattr(cfg, name) for name in _SETTINGS}
-    settings |= {"version": __version__, "weights": networks.checksums}
-    settings["etiv"] = hashlib.sha256(json.dumps(etivs, sort_keys=True).encode()).hexdigest()[:16] if etivs else ""
-    open_study(cfg.out_dir, {"settings": settings, "bids": source}, items, alone=not cfg.shard)
+    settings |= {"version": __version__, "weights": networks.checksums, "precision": precision(networks.place[1])}
+    study = {"settings": settings, "bids": source, "adjustment": adjustment}
+    open_study(cfg.out_dir, study, items, alone=not cfg.shard)
     mine = items[first::step]
     left = [item for item in mine if cfg.overwrite or not is_done(cfg.out_dir, item)]
     if len(left) < len(mine):
         print(f"{len(mine) - len(left)} of {len(mine)} scans are there already; --overwrite=True does them again")
+    left.sort(key=lambda item: was_begun(cfg.out_dir, item))  # what may have ended a process comes last
     start = time.perf_counter()
     try:
         if left:
-            run_items(left, networks, cfg, etivs, bool(source))
+            run_items(left, networks, cfg, bool(source))
     finally:
-        records = load_records(cfg.out_dir) if cfg.shard else join(cfg.out_dir, cfg.adjustment)
+        records = load_records(cfg.out_dir) if cfg.shard else join(cfg.out_dir)
     seconds = (time.perf_counter() - start) / max(len(left), 1)
     names = {item.name for item in mine}
     return report(cfg, [record for record in records if record["name"] in names], f" ({seconds:.2f} s a scan)")
@@ -109,7 +114,7 @@ def run(cfg):
 
 def collect(cfg):
     """Joins what is in the folder of results; returns whether all scans are there, and went well."""
-    records = join(cfg.out_dir, cfg.adjustment)
+    records = join(cfg.out_dir, load_adjustment(cfg.adjustment) if cfg.adjustment else None)
     scans = load_study(cfg.out_dir)["scans"]
     missing = sorted(set(scans) - {record["name"] for record in records})
     if missing:
@@ -161,26 +166,43 @@ def find_inputs(cfg):
     return find_t1(studies[0], cfg.participant_label, cfg.session_label), str(Path(studies[0]).resolve())
 
 
-def read_etivs(text):
-    """{scan: eTIV in mm3} of the option --etiv, by its path as given and, where it has no namesake, by the file's name; a
-    single number counts for every scan, under the name ""."""
+def give_etivs(items, text):
+    """The Items with their own eTIV by the option --etiv: a number for all of them, or a CSV that names them by their path
+    (as given, or from the folder that was searched) or, where no other scan has it, by the name of the file."""
     if not text:
-        return {}
+        return items
     try:
         if not text.lower().endswith(".csv"):
             values = {"": float(text)}
         else:
             with open(text, newline="", encoding="utf-8-sig") as file:
-                values = {row["scan"]: float(row["etiv_mm3"]) for row in csv.DictReader(file)}
-            names = Counter(Path(scan).name for scan in values)
-            values |= {Path(scan).name: v for scan, v in values.items() if names[Path(scan).name] == 1}
+                values = {Path(row["scan"]).as_posix(): float(row["etiv_mm3"]) for row in csv.DictReader(file)}
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"--etiv={text}: expected a number of mm3, or a CSV with the columns scan, etiv_mm3 ({error!r})"
-        ) from None
+        expected = f"--etiv={text}: expected a number of mm3, or a CSV with the columns scan, etiv_mm3 ({error!r})"
+        raise UserError(expected) from None
     wrong = [value for value in values.values() if not 1e5 <= value <= 1e7]
     require(not wrong, f"--etiv={text}: {wrong[:1]} is no intracranial volume in mm3; expected about 1500000")
-    return values
+    if "" in values:
+        return [item._replace(etiv_mm3=values[""]) for item in items]
+    count = Counter(item.path.name for item in items)
+    given = Counter(Path(scan).name for scan in values)
+    short = {Path(scan).name: value for scan, value in values.items() if given[Path(scan).name] == 1}
+    result = []
+    for item in items:
+        name = item.path.name
+        full = (
+            item.path.as_posix(),
+            item.name,
+            str(Path(item.name).parent / name),
+            Path(os.path.abspath(item.path)).as_posix(),
+        )
+        own = next((values[path] for path in full if path in values), short.get(name) if count[name] == 1 else None)
+        result.append(item._replace(etiv_mm3=own))
+    without = sum(item.etiv_mm3 is None for item in result)
+    require(without < len(items), f"--etiv={text}: none of its scans is among these; expected such as {items[0].path}")
+    if without:
+        print(f"{without} of {len(items)} scans are not in {text}: their eTIV is the network's")
+    return result
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from pathlib import Path
 from hippo.errors import UserError
 from hippo.study import bids
 from hippo.study.inputs import find_t1
+from tools.bids_app import translate
 
 import nibabel as nib
 import numpy as np
@@ -60,7 +61,7 @@ def test_the_scans_of_a_bids_data_set(study):
         (
             "sub-1/anat/sub-1_desc-preproc_T1w",
             "uncertainty",
-            "sub-1/anat/sub-1_space-orig_seg-hippocampus_desc-uncertainty_probseg",
+            "sub-1/anat/sub-1_space-orig_seg-hippocampus_desc-preproc_uncertainty",
         ),
     ],
 )
@@ -116,3 +117,13 @@ def test_the_official_validator(run_study, study, tmp_path):
         pytest.skip(f"the validator does not run here: {result.stderr[-200:]}")
     issues = json.loads(result.stdout)["issues"]["issues"]
     assert not [issue for issue in issues if issue.get("severity") == "error"], issues
+
+
+def test_the_arguments_of_a_bids_app():
+    assert translate(["/in", "/out", "participant", "--participant_label", "01", "02", "--workers=2"]) == [
+        "/in",
+        "--out_dir=/out",
+        "--participant_label=01,02",
+        "--workers=2",
+    ]
+    assert translate(["/in", "/out", "group"]) == ["--collect=True", "--out_dir=/out"]

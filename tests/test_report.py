@@ -1,12 +1,15 @@
-"""The page of a study, in Chromium."""
+"""What a study's table says of all of its heads, and its page, in Chromium."""
 
 import os
 import shutil
 
 from hippo.pictures.page import FLAGS, page
+from hippo.study import tables
 
+import numpy as np
 import pytest
 from conftest import ROOT
+from matplotlib.image import imsave
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 
@@ -26,9 +29,6 @@ def row(side, total="3000.0", quality="0.900", flags="", name="x"):
 @pytest.fixture(scope="module")
 def scans(tmp_path_factory):
     """{name: (rows, picture)} of five scans, among them a failure and a name that is no HTML."""
-    import numpy as np
-    from matplotlib.image import imsave
-
     path = tmp_path_factory.mktemp("picture") / "picture.webp"
     imsave(path, np.zeros((60, 72, 3)))
     picture = path.read_bytes()
@@ -155,3 +155,50 @@ def test_every_flag_is_explained():
     code = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "hippo" / "heads").glob("*.py"))
     code += (ROOT / "hippo" / "data" / "nifti.py").read_text(encoding="utf-8")
     assert all(f'"{flag}"' in code for flag in FLAGS)
+
+
+def records_of_a_cohort(n=30, slope=0.002, seed=0):
+    """Records of heads whose volumes follow eTIV, but for the first three, which are flagged and off."""
+    rng, records = np.random.default_rng(seed), []
+    for i in range(n):
+        etiv, rows = rng.uniform(1.2e6, 1.8e6), []
+        for side, more in (("left", 0), ("right", 100)):
+            anterior, posterior = 1500 + slope * etiv / 2 + more, 1200 + slope * etiv / 2
+            row = dict(zip(tables.PARTS, (anterior, posterior, anterior + posterior)))
+            row = {f"{part}_mm3": f"{value * (3 if i < 3 else 1):.1f}" for part, value in row.items()}
+            flags = ("low_quality", "etiv_implausible", "intracranial_space_cut")[i] if i < 3 else "sform_only"
+            row |= {"side": side, "etiv_mm3": f"{etiv:.0f}", "flags": flags}
+            rows.append(tables.empty_row(f"{i}.nii") | row)
+        records.append({"name": str(i), "participant_id": f"sub-{i}", "session_id": "", "rows": rows})
+    return records
+
+
+def test_volumes_are_adjusted_for_etiv():
+    records = records_of_a_cohort()
+    fit = tables.fit_adjustment(records)
+    assert fit["n"] == 27 and fit["slopes"]["left"]["total"] == pytest.approx(0.002, rel=1e-3)
+    rows = tables.add_statistics(records, fit)
+    left = [float(row["total_adjusted_mm3"]) for row in rows[6:] if row["side"] == "left"]
+    assert np.ptp(left) < 0.5  # what is left where eTIV explains all
+    assert np.mean(left) == pytest.approx(2700 + 0.002 * fit["mean_etiv_mm3"], abs=0.5)
+    assert [bool(row["total_adjusted_mm3"]) for row in rows[:6:2]] == [True, False, False]  # of no good eTIV none
+    other = tables.add_statistics(records[5:7], fit)  # given coefficients: a study too small for a fit of its own
+    assert [row["total_adjusted_mm3"] for row in other] == [row["total_adjusted_mm3"] for row in rows[10:14]]
+    assert tables.fit_adjustment(records[: tables.FEWEST]) == {}
+    for record in records[3:20]:  # all of one person
+        record["participant_id"] = "sub-1"
+    assert tables.fit_adjustment(records)["n"] == 11
+    assert not any(row["total_adjusted_mm3"] for row in tables.add_statistics(records, {}))
+
+
+def test_asymmetry():
+    records = records_of_a_cohort(2)
+    rows = tables.add_statistics(records, {})
+    left, right = (float(row["total_mm3"]) for row in rows[2:])
+    assert (
+        float(rows[2]["asymmetry"])
+        == float(rows[3]["asymmetry"])
+        == pytest.approx(2 * (left - right) / (left + right), abs=1e-4)
+    )
+    records[1]["rows"][0]["total_mm3"] = ""
+    assert not tables.add_statistics(records, {})[2]["asymmetry"]

@@ -55,7 +55,6 @@ def page(title, scans, plot, facts):
         "rows": "\n".join(_row(name, rows, picture) for name, (rows, picture) in ordered),
         "flags": "".join(f"<dt>{flag}</dt><dd>{text}</dd>" for flag, text in FLAGS.items() if flag in words) or "none",
         "facts": "".join(f"<dt>{escape(word)}</dt><dd>{escape(text)}</dd>" for word, text in facts.items()),
-        "study": hashlib.sha256("\n".join([title, *sorted(scans)]).encode()).hexdigest()[:16],
     }
     template = (Path(__file__).parent / "page.html").read_text(encoding="utf-8")
     return re.sub(r"\{\{(\w+)\}\}", lambda mark: parts[mark[1]], template)
@@ -107,7 +106,16 @@ def _row(name, rows, picture):
     )
     cells += [f"<td>{thumbs if picture else ''}</td>"]
     data = f' data-picture="{_data(picture, "webp")}"' if picture else ""
+    data += f' data-result="{_digest(rows)}"'
     return f'<tr class="{_colour(rows)}" data-scan="{name}"{data}>{"".join(cells)}</tr>'
+
+
+def _digest(rows):
+    """What stands for a result in the list of those that were looked at: another result has another one."""
+    values = [
+        [(name, row[name]) for name in sorted(row) if name != "seconds" and "adjusted" not in name] for row in rows
+    ]
+    return hashlib.sha256(repr(values).encode("utf-8", "backslashreplace")).hexdigest()[:16]
 
 
 def _scaled(text, factor, form):

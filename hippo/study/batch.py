@@ -22,31 +22,32 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+_MOST = 61  # processes of a pool on Windows
 _SCANS_EACH = 5  # of a process, at least, so that it is worth its start of 3 s
 _JOINED = ("volumes.csv", "volumes.tsv", "volumes.json", "adjustment.json", "report.html")
 _process_state = {}  # of a worker: its networks and settings
 
 
-def run_items(items, networks, cfg, etivs, is_bids):
+def run_items(items, networks, cfg, is_bids):
     """Segments Items, in cfg.workers processes, or in this one. Raises UserError where a worker dies."""
     workers = min(cfg.workers or _usual_workers(items, networks), len(items))
     if workers > 1:
-        _run_in_processes(items, cfg, etivs, is_bids, workers)
+        _run_in_processes(items, cfg, is_bids, workers)
         return
     for item in tqdm(items, desc="predict", disable=None):
-        process(item, networks, cfg, etivs, is_bids)
+        process(item, networks, cfg, is_bids)
 
 
 def _usual_workers(items, networks):
     """One process a core, each with enough scans to be worth its start; one on a GPU."""
     on_cpu = networks.place[0].type == "cpu"
-    return max(1, min(torch.get_num_threads(), len(items) // _SCANS_EACH)) if on_cpu else 1
+    return max(1, min(torch.get_num_threads(), len(items) // _SCANS_EACH, _MOST)) if on_cpu else 1
 
 
-def _run_in_processes(items, cfg, etivs, is_bids, workers):
+def _run_in_processes(items, cfg, is_bids, workers):
     threads = max(1, torch.get_num_threads() // workers)
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, context, _start_worker, (cfg, etivs, is_bids, threads))
+    pool = ProcessPoolExecutor(workers, context, _start_worker, (cfg, is_bids, threads))
     try:
         jobs = [pool.submit(_work, item) for item in items]
         for job in tqdm(as_completed(jobs), desc="predict", total=len(jobs), disable=None):
@@ -58,28 +59,27 @@ def _run_in_processes(items, cfg, etivs, is_bids, workers):
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _start_worker(cfg, etivs, is_bids, threads):
+def _start_worker(cfg, is_bids, threads):
     torch.set_num_threads(threads)
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
-        _process_state["fixed"] = load_networks(cfg), cfg, etivs, is_bids
+        _process_state["fixed"] = load_networks(cfg), cfg, is_bids
 
 
 def _work(item):
     process(item, *_process_state["fixed"])
 
 
-def join(out_dir, adjustment=""):
-    """Writes the table of all records in a folder of results and, of more than one scan, the page; returns the records.
+def join(out_dir, adjustment=None):
+    """Writes the table of the records in a folder of results and, of more than one scan, the page; returns the records.
 
-    adjustment: an adjustment.json of another study, for the adjusted volumes; empty: of this one. Raises UserError where a
-    folder holds no results.
+    adjustment: for the adjusted volumes, see tables.fit_adjustment; None: that of the study, or a fit to it. Raises
+    UserError where a folder holds no results.
     """
     out_dir, study = Path(out_dir), load_study(out_dir)
     records, is_bids = load_records(out_dir), bool(study["bids"])
     for name in (*_JOINED, *bids.FILES, f"{RECORDS}/study.json", f"{RECORDS}/study.png"):
         remove_half_written(out_dir / name)
-    rows = [row for record in records for row in record["rows"]]
-    fit = tables.load_adjustment(adjustment) if adjustment else tables.fit_adjustment(rows)
+    fit = adjustment or study["adjustment"] or tables.fit_adjustment(records)
     rows = tables.add_statistics(records, fit)
     tables.save_table(out_dir, rows, any(name in row for row in rows for name in tables.SPREADS), is_bids)
     if fit:
@@ -100,7 +100,8 @@ def _save_page(out_dir, study, records, rows):
     for record in records:
         small = out_dir / RECORDS / "scans" / f"{record['name']}.webp"
         mine, at = rows[at : at + len(record["rows"])], at + len(record["rows"])
-        scans[record["name"]] = mine, small.read_bytes() if small.is_file() else None
+        has_picture = small.relative_to(out_dir).as_posix() in record["files"]
+        scans[record["name"]] = mine, small.read_bytes() if has_picture else None
     plot = out_dir / RECORDS / "study.png"
     heads = {name: rows for name, (rows, _) in scans.items() if len(rows) == 2 and all(map(_is_whole, rows))}
     drawn = len(heads) > 2

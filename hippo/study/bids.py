@@ -14,7 +14,8 @@ from hippo.study.inputs import DESCRIPTION
 
 _LAST = ("res", "den", "label", "desc")  # entities that stand behind seg- in a name
 _SEGMENTATION = "seg-hippocampus"
-_LABELS = {  # index: (name, abbreviation, colour, FreeSurfer's number of the whole or 0)
+_SUBCORTICAL = 9  # BIDS' own index of subcortical grey matter
+_LABELS = {  # index: (name, abbreviation, colour)
     False: {
         1: ("left anterior hippocampus", "L-ant", "#56B4E9"),
         2: ("left posterior hippocampus", "L-post", "#E69F00"),
@@ -33,10 +34,20 @@ FILES = (
 _WORDS = {
     "dseg": "Anterior and posterior hippocampus of both sides, as a network sees them",
     "probseg": "Probabilities of the labels of the segmentation, in their order, 0 to 1",
+    "whole": "Hippocampus of both sides, as a network sees it",
     "uncertainty": "Predictive entropy and mutual information of samples by MC dropout, 0 to 1",
 }
 # not of the standard: this project's own files in a data set of derivatives
-_IGNORED = ("volumes.tsv", "volumes.json", "adjustment.json", "report.html", "figures", "figures/**", ".hippo/")
+_IGNORED = (
+    "volumes.tsv",
+    "volumes.json",
+    "adjustment.json",
+    "report.html",
+    "figures",
+    "figures/**",
+    "*_uncertainty.*",
+    ".hippo/",
+)
 
 
 def output_name(name, kind):
@@ -48,15 +59,14 @@ def output_name(name, kind):
     first = [e for e in entities if e not in last]
     if not any(e.startswith("space-") for e in first):
         first.append("space-orig")
-    if kind == "uncertainty":
-        last, kind = [e for e in last if not e.startswith("desc-")] + ["desc-uncertainty"], "probseg"
     return "/".join((*filter(None, [folder]), "_".join((*first, _SEGMENTATION, *last, kind))))
 
 
-def save_sidecar(out_dir, item, kind):
-    """Writes the JSON file beside a result."""
+def save_sidecar(out_dir, item, kind, whole=False):
+    """Writes the JSON file beside a result. whole: the labels are FreeSurfer's."""
     uri = f"bids:raw:{item.name}{item.path.name.removeprefix(item.name.rpartition('/')[2])}"
-    content = {"Description": _WORDS[kind], "Sources": [uri], "SpatialReference": uri}
+    words = _WORDS["whole" if whole and kind == "dseg" else kind]
+    content = {"Description": words, "Sources": [uri], "SpatialReference": uri}
     if kind == "dseg":
         content["Manual"] = False
     elif kind == "probseg":
@@ -75,7 +85,10 @@ def save_description(out_dir, source, models, commit, whole=False):
     raw = raw if isinstance(raw, dict) else {}
     origin = {"DOI": raw["DatasetDOI"]} if raw.get("DatasetDOI") else {"URL": Path(source).resolve().as_uri()}
     generated = {"Name": "hippo", "Version": __version__, "Description": f"commit {commit}"}
-    link = quote(Path(os.path.relpath(source, out_dir)).as_posix())
+    try:
+        link = quote(Path(os.path.relpath(source, out_dir)).as_posix())
+    except ValueError:  # Windows: on different drives
+        link = Path(source).resolve().as_uri()
     content = {
         "Name": f"Anterior and posterior hippocampus: {raw.get('Name', Path(source).resolve().name)}",
         "BIDSVersion": "1.10.0",
@@ -88,10 +101,10 @@ def save_description(out_dir, source, models, commit, whole=False):
     }
     save_json(out_dir / DESCRIPTION, content)
     rows = [("index", "name", "abbreviation", "color", "mapping")]
-    rows += [(index, *words, 53 if "right" in words[0] else 17) for index, words in _LABELS[whole].items()]
+    rows += [(index, *words, _SUBCORTICAL) for index, words in _LABELS[whole].items()]
     text = "".join("\t".join(map(str, row)) + "\n" for row in rows)
     save_text(out_dir / f"{_SEGMENTATION}_dseg.tsv", text)
-    save_json(out_dir / f"{_SEGMENTATION}_dseg.json", {"Description": _WORDS["dseg"]})
+    save_json(out_dir / f"{_SEGMENTATION}_dseg.json", {"Description": _WORDS["whole" if whole else "dseg"]})
     save_text(out_dir / ".bidsignore", "".join(f"{name}\n" for name in _IGNORED))
     save_text(out_dir / "README", _README)
 

@@ -16,13 +16,15 @@ DESCRIPTION = "dataset_description.json"  # a folder that holds it is a BIDS dat
 
 class Item(NamedTuple):
     """A scan of a study: its name in the results (its path without the ending, from the folder that was searched, with
-    slashes), its file, and why it cannot be done, else empty. participant_id, session_id: in a BIDS data set."""
+    slashes), its file, and why it cannot be done, else empty. participant_id, session_id: in a BIDS data set; etiv_mm3: its
+    own intracranial volume, or None."""
 
     name: str
     path: Path
     problem: str = ""
     participant_id: str = ""
     session_id: str = ""
+    etiv_mm3: float | None = None
 
 
 def is_bids(path):
@@ -72,7 +74,7 @@ def find_items(inputs, out_dir):
             items.append(Item(path.resolve().name, path, why_empty(path)))
     once = {}
     for item in items:
-        once.setdefault(item.path.resolve(), item)
+        once.setdefault(os.path.abspath(item.path), item)
     return _told_apart(list(once.values()))
 
 
@@ -96,7 +98,7 @@ def _told_apart(items):
     enough, the ending of the file, or a number."""
     groups, taken, result = {}, set(), []
     for item in items:
-        groups.setdefault(item.name.casefold(), []).append(item.path.resolve().parent)
+        groups.setdefault(item.name.casefold(), []).append(os.path.dirname(os.path.abspath(item.path)))
     common = {}
     for name, folders in groups.items():
         with contextlib.suppress(ValueError):  # Windows: on different drives
@@ -104,14 +106,16 @@ def _told_apart(items):
     for item in items:
         key, name = item.name.casefold(), item.name
         if len(groups[key]) > 1 and key in common:
-            name = (item.path.resolve().parent / case_id(item.path)).relative_to(common[key]).as_posix()
+            folder = os.path.dirname(os.path.abspath(item.path))
+            name = Path(os.path.relpath(folder, common[key]), case_id(item.path)).as_posix()
         if name.casefold() in taken:
             name = f"{name.rpartition('/')[0]}/{item.path.name}".lstrip("/")
         numbered, n = name, 2
         while numbered.casefold() in taken:
             numbered, n = f"{name}-{n}", n + 1
         taken.add(numbered.casefold())
-        result.append(item._replace(name=numbered))
+        readable = numbered.encode("utf-8", "replace").decode()  # file names of other encodings
+        result.append(item._replace(name=readable))
     return result
 
 

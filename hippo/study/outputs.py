@@ -4,7 +4,6 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from hippo.data.cases import case_id
 from hippo.data.nifti import is_phantom, save_labels, save_like, to_stored_orientation
 from hippo.errors import UserError
 from hippo.files import atomic
@@ -15,8 +14,8 @@ from hippo.heads.uncertainty import sample_scan
 from hippo.pictures.check import picture_of_scan, thumbnail
 from hippo.study import bids
 from hippo.study.networks import SHIPPED
-from hippo.study.records import RECORDS, remove_half_written, save_record
-from hippo.study.tables import PARTS, SPREADS, empty_row
+from hippo.study.records import RECORDS, begin, remove_half_written, save_record
+from hippo.study.tables import OF_ETIV, PARTS, SPREADS, empty_row
 
 import numpy as np
 
@@ -46,22 +45,21 @@ def paths_of(item, is_bids, is_crop=False):
     return Paths(*(f"{item.name}_{kind}.nii.gz" for kind in maps), f"{item.name}_hippocampus.png", small)
 
 
-def process(item, networks, cfg, etivs, is_bids):
-    """Segments an Item and writes its files and its record; returns its rows, one with the flag "failed: ..." where it
-    cannot be done."""
-    written = []
+def process(item, networks, cfg, is_bids):
+    """Segments an Item, and writes its files and its record: of one that cannot be done, a row with the flag "failed: ..."."""
+    state, written = begin(cfg.out_dir, item), []
     try:
         if item.problem:
             raise UserError(item.problem)
-        rows = _segment_item(item, networks, cfg, etivs, is_bids, written)
-    except UserError as error:
-        reason = str(error).removeprefix(f"{item.path}: ").replace(";", ",").replace("\n", " ")
+        rows = _segment_item(item, networks, cfg, is_bids, written)
+    except (UserError, MemoryError, RuntimeError, ValueError) as error:
+        kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+        reason = kind + str(error).removeprefix(f"{item.path}: ").replace(";", ",").replace("\n", " ")
         rows = [empty_row(item.path) | {"flags": f"failed: {reason}", "model": networks.name}]
-    save_record(cfg.out_dir, item, rows, written)
-    return rows
+    save_record(cfg.out_dir, item, rows, written, state)
 
 
-def _segment_item(item, networks, cfg, etivs, is_bids, written):
+def _segment_item(item, networks, cfg, is_bids, written):
     """The rows of an Item that can be done. Raises UserError, see scan.read_scan. written: list that its files are added to."""
     start = time.perf_counter()
     scan = read_scan(item.path)
@@ -74,10 +72,8 @@ def _segment_item(item, networks, cfg, etivs, is_bids, written):
     sides, located = segment(networks.models, networks.locator, scan, *networks.place, cfg.tta, side, *other)
     sides = judge(sides, scan, limits_of(cfg), strict)
     etiv, etiv_flags = (located.etiv_mm3, located.flags) if located else (None, [])
-    names = (str(item.path), item.path.as_posix(), item.name, item.path.name, case_id(item.path), "")
-    own = next((etivs[name] for name in names if name in etivs), None)
-    etiv = etiv if own is None else own
-    etiv_flags = [flag for flag in etiv_flags if own is None or flag != "etiv_implausible"]
+    if item.etiv_mm3 is not None:
+        etiv, etiv_flags = item.etiv_mm3, [flag for flag in etiv_flags if flag not in OF_ETIV]
     paths, spreads = paths_of(item, is_bids, scan.is_crop), [[]] * len(sides)
 
     def target(path):
@@ -108,7 +104,7 @@ def _segment_item(item, networks, cfg, etivs, is_bids, written):
         for kind, path in zip(("dseg", "probseg", "uncertainty"), paths):
             if path in written:
                 target(path.removesuffix(".nii.gz") + ".json")
-                bids.save_sidecar(cfg.out_dir, item, kind)
+                bids.save_sidecar(cfg.out_dir, item, kind, cfg.labels == "freesurfer")
     return rows
 
 

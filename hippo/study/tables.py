@@ -3,7 +3,7 @@
 import csv
 from pathlib import Path
 
-from hippo.errors import require
+from hippo.errors import UserError
 from hippo.files import atomic, load_json, save_json
 
 import numpy as np
@@ -34,52 +34,55 @@ STATISTICS = {
         for part in PARTS
     },
 }
-FEWEST = 10  # rows of a side without a doubt that a fit needs
+FEWEST = 10  # heads that a fit needs
+OF_ETIV = ("intracranial_space_cut", "etiv_implausible")  # flags of the locating network's eTIV
+_DOUBTS = {"low_quality", "implausible_volume", "asymmetric", *OF_ETIV}
 
 
 def empty_row(path):
     """A row of COLUMNS but for those of BIDS, with the scan's path alone."""
-    return dict.fromkeys(list(COLUMNS)[2:], "") | {"scan": str(path)}
+    readable = str(path).encode("utf-8", "backslashreplace").decode()  # file names of other encodings
+    return dict.fromkeys(list(COLUMNS)[2:], "") | {"scan": readable}
 
 
-def is_doubtful(row):
-    """Whether a row has no numbers, or flags that speak against them."""
-    flags = set(row["flags"].split(";"))
-    return not row["total_mm3"] or bool(flags & {"low_quality", "implausible_volume", "asymmetric"})
-
-
-def fit_adjustment(rows):
-    """What the residual method needs (Jack et al. 1989; Opfer et al. 2022): {side: {"n", "mean_etiv_mm3", "slopes":
-    {part: mm3 per mm3}}} of a least-squares line of each volume on eTIV, over rows without a doubt. A side with fewer than
-    FEWEST of them, or of one eTIV, has none."""
-    result = {}
+def fit_adjustment(records):
+    """What the residual method needs (Jack et al. 1989; Opfer et al. 2022): {"n", "mean_etiv_mm3", "slopes": {side: {part:
+    mm3 per mm3}}} of least-squares lines of each volume on eTIV, over heads without a doubt on either side, of each
+    participant the first. Empty for fewer than FEWEST of them, and where all have one eTIV."""
+    heads = {}
+    for record in records:
+        rows = {row["side"]: row for row in record["rows"]}
+        sure = all(
+            row["total_mm3"] and row["etiv_mm3"] and not _DOUBTS & {*row["flags"].split(";")} for row in rows.values()
+        )
+        if sure and rows.keys() == {"left", "right"}:
+            heads.setdefault(record["participant_id"] or record["name"], rows)
+    etiv = np.array([float(rows["left"]["etiv_mm3"]) for rows in heads.values()])
+    if len(heads) < FEWEST or np.ptp(etiv) == 0:
+        return {}
+    centred, slopes = etiv - etiv.mean(), {}
     for side in ("left", "right"):
-        used = [row for row in rows if row["side"] == side and row["etiv_mm3"] and not is_doubtful(row)]
-        etiv = np.array([float(row["etiv_mm3"]) for row in used])
-        if len(used) < FEWEST or np.ptp(etiv) == 0:
-            continue
-        centred = etiv - etiv.mean()
-        volumes = {part: np.array([float(row[f"{part}_mm3"]) for row in used]) for part in PARTS}
-        slopes = {part: float(centred @ values / (centred @ centred)) for part, values in volumes.items()}
-        result[side] = {"n": len(used), "mean_etiv_mm3": float(etiv.mean()), "slopes": slopes}
-    return result
+        volumes = {part: np.array([float(rows[side][f"{part}_mm3"]) for rows in heads.values()]) for part in PARTS}
+        slopes[side] = {part: float(centred @ values / (centred @ centred)) for part, values in volumes.items()}
+    return {"n": len(heads), "mean_etiv_mm3": float(etiv.mean()), "slopes": slopes}
 
 
 def load_adjustment(path):
     """The content of an adjustment.json of another study. Raises UserError where it is none."""
     content = load_json(path, "python predict.py of a study, whose OUT_DIR/adjustment.json it is")
     try:
-        for fit in content.values():
-            float(fit["mean_etiv_mm3"]), [float(fit["slopes"][part]) for part in PARTS]
-        right = set(content) <= {"left", "right"}
-    except (AttributeError, KeyError, TypeError, ValueError):
-        right = False
-    require(right, f"{path}: expected an adjustment.json that predict.py wrote, of another study for instance")
+        (
+            float(content["mean_etiv_mm3"]),
+            [float(content["slopes"][side][p]) for side in ("left", "right") for p in PARTS],
+        )
+    except (KeyError, TypeError, ValueError):
+        expected = f"{path}: expected an adjustment.json that predict.py wrote, of another study for instance"
+        raise UserError(expected) from None
     return content
 
 
 def add_statistics(records, adjustment):
-    """The rows of records with STATISTICS, empty where they cannot be known."""
+    """The rows of records with STATISTICS, empty where they cannot be known. adjustment: see fit_adjustment."""
     rows = []
     for record in records:
         totals = {row["side"]: float(row["total_mm3"]) for row in record["rows"] if row["total_mm3"]}
@@ -88,11 +91,11 @@ def add_statistics(records, adjustment):
             asymmetry = f"{2 * (totals['left'] - totals['right']) / sum(totals.values()):.4f}"
         for row in record["rows"]:
             row = row | dict.fromkeys(STATISTICS, "") | {"asymmetry": asymmetry}
-            fit = adjustment.get(row["side"])
-            if fit and row["total_mm3"] and row["etiv_mm3"]:
-                excess = float(row["etiv_mm3"]) - fit["mean_etiv_mm3"]
-                for part in PARTS:
-                    row[f"{part}_adjusted_mm3"] = f"{float(row[f'{part}_mm3']) - fit['slopes'][part] * excess:.1f}"
+            known = row["total_mm3"] and row["etiv_mm3"] and not {*OF_ETIV} & {*row["flags"].split(";")}
+            if adjustment and known:
+                excess = float(row["etiv_mm3"]) - adjustment["mean_etiv_mm3"]
+                for part, slope in adjustment["slopes"][row["side"]].items():
+                    row[f"{part}_adjusted_mm3"] = f"{float(row[f'{part}_mm3']) - slope * excess:.1f}"
             rows.append({name: record[name] for name in ("participant_id", "session_id")} | row)
     return rows
 
