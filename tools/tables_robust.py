@@ -11,6 +11,7 @@ def sections(published):
     """{name: function that returns Markdown}."""
     return {
         "cross-validation-heads": lambda: both_recipes(published),
+        "robust-parts": lambda: parts(published("robust_parts.json")),
         "repeatability": lambda: repeatability(published("repeatability.json")),
         "sizes": lambda: sizes(published("repeatability.json")["anatomies"]),
         "any_contrast_cases": lambda: cases(published("any_contrast.json")["cases"]),
@@ -97,3 +98,18 @@ def heads(results):
         "of them wrong (Dice < 0.5)",
     ]
     return markdown_table(titles, rows)
+
+
+def parts(results):
+    """What each part of the augmentation does: on the held-out crops, on heads, and to the time of a batch."""
+    rows = []
+    for name, row in results["parts"].items():
+        strengths = ", ".join(f"`{option.upper()}={value:g}`" for option, value in row["strengths"].items())
+        values = [name, strengths or "-"]
+        for on in ("crops", "heads"):
+            change = "-" if name == "default" else with_interval(row[on]["difference"])
+            values += [f"{np.mean(row[on]['seeds']):.4f}", change]
+        rows.append([*values, f"{results['batch_ms'][name]:.0f}"])
+    titles = ["added to the default recipe", "strength", "52 crops: Dice", "difference"]
+    table = markdown_table([*titles, "20 heads: Dice with hippodeep", "difference", "ms a batch"], rows)
+    return f"{table}\n\nA training step takes {results['step_ms']:.0f} ms on {results['threads']} cores."
