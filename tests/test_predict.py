@@ -28,7 +28,7 @@ def any_result_will_do(monkeypatch):
 def labels_of(model, path, side="left"):
     """(label map as stored, nibabel image) of a crop."""
     scan = read_scan(path)
-    sides, _ = segment([model], None, scan, torch.device("cpu"), None, side=side)
+    sides, _ = segment([model], None, scan, torch.device("cpu"), None, False, side)
     return to_stored_orientation(joint_labels(sides, scan), scan.image), scan.image
 
 

@@ -149,6 +149,7 @@ def test_degradations_leave_labels_in_place():
             assert (moved == label).all() and not np.allclose(changed, image), name
 
 
+@pytest.mark.slow
 def test_from_runs_to_coefficients(script, whole, phantoms, tmp_path, monkeypatch):
     """The whole tool on runs of phantoms; its heads are made up."""
     for fold in range(5):

@@ -185,7 +185,7 @@ def test_shards_and_workers_give_what_one_run_gives(run_study, phantoms, tmp_pat
         out = tmp_path / name
         for option in options:
             inputs = () if "collect" in option[0] else (scans,)
-            code, text, err = run_study(*inputs, f"--out_dir={out}", *option)
+            code, text, err = run_study(*inputs, f"--out_dir={out}", "--pictures=False", *option)
             assert code == 0, err
         expected = expected or content(out, times=False)
         assert content(out, times=False) == expected, name
