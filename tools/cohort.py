@@ -29,7 +29,7 @@ SCANS = 1000  # of the large study
 WORKERS = [1, 2]  # to compare
 
 _EVERY = 25  # scans between two looks at the memory
-_TIMES = re.compile(r'"seconds": "[\d.]+"|(?<=\t)[\d.]+(?=\theads_3d)')  # in records and in the table
+_TIMES = re.compile(r'"seconds": "[\d.]+"|(?<=\t)[\d.]+(?=\t\w+\.pth)')  # in records and in the table
 
 
 def main():

@@ -84,6 +84,8 @@ def join(out_dir, adjustment=None):
     tables.save_table(out_dir, rows, any(name in row for row in rows for name in tables.SPREADS), is_bids)
     if fit:
         save_json(out_dir / "adjustment.json", fit)
+    else:
+        (out_dir / "adjustment.json").unlink(missing_ok=True)  # of when there were more
     if is_bids:
         commit = describe_environment()["git_commit"]
         bids.save_description(
