@@ -41,6 +41,7 @@ def test_folders_are_searched_and_mirrored(phantoms, tmp_path):
         "x.mgz",
         "x.nii.gz",
         "derivatives/z.nii.gz",
+        "labels/z.nii.gz",
         ".hidden/z.nii.gz",
     ]
     root = tmp_path / "scans"

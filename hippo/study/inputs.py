@@ -13,6 +13,8 @@ from hippo.study.records import RECORDS
 
 DESCRIPTION = "dataset_description.json"  # a folder that holds it is a BIDS data set
 
+_NO_SCANS = ("derivatives", "labels", "labelsTr", "labelsTs")  # folders inside others that hold none
+
 
 class Item(NamedTuple):
     """A scan of a study: its name in the results (its path without the ending, from the folder that was searched, with
@@ -61,8 +63,8 @@ def find_t1(root, participants="", sessions=""):
 
 
 def find_items(inputs, out_dir):
-    """The Items of files and folders; folders are searched with all that lie in them, but for hidden ones, those named
-    derivatives, and results. Each has a name of its own, whatever the letters' case."""
+    """The Items of files and folders; folders are searched with all that lie in them, but for hidden ones, results, and
+    those of derivatives and labels. Each has a name of its own, whatever the letters' case."""
     items = []
     for path in map(Path, inputs):
         scans = search(path, out_dir) if path.is_dir() else []
@@ -88,7 +90,7 @@ def search(folder, out_dir):
             folders.clear()
             continue
         seen.add(here)
-        folders[:] = sorted(name for name in folders if name != "derivatives" and not name.startswith("."))
+        folders[:] = sorted(name for name in folders if name not in _NO_SCANS and not name.startswith("."))
         found += [parent / name for name in files if name.endswith(ENDINGS) and not name.startswith(".")]
     return sorted(found)
 
