@@ -92,16 +92,21 @@ def write_heads(root, count, seed):
     """Writes whole heads, each of a size and pose of its own, and their labels; returns the folder."""
     (root / "labels").mkdir()
     for i in tqdm(range(count), desc="heads", disable=None):
-        rng = np.random.default_rng([seed, 1, i])
-        image, label = make_head(rng)
-        change = np.diag(rng.uniform(0.93, 1.07, 3)) @ turn(rng.uniform(-8, 8, 3))
-        image, label = scan_head(image, label, change, rng)
-        affine = np.eye(4)
-        affine[:3, 3] = LOW_MM
-        save_nifti(root / f"phantom_head_{i + 1}.nii.gz", image, affine)
-        save_nifti(root / "labels" / f"phantom_head_{i + 1}.nii.gz", label, affine)
+        name = f"phantom_head_{i + 1}.nii.gz"
+        write_head(root / name, root / "labels" / name, np.random.default_rng([seed, 1, i]))
     print(f"{count} SYNTHETIC heads in {root}; segment them with: python predict.py {root}")
     return Path(root)
+
+
+def write_head(image_path, label_path, rng):
+    """Writes a whole head of a size and pose of its own, and its labels."""
+    image, label = make_head(rng)
+    change = np.diag(rng.uniform(0.93, 1.07, 3)) @ turn(rng.uniform(-8, 8, 3))
+    image, label = scan_head(image, label, change, rng)
+    affine = np.eye(4)
+    affine[:3, 3] = LOW_MM
+    save_nifti(image_path, image, affine)
+    save_nifti(label_path, label, affine)
 
 
 def save_nifti(path, array, affine):

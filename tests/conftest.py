@@ -2,6 +2,7 @@ import contextlib
 import io
 import shutil
 import sys
+import time
 from pathlib import Path
 
 import data_aug
@@ -108,6 +109,18 @@ def run_study(script, whole, tmp_path):
     return lambda *argv: script(predict, *fixed, *argv)
 
 
+@pytest.fixture(scope="module")
+def model(whole):
+    """Options for a small network of phantoms, for serve.py."""
+    return f"--checkpoint={whole['3d'] / 'last.pth'}", "--partner=", "--device=cpu"
+
+
+@pytest.fixture(scope="module")
+def crops(phantoms):
+    """{name: bytes} of crops."""
+    return {path.name: path.read_bytes() for path in sorted((phantoms / "imagesTr").iterdir())}
+
+
 @pytest.fixture
 def nifti(tmp_path):
     """Writes an array as a NIfTI file below tmp_path and returns its path."""
@@ -119,6 +132,18 @@ def nifti(tmp_path):
         return path
 
     return write
+
+
+def left_in(folder):
+    """Files in a folder and in those inside it."""
+    return [path for path in folder.rglob("*") if path.is_file()]
+
+
+def wait_until(true, seconds=60):
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.02)
 
 
 def one_error_line(result, *words):

@@ -1,17 +1,15 @@
 """What a study's table says of all of its heads, and its page, in Chromium."""
 
 import os
-import shutil
 
 from hippo.pictures.page import FLAGS, page
 from hippo.study import tables
+from tools.cohort import browser, launch
 
 import numpy as np
 import pytest
 from conftest import ROOT
 from matplotlib.image import imsave
-
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 
 
 def row(side, total="3000.0", quality="0.900", flags="", name="x"):
@@ -49,20 +47,20 @@ def scans(tmp_path_factory):
 def opened(scans, tmp_path):
     """The page in Chromium."""
     playwright = pytest.importorskip("playwright.sync_api")
-    if not BROWSER:
+    if not browser():
         pytest.skip("no Chromium")
     path = tmp_path / "report.html"
     path.write_text(page("A study", scans, None, {"version": "1"}), encoding="utf-8")
     with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
-        context = browser.new_context(accept_downloads=True, offline=True)
+        chromium = launch(driver)
+        context = chromium.new_context(accept_downloads=True, offline=True)
         tab, errors = context.new_page(), []
         tab.on("pageerror", lambda error: errors.append(error))
         tab.on("request", lambda request: errors.append(request.url) if request.url.startswith("http") else None)
         tab.goto(path.as_uri())
         yield tab
         assert not errors
-        browser.close()
+        chromium.close()
 
 
 def names(tab):
@@ -126,11 +124,10 @@ def test_a_thousand_scans_open_in_three_seconds(scans, tmp_path):
     many = {f"{i:04d}": (rows, os.urandom(60_000)) for i in range(1000)}
     path.write_text(page("Many", many, None, {}), encoding="utf-8")
     playwright = pytest.importorskip("playwright.sync_api")
-    if not BROWSER:
+    if not browser():
         pytest.skip("no Chromium")
     with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
-        tab = browser.new_page()
+        tab = launch(driver).new_page()
         loaded = []
         for _ in range(3):  # other work may slow one of them
             tab.goto(path.as_uri(), wait_until="load")
@@ -139,7 +136,6 @@ def test_a_thousand_scans_open_in_three_seconds(scans, tmp_path):
         tab.click("th:has-text('scan') button")
         assert names(tab)[0] == "0999" and 0 < min(loaded) < 3000
         assert tab.locator(".thumb img[src]").count() < 200  # the others when they come into view
-        browser.close()
 
 
 def test_nothing_of_a_scan_is_html(scans):

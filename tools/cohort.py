@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 from hippo.errors import require
@@ -142,18 +143,25 @@ def memory(group):
     return total / 1024
 
 
+def browser():
+    """The path of Chromium, or None."""
+    return next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
+
+
+def launch(driver):
+    """Chromium, as playwright drives it; it draws WebGL without a GPU."""
+    options = ["--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"]
+    return driver.chromium.launch(executable_path=browser(), args=options)
+
+
 def open_page(path):
     """Seconds until the page is there, and until its table is sorted, in Chromium; None where there is none."""
-    browser = shutil.which("chromium") or shutil.which("google-chrome")
-    try:
-        from playwright.sync_api import sync_playwright
-    except ImportError:
+    if not browser() or not find_spec("playwright"):
         return None
-    if not browser:
-        return None
+    from playwright.sync_api import sync_playwright
+
     with sync_playwright() as driver:
-        chromium = driver.chromium.launch(executable_path=browser, args=["--no-sandbox"])
-        tab, start = chromium.new_page(), time.perf_counter()
+        tab, start = launch(driver).new_page(), time.perf_counter()
         tab.goto(path.as_uri(), wait_until="load")
         opened, start = time.perf_counter() - start, time.perf_counter()
         tab.click("th:has-text('scan') button")

@@ -12,9 +12,16 @@ from pathlib import Path
 from hippo.errors import require
 from hippo.files import load_json, save_text
 from hippo.options import configure, run_script
-from tools import tables_2d, tables_3d, tables_heads, tables_quality, tables_robust, tables_speed
+from tools import tables_2d, tables_3d, tables_heads, tables_quality, tables_robust, tables_speed, tables_study
 
-PAGES = ["README.md", "docs/RESULTS.md", "MODEL_IMPROVEMENTS.md", "pretrained/README.md"]  # files to rewrite
+PAGES = [
+    "README.md",
+    "docs/RESULTS.md",
+    "docs/cluster.md",
+    "docs/web.md",
+    "MODEL_IMPROVEMENTS.md",
+    "pretrained/README.md",
+]  # files to rewrite
 RESULTS = "results"  # folder of the published results
 
 
@@ -68,7 +75,7 @@ class Published:
 def sections(cfg):
     """The generated blocks of the pages: {name: function that returns Markdown}."""
     published = Published(cfg.results)
-    modules = (tables_3d, tables_2d, tables_speed, tables_heads, tables_robust, tables_quality)
+    modules = (tables_3d, tables_2d, tables_speed, tables_heads, tables_robust, tables_quality, tables_study)
     return {name: block for module in modules for name, block in module.sections(published).items()}
 
 

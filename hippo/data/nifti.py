@@ -3,6 +3,7 @@
 Volumes are (D, H, W) arrays in RAS orientation (x to the right, y to the front, z up).
 """
 
+import contextlib
 import math
 import zlib
 from pathlib import Path
@@ -33,22 +34,9 @@ def read_nifti(path):
     UserError for a file that is missing, truncated, of another format, not 3D, too large, of a type that is no real number,
     with a broken affine or spacing, or with voxels that are not finite.
     """
-    path = Path(path)
-    require(path.is_file(), f"{path}: no such file")
-    try:
-        require(not is_dicom(path), f"{path}: a DICOM file; convert its series: dcm2niix -z y -o FOLDER {path.parent}")
-        known = path.name.endswith(ENDINGS)
-        require(known, f"{path}: expected a NIfTI file, .nii or .nii.gz, or an .mgz file; convert it")
-        if not path.name.endswith(".mgz"):
-            _check_header(path)
-        with LoggingOutputSuppressor():  # nibabel reports small faults that it mends
-            image = nib.load(path)
-            _check_image(path, image)
-            with np.errstate(all="ignore"):  # what overflows is not finite, and is reported below
-                array = np.asanyarray(nib.as_closest_canonical(image).dataobj)
-    except READ_ERRORS as error:
-        kind = type(error).__name__
-        raise UserError(f"{path}: not a readable file ({kind}: {error}); copy or export it again") from None
+    path, image = Path(path), open_nifti(path)
+    with _readable(path), np.errstate(all="ignore"):  # what overflows is not finite, and is reported below
+        array = np.asanyarray(nib.as_closest_canonical(image).dataobj)
     if not (-_MAX_INTENSITY < array.min() <= array.max() < _MAX_INTENSITY):  # false for NaN too
         bad = np.count_nonzero(~(np.abs(array.astype(np.float64)) < _MAX_INTENSITY))
         raise UserError(
@@ -58,6 +46,32 @@ def read_nifti(path):
     if array.dtype.kind == "f":
         array = array.astype(np.float32)
     return np.ascontiguousarray(array.reshape(array.shape[:3])), image
+
+
+def open_nifti(path):
+    """The nibabel image of a file, see read_nifti, whose header is checked; no voxel is read."""
+    path = Path(path)
+    require(path.is_file(), f"{path}: no such file")
+    with _readable(path):
+        require(not is_dicom(path), f"{path}: a DICOM file; convert its series: dcm2niix -z y -o FOLDER {path.parent}")
+        known = path.name.endswith(ENDINGS)
+        require(known, f"{path}: expected a NIfTI file, .nii or .nii.gz, or an .mgz file; convert it")
+        if not path.name.endswith(".mgz"):
+            _check_header(path)
+        image = nib.load(path)
+        _check_image(path, image)
+    return image
+
+
+@contextlib.contextmanager
+def _readable(path):
+    """Makes a UserError of what nibabel raises for a broken file; the small faults that it mends are not reported."""
+    try:
+        with LoggingOutputSuppressor():
+            yield
+    except READ_ERRORS as error:
+        kind = type(error).__name__
+        raise UserError(f"{path}: not a readable file ({kind}: {error}); copy or export it again") from None
 
 
 def is_dicom(path):

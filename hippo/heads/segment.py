@@ -44,24 +44,29 @@ class Hippocampus(NamedTuple):
         return [np.count_nonzero(self.labels == label) * voxel for label in (1, 2)]
 
 
-def segment(models, locator, scan, device, dtype, tta=True, side="auto", any_contrast=None, contrast="auto"):
+def segment(
+    models, locator, scan, device, dtype, tta=True, side="auto", any_contrast=None, contrast="auto", progress=None
+):
     """(list of Hippocampus, Located or None) of a Scan: both sides of a head, one of a crop.
 
     models: list of TrainedModel of one spacing; the first one finds the window, all are averaged. side: of a crop, left,
     right or auto (the side that the models are surer of).
     any_contrast: TrainedModel for what is not T1-weighted, or None. contrast: t1 (the models), any (any_contrast), or auto:
     any_contrast where the scan does not look T1-weighted, and for a side on which it does not agree with the models, if
-    the Dice to expect of it is higher.
+    the Dice to expect of it is higher. progress: called with "found", "left" and "right" when these are done.
     """
+    progress = progress or (lambda step: None)
     how = {"device": device, "dtype": dtype, "tta": tta}
     located = None if scan.is_crop else locate(locator, scan, device, dtype)
     places = _places_in_crop(locator, scan, side, device, dtype) if scan.is_crop else _places(located)
+    progress("found")
 
     def both(models, **more):
-        results = [
-            place if isinstance(place, Hippocampus) else segment_side(models, scan, place, name, **more, **how)
-            for name, place in places.items()
-        ]
+        results = []
+        for name, place in places.items():
+            known = isinstance(place, Hippocampus)
+            results.append(place if known else segment_side(models, scan, place, name, **more, **how))
+            progress(name)
         return [_of_crop(results, side)] if scan.is_crop else results
 
     def other():

@@ -32,7 +32,7 @@ def picture_of_scan(path, scan, sides, rows):
     handles = [Line2D([], [], color=COLOURS[label], label=name) for label, name in ((1, "anterior"), (2, "posterior"))]
     figure.legend(handles=handles, loc="outside lower center", ncols=2, fontsize=9)
     etiv = f", eTIV {float(rows[0]['etiv_mm3']) / 1000:,.0f} ml" if rows[0]["etiv_mm3"] else ""
-    save(figure, path, scan.image.get_filename().replace("\\", "/").rsplit("/", 1)[-1] + etiv)
+    save(figure, path, rows[0]["scan"].replace("\\", "/").rsplit("/", 1)[-1] + etiv)
 
 
 def thumbnail(picture, path):

@@ -42,7 +42,7 @@ def page(title, scans, plot, facts):
     """
     ordered = sorted(scans.items(), key=lambda item: (_worst(item[1][0]), item[0]))
     words = {flag for rows, _ in scans.values() for row in rows for flag in _flags(row)}
-    colours = [_colour(rows) for rows, _ in scans.values()]
+    colours = [colour(rows) for rows, _ in scans.values()]
     failures = sum(any("failed: " in row["flags"] for row in rows) for rows, _ in scans.values())
     summary = f"{len(scans)} scans: {colours.count('green')} without doubts, {colours.count('amber')} to look at, "
     summary += f"{colours.count('red')} doubtful or failed ({failures} failed, in part or whole). Worst quality first."
@@ -69,7 +69,7 @@ def _worst(rows):
     return min(float(row["quality"] or -1) for row in rows)
 
 
-def _colour(rows):
+def colour(rows):
     """green, amber or red: the worst of its sides."""
     colours = [verdict(row)[0] for row in rows]
     return "red" if RED in colours else "green" if set(colours) == {GREEN} else "amber"
@@ -107,7 +107,7 @@ def _row(name, rows, picture):
     cells += [f"<td>{thumbs if picture else ''}</td>"]
     data = f' data-picture="{_data(picture, "webp")}"' if picture else ""
     data += f' data-result="{_digest(rows)}"'
-    return f'<tr class="{_colour(rows)}" data-scan="{name}"{data}>{"".join(cells)}</tr>'
+    return f'<tr class="{colour(rows)}" data-scan="{name}"{data}>{"".join(cells)}</tr>'
 
 
 def _digest(rows):

@@ -15,7 +15,7 @@ from hippo.study.inputs import DESCRIPTION
 _LAST = ("res", "den", "label", "desc")  # entities that stand behind seg- in a name
 _SEGMENTATION = "seg-hippocampus"
 _SUBCORTICAL = 9  # BIDS' own index of subcortical grey matter
-_LABELS = {  # index: (name, abbreviation, colour)
+LABELS = {  # index: (name, abbreviation, colour)
     False: {
         1: ("left anterior hippocampus", "L-ant", "#56B4E9"),
         2: ("left posterior hippocampus", "L-post", "#E69F00"),
@@ -70,7 +70,7 @@ def save_sidecar(out_dir, item, kind, whole=False):
     if kind == "dseg":
         content["Manual"] = False
     elif kind == "probseg":
-        content["LabelMap"] = [abbreviation for _, abbreviation, _ in _LABELS[False].values()]
+        content["LabelMap"] = [abbreviation for _, abbreviation, _ in LABELS[False].values()]
     save_json(Path(out_dir) / f"{output_name(item.name, kind)}.json", content)
 
 
@@ -101,7 +101,7 @@ def save_description(out_dir, source, models, commit, whole=False):
     }
     save_json(out_dir / DESCRIPTION, content)
     rows = [("index", "name", "abbreviation", "color", "mapping")]
-    rows += [(index, *words, _SUBCORTICAL) for index, words in _LABELS[whole].items()]
+    rows += [(index, *words, _SUBCORTICAL) for index, words in LABELS[whole].items()]
     text = "".join("\t".join(map(str, row)) + "\n" for row in rows)
     save_text(out_dir / f"{_SEGMENTATION}_dseg.tsv", text)
     save_json(out_dir / f"{_SEGMENTATION}_dseg.json", {"Description": _WORDS["whole" if whole else "dseg"]})

@@ -19,7 +19,7 @@ _NO_SCANS = ("derivatives", "labels", "labelsTr", "labelsTs")  # folders inside 
 class Item(NamedTuple):
     """A scan of a study: its name in the results (its path without the ending, from the folder that was searched, with
     slashes), its file, and why it cannot be done, else empty. participant_id, session_id: in a BIDS data set; etiv_mm3: its
-    own intracranial volume, or None."""
+    own intracranial volume, or None; label: what its rows call it, if not by its path."""
 
     name: str
     path: Path
@@ -27,6 +27,7 @@ class Item(NamedTuple):
     participant_id: str = ""
     session_id: str = ""
     etiv_mm3: float | None = None
+    label: str = ""
 
 
 def is_bids(path):

@@ -45,21 +45,24 @@ def paths_of(item, is_bids, is_crop=False):
     return Paths(*(f"{item.name}_{kind}.nii.gz" for kind in maps), f"{item.name}_hippocampus.png", small)
 
 
-def process(item, networks, cfg, is_bids):
-    """Segments an Item, and writes its files and its record: of one that cannot be done, a row with the flag "failed: ..."."""
+def process(item, networks, cfg, is_bids, progress=None):
+    """Segments an Item, and writes its files and its record: of one that cannot be done, a row with the flag "failed: ...".
+
+    progress: see segment.
+    """
     state, written = begin(cfg.out_dir, item), []
     try:
         if item.problem:
             raise UserError(item.problem)
-        rows = _segment_item(item, networks, cfg, is_bids, written)
+        rows = _segment_item(item, networks, cfg, is_bids, written, progress)
     except (UserError, MemoryError, RuntimeError, ValueError) as error:
         kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
         reason = kind + str(error).removeprefix(f"{item.path}: ").replace(";", ",").replace("\n", " ")
-        rows = [empty_row(item.path) | {"flags": f"failed: {reason}", "model": networks.name}]
+        rows = [empty_row(item.label or item.path) | {"flags": f"failed: {reason}", "model": networks.name}]
     save_record(cfg.out_dir, item, rows, written, state)
 
 
-def _segment_item(item, networks, cfg, is_bids, written):
+def _segment_item(item, networks, cfg, is_bids, written, progress):
     """The rows of an Item that can be done. Raises UserError, see scan.read_scan. written: list that its files are added to."""
     start = time.perf_counter()
     scan = read_scan(item.path)
@@ -69,7 +72,7 @@ def _segment_item(item, networks, cfg, is_bids, written):
     compared = strict and Path(cfg.checkpoint).name == SHIPPED
     other = (networks.any_contrast, cfg.contrast) if compared or cfg.contrast == "any" else (None, "t1")
     side = "right" if cfg.mirror else cfg.side
-    sides, located = segment(networks.models, networks.locator, scan, *networks.place, cfg.tta, side, *other)
+    sides, located = segment(networks.models, networks.locator, scan, *networks.place, cfg.tta, side, *other, progress)
     sides = judge(sides, scan, limits_of(cfg), strict)
     etiv, etiv_flags = (located.etiv_mm3, located.flags) if located else (None, [])
     if item.etiv_mm3 is not None:
@@ -90,7 +93,7 @@ def _segment_item(item, networks, cfg, is_bids, written):
         words = "predictive entropy, mutual information; 0 to 1"
         save_like(target(paths.uncertainty), maps, scan.image, words, 1.0, networks.synthetic)
     seconds = time.perf_counter() - start
-    rows = [_row(item.path, scan, side, etiv, etiv_flags, seconds) for side in sides]
+    rows = [_row(item.label or item.path, scan, side, etiv, etiv_flags, seconds) for side in sides]
     for row, deviations in zip(rows, spreads):
         chosen = "any_contrast" in row["flags"].split(";")
         row["model"] = Path(cfg.any_contrast).name if chosen else networks.name
@@ -125,9 +128,9 @@ def limits_of(cfg):
     return Limits(*(getattr(cfg, name) for name in Limits._fields))
 
 
-def _row(path, scan, side, etiv, flags, seconds):
+def _row(label, scan, side, etiv, flags, seconds):
     """The row of one side of a scan."""
-    row = empty_row(path) | {"side": side.side, "seconds": f"{seconds:.2f}"}
+    row = empty_row(label) | {"side": side.side, "seconds": f"{seconds:.2f}"}
     row["flags"] = [*scan.flags, *flags, *side.flags]
     row["etiv_mm3"] = "" if etiv is None else f"{etiv:.0f}"
     if side.problem:

@@ -1,0 +1,263 @@
+"""The application: the page, its API, and what both say of themselves."""
+
+import base64
+import contextlib
+import hashlib
+import io
+import re
+import zipfile
+from pathlib import Path
+from typing import Annotated, Literal
+
+from hippo import __version__
+from hippo.data.cases import case_id
+from hippo.data.nifti import ENDINGS
+from hippo.web.gate import Gate
+
+from fastapi import Depends, FastAPI, File, HTTPException, Response, UploadFile
+from fastapi.openapi.docs import get_swagger_ui_html
+from fastapi.responses import HTMLResponse
+from fastapi.staticfiles import StaticFiles
+from pydantic import BaseModel, ConfigDict, Field
+
+FOLDER = Path(__file__).parent
+GONE = "no such job: it was deleted, its time is over, or the server was started anew; send the scan again"
+_MEDIA = {"labels": "application/gzip", "picture": "image/png", "volumes": "text/csv", "all": "application/zip"}
+_NAMES = {"labels": "_hippocampus.nii.gz", "picture": "_hippocampus.png", "volumes": "_volumes.csv", "all": ".zip"}
+_POLICY = {
+    "default-src": "'none'",
+    "script-src": "'self'",
+    "style-src": "'self'",
+    "img-src": "'self' data: blob:",
+    "connect-src": "'self' data: blob:",
+    "base-uri": "'none'",
+    "form-action": "'self'",
+    "frame-ancestors": "'none'",
+}
+
+
+class Problem(BaseModel):
+    """Why a request was not answered as was hoped for."""
+
+    detail: str
+
+
+class Side(BaseModel):
+    """One hippocampus; of one that was not found, problem says why, and there are no numbers."""
+
+    side: Literal["left", "right", ""]
+    anterior_mm3: float | None
+    posterior_mm3: float | None
+    total_mm3: float | None
+    quality: float | None = Field(description="Dice to expect, 0 to 1")
+    verdict: Literal["green", "amber", "red"] = Field(description="no doubts, to be looked at, or doubtful")
+    flags: list[str]
+    doubts: list[str] = Field(description="the flags that speak against the result")
+    problem: str
+    middle_mm: list[float] | None = Field(description="of its labels, in the scan's space")
+
+
+class Label(BaseModel):
+    """A number of the label map."""
+
+    name: str
+    colour: str
+
+
+class Result(BaseModel):
+    """What was found in a scan."""
+
+    sides: list[Side] = Field(description="both of a head, one of a crop")
+    etiv_mm3: float | None = Field(description="estimated total intracranial volume; null for a crop")
+    asymmetry: float | None = Field(description="(left - right) / mean of both")
+    flags: dict[str, str] = Field(description="what each flag means")
+    labels: dict[int, Label]
+    seconds: float
+    model: str
+    synthetic: bool = Field(description="a phantom, or a model of phantoms: no person")
+
+
+class Status(BaseModel):
+    """A job: a scan from its arrival to its result."""
+
+    id: str
+    state: Literal["waiting", "running", "done", "failed"]
+    steps: list[str] = Field(description="of received, found, left, right, done: those that are behind")
+    ahead: int = Field(description="jobs that come first")
+    error: str = Field(description="of one that failed: why")
+    result: Result | None
+    keep_minutes: float = Field(description="results are deleted so long after they are done")
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "id": "fJ3c0sHnVq1XoPz2bT8yRw",
+                    "state": "running",
+                    "steps": ["received", "found", "left"],
+                    "ahead": 0,
+                    "error": "",
+                    "result": None,
+                    "keep_minutes": 60,
+                }
+            ]
+        }
+    )
+
+
+class Health(BaseModel):
+    """The server."""
+
+    version: str
+    device: str
+    jobs: dict[str, int] = Field(
+        description="by state", examples=[{"waiting": 0, "running": 1, "done": 3, "failed": 0}]
+    )
+    queue: int = Field(description="scans that may wait")
+    max_upload_mb: int
+    keep_minutes: float
+
+
+def create_app(jobs, example, hosts, max_upload_mb):
+    """The ASGI application. jobs: Jobs; example: function without arguments, gives the bytes of a phantom's .nii.gz;
+    hosts: names by which the server may be called."""
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app):
+        yield
+        jobs.close()
+
+    text = "Anterior and posterior hippocampus of a scan. Not for clinical use: look at each result before you use it."
+    app = FastAPI(
+        title="Hippocampi", version=__version__, description=text, lifespan=lifespan, docs_url=None, redoc_url=None
+    )
+    app.mount("/static", StaticFiles(directory=FOLDER / "vendor"), name="static")
+    refusals = {403: "a foreign Host or Origin", 413: "too large", 503: "the queue is full", 408: "it stalled"}
+    _add_api(app, jobs, max_upload_mb, {code: _response(text) for code, text in refusals.items()})
+    index = (FOLDER / "index.html").read_text(encoding="utf-8")
+    docs = get_swagger_ui_html(
+        openapi_url="/openapi.json",
+        title="Hippocampi: the API",
+        swagger_js_url="/static/swagger-ui-bundle.js",
+        swagger_css_url="/static/swagger-ui.css",
+        swagger_favicon_url="data:,",
+    ).body.decode()
+
+    @app.get("/", include_in_schema=False)
+    def page():
+        return HTMLResponse(index)
+
+    @app.get("/docs", include_in_schema=False)
+    def documentation():
+        return HTMLResponse(docs)
+
+    @app.get("/example.nii.gz", include_in_schema=False)
+    def phantom():
+        return Response(example(), media_type="application/gzip")
+
+    return Gate(app, jobs, hosts, max_upload_mb * 1_000_000, _policy(index, docs))
+
+
+def _add_api(app, jobs, max_upload_mb, refusals):
+    """Adds what is below /api."""
+
+    def find(job_id: str):
+        job = jobs.get(job_id)
+        if job is None:
+            raise HTTPException(404, GONE)
+        return job
+
+    known = Annotated[object, Depends(find)]
+    missing = {404: _response("no such job"), 403: refusals[403]}
+
+    def status_of(job):
+        return Status(
+            id=job.id,
+            state=job.state,
+            steps=list(job.steps),
+            ahead=jobs.ahead_of(job),
+            error=job.error,
+            result=job.result,
+            keep_minutes=jobs.keep_minutes,
+        )
+
+    @app.post("/api/jobs", status_code=202, responses={**refusals, 400: _response("no form, or a broken one")})
+    def send_a_scan(
+        file: Annotated[UploadFile, File(description="a .nii, .nii.gz or .mgz file")], response: Response
+    ) -> Status:
+        name = file.filename or ""
+        ending = next((ending for ending in ENDINGS if name.lower().endswith(ending)), "")
+        job = jobs.add(file.file, label_of(name), ending)
+        response.headers["Location"] = f"/api/jobs/{job.id}"
+        return status_of(job)
+
+    @app.get("/api/jobs/{job_id}", responses=missing)
+    def ask_for_a_job(job: known) -> Status:
+        return status_of(job)
+
+    @app.delete("/api/jobs/{job_id}", status_code=204, responses=missing)
+    def delete_a_job(job: known) -> None:
+        jobs.delete(job)
+
+    def add_file(kind, suffix, read):
+        early = {409: _response("the job is not done, or has failed")}
+        content = {200: {"content": {_MEDIA[kind]: {}}}}
+
+        @app.get(f"/api/jobs/{{job_id}}/{suffix}", response_class=Response, responses={**missing, **early, **content})
+        def fetch(job: known):
+            body = read(job)
+            if body is None:
+                raise HTTPException(409, f"no result: the job is {job.state}")
+            disposition = f'attachment; filename="{case_id(job.label)}{_NAMES[kind]}"'
+            return Response(body, media_type=_MEDIA[kind], headers={"content-disposition": disposition})
+
+        fetch.__name__ = kind
+
+    def bundle(job):
+        files = {_NAMES[kind]: jobs.file(job, kind) for kind in ("labels", "volumes", "picture")}
+        if None in files.values():
+            return None
+        content = io.BytesIO()
+        with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as archive:
+            for name, body in files.items():
+                archive.writestr(case_id(job.label) + name, body)
+        return content.getvalue()
+
+    add_file("labels", "labels.nii.gz", lambda job: jobs.file(job, "labels"))
+    add_file("volumes", "volumes.csv", lambda job: jobs.file(job, "volumes"))
+    add_file("picture", "picture.png", lambda job: jobs.file(job, "picture"))
+    add_file("all", "all.zip", bundle)
+
+    @app.get("/api/health", responses={403: refusals[403]})
+    def health() -> Health:
+        return Health(
+            version=__version__,
+            device=jobs.device,
+            jobs=jobs.counts(),
+            queue=jobs.queue,
+            max_upload_mb=max_upload_mb,
+            keep_minutes=jobs.keep_minutes,
+        )
+
+
+def label_of(name):
+    """What to call a scan by the name of its file: letters, digits, dots, hyphens and underscores, 100 of them at most, so
+    that it is harmless in headers, tables and names of files to save."""
+    return (
+        re.sub(r"[^A-Za-z0-9._-]", "_", name.replace("\\", "/").rpartition("/")[2][-100:]).lstrip(".-") or "scan.nii.gz"
+    )
+
+
+def _response(text):
+    return {"model": Problem, "description": text}
+
+
+def _policy(*pages):
+    """The Content-Security-Policy under which the scripts and styles that stand in some pages run, and no others."""
+
+    def hashes(tag):
+        found = (content for page in pages for content in re.findall(rf"<{tag}>(.*?)</{tag}>", page, re.S))
+        digests = (base64.b64encode(hashlib.sha256(content.encode()).digest()).decode() for content in found)
+        return "".join(f" 'sha256-{digest}'" for digest in digests)
+
+    policy = _POLICY | {f"{tag}-src": _POLICY[f"{tag}-src"] + hashes(tag) for tag in ("script", "style")}
+    return "; ".join(f"{name} {value}" for name, value in policy.items())

@@ -1,0 +1,220 @@
+"""The scans that a server was given: a queue, one worker, and a folder for each that does not outlive it."""
+
+import contextlib
+import secrets
+import shutil
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from hippo.errors import UserError, require
+from hippo.web.worker import RESULTS, SCAN, start_worker
+
+STATES = ("waiting", "running", "done", "failed")
+_START_SECONDS = 120  # for a worker to load its networks
+_POLL_SECONDS = 0.1
+_EXPIRY_SECONDS = 5  # between two looks for results that are too old
+_ENDED = "the process that segments ended, most likely for want of memory; try a smaller scan, or predict.py"
+
+
+@dataclass
+class Job:
+    """A scan: its id, what its user calls it, its folder, and what has become of it."""
+
+    id: str
+    label: str
+    folder: Path
+    state: str = "waiting"
+    steps: list = field(default_factory=lambda: ["received"])
+    error: str = ""
+    result: dict | None = None
+    ended: float | None = None  # time.monotonic()
+    deleted: bool = False
+
+
+class Jobs:
+    """Jobs in the order of their arrival; all methods may be called from any thread."""
+
+    def __init__(self, folder, settings, queue, job_seconds, keep_minutes, unpacked_mb):
+        """folder: for their files, emptied first; settings: the configuration of predict.py; queue: jobs that may wait;
+        job_seconds: for one job; keep_minutes: for its results. Raises UserError where the networks do not load."""
+        self.queue, self.keep_minutes, self.device = queue, keep_minutes, ""
+        self._folder, self._job_seconds = Path(folder), job_seconds
+        self._new_worker = lambda: start_worker(settings, unpacked_mb)
+        self._jobs, self._waiting, self._uploads = {}, deque(), 0
+        self._last_seconds, self._closed, self._changed = 3.0, False, threading.Condition()
+        _remove(self._folder)
+        self._folder.mkdir(parents=True, mode=0o700)
+        self._process, self._connection, self._thread = None, None, None
+        try:
+            self._start_worker()
+        except UserError:
+            self.close()
+            raise
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def admit(self):
+        """Takes a place for an upload; False where none is free. leave() gives it back, when the upload has ended."""
+        with self._changed:
+            free = self._uploads + len(self._waiting) < self.queue and not self._closed
+            self._uploads += free
+            return free
+
+    def leave(self):
+        """See admit."""
+        with self._changed:
+            self._uploads -= 1
+
+    @property
+    def seconds_until_free(self):
+        """When to try again, about."""
+        with self._changed:
+            return max(1, round(self._last_seconds * min(2, len(self._waiting))))
+
+    def add(self, file, label, ending):
+        """A new Job of an open file, which is copied; label: what its user calls it, ending: of ENDINGS, or empty."""
+        job = Job(secrets.token_urlsafe(16), label, self._folder / secrets.token_hex(8))
+        job.folder.mkdir(mode=0o700)
+        try:
+            with open(job.folder / f"{SCAN}{ending}", "wb") as copy:
+                shutil.copyfileobj(file, copy, 1 << 20)
+        except OSError:
+            _remove(job.folder)
+            raise
+        with self._changed:
+            self._jobs[job.id] = job
+            self._waiting.append(job)
+            self._changed.notify_all()
+        return job
+
+    def get(self, id):
+        """The Job of an id, or None."""
+        with self._changed:
+            return self._jobs.get(id)
+
+    def ahead_of(self, job):
+        """How many jobs come first."""
+        with self._changed:
+            running = any(other.state == "running" for other in self._jobs.values())
+            return self._waiting.index(job) + running if job in self._waiting else 0
+
+    def counts(self):
+        """{state: number of jobs}."""
+        with self._changed:
+            states = [job.state for job in self._jobs.values()]
+            return {state: states.count(state) for state in STATES}
+
+    def file(self, job, kind):
+        """The bytes of a result: labels, picture or volumes. None where there is none."""
+        with self._changed:
+            paths = [] if job.deleted or job.state != "done" else job.folder.iterdir()
+            return next((path.read_bytes() for path in paths if path.name.endswith(RESULTS[kind])), None)
+
+    def delete(self, job):
+        """Ends a job, and removes all that is kept of it."""
+        with self._changed:
+            self._jobs.pop(job.id, None)
+            job.deleted = True
+            if job in self._waiting:
+                self._waiting.remove(job)
+            if job.state != "running":  # else the thread that waits for it does so
+                _remove(job.folder)
+
+    def close(self):
+        """Ends the worker and removes all that is kept."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        if self._process:
+            self._process.kill()
+        if self._thread:
+            self._thread.join(_START_SECONDS)
+        self._end_worker()
+        _remove(self._folder)
+
+    def _start_worker(self):
+        self._process, self._connection = self._new_worker()
+        with contextlib.suppress(EOFError, OSError):
+            if self._connection.poll(_START_SECONDS):
+                kind, text = self._connection.recv()
+                require(kind == "ready", text)
+                self.device = text
+                return
+        self._end_worker()
+        raise UserError("the process that segments did not start; see above")
+
+    def _end_worker(self):
+        process, connection = self._process, self._connection
+        self._process, self._connection = None, None
+        if process:
+            process.kill()
+            process.join()
+            connection.close()
+
+    def _run(self):
+        """Does one job after the other, and forgets those that are too old."""
+        while not self._closed:
+            with self._changed:
+                if not self._waiting:
+                    self._changed.wait(_EXPIRY_SECONDS)
+                job = self._waiting.popleft() if self._waiting and not self._closed else None
+                if job:
+                    job.state = "running"
+            if job:
+                self._do(job)
+            self._forget()
+
+    def _do(self, job):
+        start = time.monotonic()
+        try:
+            kind, value = self._segment(job)
+        except (UserError, EOFError, OSError) as error:  # the worker's end
+            kind, value = "failed", str(error) if isinstance(error, UserError) else _ENDED
+            self._end_worker()
+        with self._changed:
+            self._last_seconds = time.monotonic() - start
+            for path in job.folder.glob(f"{SCAN}.*"):
+                path.unlink(missing_ok=True)
+            job.state, job.ended = kind, time.monotonic()
+            if kind == "done":
+                job.result = value
+                job.steps.append("done")
+            else:
+                job.error = value
+            if job.deleted or kind == "failed":
+                _remove(job.folder)
+        if not job.deleted:
+            print(f"{kind} in {self._last_seconds:.1f} s", flush=True)
+
+    def _segment(self, job):
+        """("done", result) or ("failed", why) of a job, which may be deleted meanwhile."""
+        if self._process is None or not self._process.is_alive():
+            self._end_worker()
+            self._start_worker()
+        connection, end = self._connection, time.monotonic() + self._job_seconds
+        connection.send((str(job.folder), job.label))
+        while True:
+            if connection.poll(_POLL_SECONDS):
+                kind, value = connection.recv()
+                if kind != "step":
+                    return kind, value
+                if value not in job.steps:
+                    job.steps.append(value)
+            require(not (job.deleted or self._closed), "deleted")
+            require(
+                time.monotonic() < end, f"it took more than {self._job_seconds} s; try a smaller scan, or predict.py"
+            )
+
+    def _forget(self):
+        oldest = time.monotonic() - 60 * self.keep_minutes
+        with self._changed:
+            old = [job for job in self._jobs.values() if job.ended is not None and job.ended < oldest]
+        for job in old:
+            self.delete(job)
+
+
+def _remove(folder):
+    shutil.rmtree(folder, ignore_errors=True)

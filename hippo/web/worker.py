@@ -1,0 +1,154 @@
+"""The process that segments what the page was given. It loads the networks once, and can be ended at any moment."""
+
+import contextlib
+import math
+import multiprocessing
+import os
+import signal
+import threading
+import traceback
+from multiprocessing.connection import wait
+from pathlib import Path
+from types import SimpleNamespace
+
+from hippo.data.nifti import is_phantom, open_nifti
+from hippo.errors import UserError, require
+from hippo.files import load_json
+from hippo.pictures.check import verdict
+from hippo.pictures.page import FLAGS, colour
+from hippo.study import bids
+from hippo.study.inputs import Item
+from hippo.study.networks import load_networks
+from hippo.study.outputs import process
+from hippo.study.records import RECORDS
+from hippo.study.tables import PARTS, add_statistics, save_table
+
+import nibabel as nib
+import numpy as np
+
+SCAN = "scan"  # name of a job's scan, whatever its user calls it
+RESULTS = {  # endings of the files of a job
+    "labels": ("_hippocampus.nii.gz", "_seg.nii.gz"),
+    "picture": ("_hippocampus.png",),
+    "volumes": ("volumes.csv",),
+}
+_CROP = {1: ("anterior hippocampus", "ant", "#56B4E9"), 2: ("posterior hippocampus", "post", "#E69F00")}
+
+
+def start_worker(settings, most_mb):
+    """(process, connection) of a new worker. settings: the configuration of predict.py; most_mb: of a scan's voxels.
+
+    It sends ("ready", device in words) or ("refused", why). For each (folder, label) that it is sent, it sends
+    ("step", word) on the way, and at last ("done", result) or ("failed", why).
+    """
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe()
+    process = context.Process(target=_work, args=(there, settings, most_mb), daemon=True)
+    process.start()
+    there.close()
+    return process, here
+
+
+def _work(connection, settings, most_mb):
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the server, which ends this process
+    threading.Thread(target=_end_with_the_server, daemon=True).start()
+    try:
+        with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+            networks = load_networks(settings)
+        connection.send(("ready", str(networks.place[0])))
+    except UserError as error:
+        connection.send(("refused", str(error)))
+        return
+    with contextlib.suppress(EOFError):
+        while True:
+            folder, label = connection.recv()
+            connection.send(_result(Path(folder), label, networks, settings, most_mb, connection))
+
+
+def _end_with_the_server():
+    """Ends this process when the one that started it is killed."""
+    wait([multiprocessing.parent_process().sentinel])
+    os._exit(1)
+
+
+def _result(folder, label, networks, settings, most_mb, connection):
+    """("done", result) or ("failed", why) of the scan in a folder."""
+    try:
+        return "done", segment_upload(
+            folder, label, networks, settings, most_mb, lambda word: connection.send(("step", word))
+        )
+    except UserError as error:
+        return "failed", str(error)
+    except OSError as error:
+        return "failed", f"the server could not write its results ({error.strerror or 'no room'})"
+    except Exception as error:  # the server goes on, and its log has no word of the scan
+        print(f"error in a job: {where(error)}", flush=True)
+        return "failed", f"this is a fault of the program ({type(error).__name__}); please report it"
+
+
+def where(error):
+    """The kind of an error and the line that raised it, without its message, which may hold what is in a scan."""
+    line = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__} in {Path(line.filename).name}, line {line.lineno}"
+
+
+def segment_upload(folder, label, networks, settings, most_mb, progress):
+    """Segments the scan in a folder, as predict.py does, and writes its files there; returns what the page shows, plain
+    values as app.Result describes them. Raises UserError where there is nothing to show. label: what volumes.csv calls it."""
+    path = next(folder.glob(f"{SCAN}*"))
+    try:
+        image = open_nifti(path)
+    except UserError as error:
+        raise UserError(str(error).removeprefix(f"{path}: ").replace(str(folder), ".")) from None
+    size = math.prod(image.shape) * image.get_data_dtype().itemsize / 1e6
+    require(size <= most_mb, f"{size:,.0f} MB unpacked; this page takes {most_mb} MB: crop the scan, or use predict.py")
+    cfg = SimpleNamespace(**vars(settings) | {"out_dir": folder})
+    process(Item(SCAN, path, label=label), networks, cfg, False, progress)
+    record = load_json(folder / RECORDS / "scans" / f"{SCAN}.json", "the same upload")
+    rows = add_statistics([record], {})
+    save_table(folder, rows, False, False)
+    sides = [_side(row) for row in rows]
+    require(any(side["total_mm3"] for side in sides), "; ".join(side["problem"] for side in sides))
+    labels = bids.LABELS[False] if len(rows) == 2 else _CROP
+    _add_middles(sides, next(folder.glob(f"{SCAN}_*.nii.gz")), len(rows) == 2)
+    first = rows[0]
+    return {
+        "sides": sides,
+        "etiv_mm3": _number(first["etiv_mm3"]),
+        "asymmetry": _number(first["asymmetry"]),
+        "flags": {flag: FLAGS[flag] for side in sides for flag in side["flags"]},
+        "labels": {index: {"name": name, "colour": tint} for index, (name, _, tint) in labels.items()},
+        "seconds": float(first["seconds"]),
+        "model": first["model"],
+        "synthetic": networks.synthetic or is_phantom(image),
+    }
+
+
+def _side(row):
+    """What the page shows of a row of volumes.csv."""
+    return {
+        "side": row["side"],
+        **{f"{part}_mm3": _number(row[f"{part}_mm3"]) for part in PARTS},
+        "quality": _number(row["quality"]),
+        "verdict": colour([row]),
+        "doubts": verdict(row)[1],
+        "flags": [flag for flag in row["flags"].split(";") if flag in FLAGS],
+        "problem": row["flags"].partition("failed: ")[2],
+        "middle_mm": None,
+    }
+
+
+def _number(text):
+    return float(text) if text else None
+
+
+def _add_middles(sides, path, is_head):
+    """Adds where the middle of each side is, in mm of the scanner."""
+    image = nib.load(path)
+    labels = np.asarray(image.dataobj)
+    voxels = np.argwhere(labels)
+    right = labels[tuple(voxels.T)] > 2
+    for side in sides:
+        mine = voxels[right == (side["side"] == "right")] if is_head else voxels
+        if len(mine):
+            side["middle_mm"] = nib.affines.apply_affine(image.affine, mine.mean(0)).tolist()

@@ -1,0 +1,79 @@
+"""The blocks of the pages on studies and on the page in the browser, from results/cohort.json and results/web.json."""
+
+from hippo.scoring.tables import markdown_table
+
+
+def sections(published):
+    """{name: function that returns Markdown}."""
+    return {"cohort": lambda: cohort(published("cohort.json")), "web": lambda: web(published("web.json"))}
+
+
+def cohort(results):
+    """Times, memory, and whether the ways to the same files give the same."""
+    heads, killed, shards, many = (results[name] for name in ("heads", "killed", "shards", "many"))
+    scans, memory = zip(*many["memory_mib"])
+    rows = [
+        [f"{heads['n']} heads, {name} {'process' if name == '1' else 'processes'}", f"{seconds:.0f} s"]
+        for name, seconds in heads["seconds"].items()
+    ]
+    moments = ", ".join(f"{moment:.0f}" for moment in killed["after_seconds"])
+    rows += [
+        [f"killed after {moments} s, and started again: the same files", _yes(killed["equal"])],
+        [
+            f"{shards['n']} shards at once on two cores, {shards['seconds']:.0f} s: the same files",
+            _yes(shards["equal"]),
+        ],
+        [f"{many['n']:,} scans (links to the {heads['n']})", f"{many['seconds'] / 60:.0f} min"],
+        ["their memory after a tenth of them, and at most after that", _growth(scans, memory, many["n"])],
+        ["the same command again, all being done", f"{many['seconds_if_done']:.0f} s"],
+        ["their `report.html`", f"{many['page_mb']:.0f} MB"],
+        ["opened in Chromium, then sorted", "{opened_seconds:.1f} s, {sorted_seconds:.1f} s".format(**many["page"])],
+    ]
+    return markdown_table(["with pictures and page, two cores", ""], rows)
+
+
+def web(results):
+    """Times, many uploads, and what hostile ones came to."""
+    heads, page, at_once = results["heads"], results["page"], results["at_once"]
+    row, requests, mutated = results["in_a_row"], results["requests"], results["mutated"]
+    counts, memory = zip(*row["memory_mib"])
+    statuses = ", ".join(f"{status}: {n:,}" for status, n in sorted(requests["statuses"].items()))
+    states = mutated["states"]
+    mixed_up = at_once["mixed_up"] + row["mixed_up"]
+    rows = [
+        [
+            f"from the choice of a head to its labels on the page, mean of {page['n']}",
+            f"{page['mean_seconds']:.1f} s, worst {page['worst_seconds']:.1f}",
+        ],
+        [
+            f"from an upload to its result by the API, mean of {heads['n']}",
+            f"{heads['mean_seconds']:.1f} s, worst {heads['worst_seconds']:.1f}",
+        ],
+        [
+            f"{at_once['n']} uploads at once",
+            f"{at_once['statuses']['202']} done, {at_once['statuses']['503']} told to come again, none lost",
+        ],
+        ["memory at most meanwhile, both processes", f"{at_once['peak_mib'] / 1024:.1f} GiB"],
+        [f"{row['n']} jobs, one after the other: memory", _growth(counts, memory, row["n"])],
+        ["results with the volumes of another head", str(mixed_up)],
+        [f"{requests['n']:,} requests of schemathesis, by status", f"{statuses}; tracebacks: {requests['tracebacks']}"],
+        [
+            f"{mutated['n']} broken heads",
+            f"{states['done']} done, {states['failed']} refused, {states['fault of the program']} faults",
+        ],
+        [
+            "uploads left after all, and files once the server had ended",
+            f"{results['left']}, {results['left_at_the_end']}",
+        ],
+    ]
+    return markdown_table(["measured on two cores", ""], rows)
+
+
+def _yes(equal):
+    return "yes, byte for byte but for times" if equal else "NO"
+
+
+def _growth(counts, memory, total):
+    """The memory after a tenth, and the most after that."""
+    first = next(i for i, count in enumerate(counts) if count >= total / 10)
+    return f"{memory[first] / 1024:.2f} GiB, {max(memory[first:]) / 1024:.2f} GiB"
