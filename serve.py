@@ -75,8 +75,6 @@ def run(cfg):
             serve(app, listener)
         finally:
             jobs.close()
-            with contextlib.suppress(OSError):
-                folder.parent.rmdir()
     print("ended; uploads and results are deleted")
 
 

@@ -128,8 +128,8 @@ def test_mutated_files(client, crops, server):
 
 def test_fifty_uploads_at_once(client, crops, server):
     """Each is done or told to come again; none is lost, and each result is of its own scan."""
-    names = [sorted(crops)[i % len(crops)] for i in range(50)]
-    alone = {name: volume(client.segment(name, content)) for name, content in crops.items()}
+    names = [sorted(crops)[i % 5] for i in range(50)]
+    alone = {name: volume(client.segment(name, crops[name])) for name in names[:5]}
     assert len(set(alone.values())) == len(alone)
     with ThreadPoolExecutor(50) as pool:
         answers = list(pool.map(lambda name: client.send(name, crops[name]), names))
@@ -160,10 +160,8 @@ def test_only_the_page_and_this_machine_may_ask(client, crops):
         assert status == 403 and "access-control-allow-origin" not in headers, origin
     status, headers, job = client.send("a.nii.gz", content, Origin=client.url)
     assert status == 202 and client.ask(f"/api/jobs/{job['id']}", "DELETE", Origin=client.url)[0] == 204
-    assert (
-        client.ask("/api/jobs", "OPTIONS", Origin="https://evil.example", Access_Control_Request_Method="POST")[0]
-        == 405
-    )
+    status, headers, _ = client.ask("/api/jobs", "OPTIONS", Origin="https://evil.example")
+    assert status == 403 and "access-control-allow-origin" not in headers
 
 
 def test_headers_for_browsers(client):

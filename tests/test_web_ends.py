@@ -9,11 +9,9 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
-import phantom
 import predict
 from tools.web import running
 
-import numpy as np
 import pytest
 from conftest import ROOT, left_in, one_error_line, wait_until
 
@@ -25,80 +23,57 @@ from hippo.web import jobs as room
 posix = pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
 
 
-def test_results_are_forgotten(monkeypatch, model, crops, tmp_path):
+def test_a_job_ends_by_time_or_by_its_user(monkeypatch, model, crops, tmp_path):
     monkeypatch.setattr(room, "_EXPIRY_SECONDS", 0.1)
-    jobs = make_jobs(tmp_path, model, keep_minutes=0.01)
+    checkpoint, content = model[0].partition("=")[2], next(iter(crops.values()))
+    settings = predict.configure(vars(predict), [], checkpoint=checkpoint, partner="", device="cpu")
+    jobs = room.Jobs(tmp_path / "jobs", settings, 8, 0.05, 60, 512)
     try:
-        job = jobs.add(io.BytesIO(next(iter(crops.values()))), "a.nii.gz", ".nii.gz")
-        wait_until(lambda: job.state == "done")
-        wait_until(lambda: jobs.get(job.id) is None)
-        assert not job.folder.exists() and jobs.file(job, "labels") is None
-    finally:
-        jobs.close()
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_job_has_a_time_limit_and_may_be_cancelled(model, crops, tmp_path):
-    jobs = make_jobs(tmp_path, model, job_seconds=0.05)
-    try:
-        first, second = (jobs.add(io.BytesIO(next(iter(crops.values()))), "a.nii.gz", ".nii.gz") for _ in range(2))
+        first, second = (jobs.add(io.BytesIO(content), "a.nii.gz", ".nii.gz") for _ in range(2))
         wait_until(lambda: first.state == "failed")
         assert "it took more than 0.05 s" in first.error and not first.folder.exists()
         wait_until(lambda: second.state == "running")
         jobs.delete(second)
+        jobs._job_seconds, jobs.keep_minutes = 60, 0.02
         wait_until(lambda: second.state == "failed" and not second.folder.exists())
-        jobs._job_seconds = 60
-        third = jobs.add(io.BytesIO(next(iter(crops.values()))), "a.nii.gz", ".nii.gz")
+        third = jobs.add(io.BytesIO(content), "a.nii.gz", ".nii.gz")
         wait_until(lambda: third.state == "done")
+        assert jobs.file(third, "labels")
+        wait_until(lambda: jobs.get(third.id) is None, 20)  # its time is over
+        assert not third.folder.exists() and jobs.file(third, "labels") is None
     finally:
         jobs.close()
-
-
-def make_jobs(folder, model, job_seconds=60, keep_minutes=60):
-    checkpoint = model[0].partition("=")[2]
-    settings = predict.configure(vars(predict), [], checkpoint=checkpoint, partner="", device="cpu")
-    return room.Jobs(folder / "jobs", settings, 8, job_seconds, keep_minutes, 512)
+    assert tmp_path.is_dir() and not list(tmp_path.iterdir())
 
 
 @posix
-def test_killed_in_the_middle_of_a_job(model, tmp_path, phantoms):
-    """Its worker ends too; the next server removes what is left, and says that the job is gone."""
-    head = example_head(tmp_path)
+def test_a_worker_and_a_server_are_killed_in_the_middle_of_a_job(model, tmp_path, crops):
+    """A worker costs its job alone. Of a server the worker ends too; the next one removes what is left, and says that the job
+    is gone."""
+
+    def begin(client):
+        _, _, job = client.send("a.nii.gz", next(iter(crops.values())))
+        wait_until(lambda: client.ask(f"/api/jobs/{job['id']}")[2]["state"] == "running")
+        return job["id"]
+
     with running(tmp_path, *model) as (process, client, log):
-        port = client.port
-        _, _, job = client.send("head.nii.gz", head)
-        wait_until(lambda: "found" in client.ask(f"/api/jobs/{job['id']}")[2]["steps"])
+        (worker,) = children_of(process.pid)
+        os.kill(worker, signal.SIGSTOP)  # so that it is not done before
+        id = begin(client)
+        os.kill(worker, signal.SIGKILL)
+        assert "want of memory" in client.wait(id)["error"]
+        assert client.segment("a.nii.gz", next(iter(crops.values())))["state"] == "done"
+        id = begin(client)
         process.kill()
         process.wait()
         wait_until(lambda: not group_is_alive(process.pid), 10)
     assert left_in(tmp_path / "jobs")
     log.unlink()
-    with running(tmp_path, *model, f"--port={port}") as (process, client, log):
-        assert not left_in(tmp_path / "jobs")
-        assert client.ask(f"/api/jobs/{job['id']}")[0] == 404
+    with running(tmp_path, *model, f"--port={client.port}") as (process, client, log):
+        assert not left_in(tmp_path / "jobs") and client.ask(f"/api/jobs/{id}")[0] == 404
         process.send_signal(signal.SIGINT)
         assert process.wait(20) == 0 and "ended; uploads and results are deleted" in log.read_text()
-    assert not (tmp_path / "jobs").exists()
-
-
-@posix
-def test_a_worker_that_dies_costs_its_job_alone(model, tmp_path, crops):
-    with running(tmp_path, *model) as (process, client, log):
-        _, _, job = client.send("head.nii.gz", example_head(tmp_path))
-        wait_until(lambda: "found" in client.ask(f"/api/jobs/{job['id']}")[2]["steps"])
-        for pid in children_of(process.pid):
-            os.kill(pid, signal.SIGKILL)
-        assert "want of memory" in client.wait(job["id"])["error"]
-        assert client.segment("a.nii.gz", next(iter(crops.values())))["state"] == "done"
-        process.terminate()
-        process.wait(20)
-    assert not (tmp_path / "jobs").exists()
-
-
-def example_head(folder):
-    path = folder / "head.nii.gz"
-    phantom.write_head(path, folder / "labels.nii.gz", np.random.default_rng(0))
-    return path.read_bytes()
+    assert not list((tmp_path / "jobs").iterdir())
 
 
 def group_is_alive(group):

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 from urllib.parse import urlsplit
 
 from hippo.web.worker import where
@@ -114,11 +115,9 @@ class Gate:
 
 
 def _name(host):
-    """The name of a Host header without its port; an address of IPv6 without its brackets."""
-    try:
-        return urlsplit(f"//{host}").hostname or ""
-    except ValueError:
-        return ""
+    """The name of a Host header without its port; an address of IPv6 without its brackets; None where it is neither."""
+    found = re.fullmatch(r"(?:\[([0-9a-f:]+)\]|([\w.-]+))(?::\d+)?", host)
+    return found and (found[1] or found[2])
 
 
 async def _answer(send, refused):

@@ -46,6 +46,7 @@ class Jobs:
         self._jobs, self._waiting, self._uploads = {}, deque(), 0
         self._last_seconds, self._closed, self._changed = 3.0, False, threading.Condition()
         _remove(self._folder)
+        self._made_parent = not self._folder.parent.exists()
         self._folder.mkdir(parents=True, mode=0o700)
         self._process, self._connection, self._thread = None, None, None
         try:
@@ -134,6 +135,9 @@ class Jobs:
             self._thread.join(_START_SECONDS)
         self._end_worker()
         _remove(self._folder)
+        if self._made_parent:
+            with contextlib.suppress(OSError):  # another server uses it
+                self._folder.parent.rmdir()
 
     def _start_worker(self):
         self._process, self._connection = self._new_worker()
@@ -178,14 +182,15 @@ class Jobs:
             self._last_seconds = time.monotonic() - start
             for path in job.folder.glob(f"{SCAN}.*"):
                 path.unlink(missing_ok=True)
-            job.state, job.ended = kind, time.monotonic()
+            if job.deleted or kind == "failed":
+                _remove(job.folder)
+            job.ended = time.monotonic()
             if kind == "done":
                 job.result = value
                 job.steps.append("done")
             else:
                 job.error = value
-            if job.deleted or kind == "failed":
-                _remove(job.folder)
+            job.state = kind
         if not job.deleted:
             print(f"{kind} in {self._last_seconds:.1f} s", flush=True)
 

@@ -4,6 +4,7 @@ import contextlib
 import math
 import multiprocessing
 import os
+import shutil
 import signal
 import threading
 import traceback
@@ -14,6 +15,8 @@ from types import SimpleNamespace
 from hippo.data.nifti import is_phantom, open_nifti
 from hippo.errors import UserError, require
 from hippo.files import load_json
+from hippo.heads.window import SIZE
+from hippo.models.inference import predict_volume
 from hippo.pictures.check import verdict
 from hippo.pictures.page import FLAGS, colour
 from hippo.study import bids
@@ -55,6 +58,7 @@ def _work(connection, settings, most_mb):
     try:
         with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
             networks = load_networks(settings)
+        warm_up(networks)
         connection.send(("ready", str(networks.place[0])))
     except UserError as error:
         connection.send(("refused", str(error)))
@@ -63,6 +67,12 @@ def _work(connection, settings, most_mb):
         while True:
             folder, label = connection.recv()
             connection.send(_result(Path(folder), label, networks, settings, most_mb, connection))
+
+
+def warm_up(networks):
+    """Runs each network once, so that the first scan need not wait for what torch prepares."""
+    for model in (*networks.models, networks.any_contrast):
+        predict_volume([model], np.zeros(SIZE, np.float32), *networks.place, True)
 
 
 def _end_with_the_server():
@@ -107,6 +117,7 @@ def segment_upload(folder, label, networks, settings, most_mb, progress):
     record = load_json(folder / RECORDS / "scans" / f"{SCAN}.json", "the same upload")
     rows = add_statistics([record], {})
     save_table(folder, rows, False, False)
+    shutil.rmtree(folder / RECORDS)
     sides = [_side(row) for row in rows]
     require(any(side["total_mm3"] for side in sides), "; ".join(side["problem"] for side in sides))
     labels = bids.LABELS[False] if len(rows) == 2 else _CROP
