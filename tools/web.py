@@ -27,7 +27,9 @@ from hippo.options import configure, run_script
 from hippo.study.inputs import find_t1
 from tools.cohort import launch, memory
 
+import nibabel as nib
 import numpy as np
+from nibabel.processing import resample_to_output
 
 HEADS = "heads"  # BIDS folder of whole heads
 OUT = "web.json"  # file to write
@@ -38,7 +40,19 @@ REQUESTS = 2000  # of schemathesis
 MUTATED = 200  # uploads of broken files
 
 _EVERY = 20  # jobs between two looks at the memory
+_CHECKS = [f"{what}_conformance" for what in ("status_code", "content_type", "response_schema", "response_headers")]
+_CHECKS += ["not_a_server_error"]
 _ON_THE_PAGE = 5  # heads that are timed on the page
+_TIMED = """() => { window.seconds = new Promise(resolve => document.getElementById("file").addEventListener("change", () => {
+  const start = performance.now()
+  let table = 0
+  const timer = setInterval(() => {
+    if (!table && !document.getElementById("result").hidden) table = performance.now() - start
+    if (!table || viewer?.volumes.length != 2) return
+    clearInterval(timer)
+    resolve([table / 1000, (performance.now() - start) / 1000])
+  }, 20)
+}, { once: true })) }"""  # what it measures cannot be asked for again and again from without: that takes the cores
 
 
 def main():
@@ -57,7 +71,7 @@ def run(cfg):
             volumes[name] = totals(client.segment(name, content))
             seconds.append(time.perf_counter() - start)
         results["heads"] = {"n": len(heads), "mean_seconds": np.mean(seconds), "worst_seconds": max(seconds)}
-        results["page"] = page(client.url, paths, cfg.picture)
+        results["page"] = page(client.url, paths, cfg.picture, Path(folder))
         print(results, flush=True)
         results["at_once"] = at_once(server, client, heads, volumes, cfg.at_once)
         print(results["at_once"], flush=True)
@@ -80,33 +94,29 @@ def totals(job):
     return [side["total_mm3"] for side in job["result"]["sides"]]
 
 
-def page(url, paths, picture):
-    """Seconds from the choice of a head to its labels on the page's canvas, and until the page says done, in Chromium."""
+def page(url, paths, picture, folder):
+    """Seconds from the choice of a head, on a grid of 1 mm, to its table and to its labels on the page's canvas, in Chromium,
+    which draws them without a GPU."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as driver:
         tab, seconds = launch(driver).new_page(viewport={"width": 1280, "height": 1080}), []
         tab.goto(url)
-        for path in paths[: _ON_THE_PAGE + 1]:
-            tab.locator("#another").dispatch_event("click")
-            start = time.perf_counter()
-            tab.locator("#file").set_input_files(path)
-            wait_for_labels(tab)
-            seconds.append(time.perf_counter() - start)
-            tab.evaluate("viewer.volumes.length = 0")
-        tab.locator("#another").dispatch_event("click")
+        for path in paths[:_ON_THE_PAGE]:
+            image = resample_to_output(nib.load(path), (1, 1, 1), order=1)
+            nib.save(nib.Nifti1Image(np.asarray(image.dataobj).astype(np.int16), image.affine), folder / "1mm.nii.gz")
+            tab.evaluate(_TIMED)
+            tab.locator("#file").set_input_files(folder / "1mm.nii.gz")
+            seconds.append(tab.evaluate("seconds"))
+            tab.evaluate("viewer.volumes.length = 0; restart(true)")
+            time.sleep(5)  # while the last one is drawn
+        tab.evaluate(_TIMED)
         tab.locator("#file").set_input_files(paths[1])
-        wait_for_labels(tab)
+        tab.evaluate("seconds")
         tab.wait_for_timeout(3000)
         tab.screenshot(path=picture)
-    seconds = seconds[1:]  # the first one loads the viewer
-    return {"n": len(seconds), "mean_seconds": np.mean(seconds), "worst_seconds": max(seconds)}
-
-
-def wait_for_labels(tab):
-    """Waits until the viewer has a scan and its labels; the page's policy forbids playwright's own way."""
-    while not tab.evaluate("viewer?.volumes.length == 2 && !document.getElementById('result').hidden"):
-        time.sleep(0.02)
+    table, drawn = np.array(seconds).T
+    return {"n": len(seconds), "table_seconds": table.tolist(), "labels_seconds": drawn.tolist()}
 
 
 def at_once(server, client, heads, volumes, count):
@@ -143,7 +153,13 @@ def requests(url, folder, count):
     """What schemathesis finds in the answers to at least so many requests that it makes of the API's description."""
     report, examples, statuses = Path(folder) / "requests.har", count // 4, Counter()
     command = [sys.executable, "-m", "schemathesis.cli", "run", f"{url}/openapi.json", f"--max-examples={examples}"]
-    command += ["--checks=all", "--seed=0", "--continue-on-failure", "--report=har", f"--report-har-path={report}"]
+    command += [
+        f"--checks={','.join(_CHECKS)}",
+        "--seed=0",
+        "--continue-on-failure",
+        "--report=har",
+        f"--report-har-path={report}",
+    ]
     result = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     require(report.is_file(), f"schemathesis failed: {result.stdout[-2000:]}{result.stderr[-2000:]}")
     print(result.stdout[-3000:], flush=True)
