@@ -8,7 +8,7 @@ It shows the scan with its labels, volumes and flags, and gives the files to sav
 which needs no network either, and in docs/web.md.
 
 A scan is deleted once it is segmented; its results after KEEP_MINUTES, with "delete now", when serve.py ends, and, after a
-crash, when it starts again. They lie in WORK_DIR, which only you can read. The log has no word of what was sent.
+crash, when it starts again at the same address. They lie in folders of WORK_DIR that only you can read. The log has no word of what was sent.
 
 There is no log-in. With another HOST than 127.0.0.1, everyone who reaches the port can use the page: see docs/web.md for
 what to put before it. NOT FOR CLINICAL USE.
@@ -21,6 +21,7 @@ import re
 import signal
 import socket
 import tempfile
+import threading
 from pathlib import Path
 
 import phantom
@@ -46,7 +47,8 @@ CHECKPOINT = "pretrained/heads_3d.pth"  # trained weights, see predict.py
 PARTNER = "pretrained/heads_2d.pth"  # a second one, averaged with the first; empty: none
 DEVICE = "auto"  # auto (CUDA where there is one, CPU otherwise), cpu, cuda, cuda:1
 
-_CONNECTIONS, _BACKLOG = 200, 128  # at a time, and waiting to be taken
+_BACKLOG = 128  # connections that wait to be taken
+_drawing = threading.Lock()
 _LOCAL = ("127.0.0.1", "localhost", "::1")
 
 
@@ -64,9 +66,10 @@ def run(cfg):
         settings = configure(
             vars(predict), [], checkpoint=cfg.checkpoint, partner=cfg.partner, device=cfg.device, pictures=True
         )
-        # one port has one server, so that what lies in its folder is of an earlier one
-        folder = Path(cfg.work_dir) / f"{cfg.host.replace(':', '_')}-{port}"
+        # a machine has one server at an address, so that what lies in its folder is of an earlier one
+        folder = Path(cfg.work_dir) / f"{socket.gethostname()}-{cfg.host.replace(':', '_')}-{port}"
         jobs = Jobs(folder, settings, cfg.queue, cfg.job_seconds, cfg.keep_minutes, cfg.max_unpacked_mb)
+        tempfile.tempdir = str(folder.resolve())  # for uploads on their way
         try:
             app = create_app(
                 jobs, example, {*_LOCAL, cfg.host, *re.findall(r"[^\s,]+", cfg.allowed_hosts)}, cfg.max_upload_mb
@@ -107,23 +110,29 @@ def announce(host, port, device):
 
 def serve(app, listener):
     """Serves an application at a socket until a signal ends it."""
-    if hasattr(signal, "SIGHUP"):  # the terminal was closed
+    if (
+        hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN
+    ):  # the terminal is closed, no nohup
         signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGTERM))
     config = uvicorn.Config(
         app,
         log_level="error",
         access_log=False,
         server_header=False,
-        limit_concurrency=_CONNECTIONS,
         timeout_graceful_shutdown=3,
     )
     with contextlib.suppress(KeyboardInterrupt):
         uvicorn.Server(config).run(sockets=[listener])
 
 
-@functools.lru_cache(maxsize=1)
 def example():
-    """The bytes of a .nii.gz of a phantom's head."""
+    """The bytes of a .nii.gz of a phantom's head, which is drawn once."""
+    with _drawing:
+        return _draw()
+
+
+@functools.lru_cache(maxsize=1)
+def _draw():
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "phantom_head.nii.gz"
         phantom.write_head(path, path.with_name("labels.nii.gz"), np.random.default_rng(0))

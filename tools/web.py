@@ -12,6 +12,7 @@ import http.client
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 import tempfile
@@ -80,7 +81,9 @@ def run(cfg):
         results["requests"] = requests(client.url, folder, cfg.requests)
         results["mutated"] = mutated(client, next(iter(heads.values())), cfg.mutated)
         results["left"] = len([path for path in Path(folder, "jobs").rglob("scan.*") if path.is_file()])
-        results["lines_with_errors"] = sum("error" in line for line in log.read_text().splitlines())
+        results["lines_with_errors"] = sum(
+            bool(re.search("error|traceback", line, re.I)) for line in log.read_text().splitlines()
+        )
         server.terminate()
         server.wait()
         results["left_at_the_end"] = len(list(Path(folder).glob("jobs/**/*")))

@@ -14,16 +14,32 @@ from hippo.data.cases import case_id
 from hippo.data.nifti import ENDINGS
 from hippo.web.gate import Gate
 
-from fastapi import Depends, FastAPI, File, HTTPException, Response, UploadFile
+from fastapi import Depends, FastAPI, HTTPException, Request, Response
+from fastapi.concurrency import run_in_threadpool
 from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.responses import HTMLResponse
 from fastapi.staticfiles import StaticFiles
 from pydantic import BaseModel, ConfigDict, Field
+from starlette.datastructures import UploadFile
 
 FOLDER = Path(__file__).parent
 GONE = "no such job: it was deleted, its time is over, or the server was started anew; send the scan again"
 _MEDIA = {"labels": "application/gzip", "picture": "image/png", "volumes": "text/csv", "all": "application/zip"}
 _NAMES = {"labels": "_hippocampus.nii.gz", "picture": "_hippocampus.png", "volumes": "_volumes.csv", "all": ".zip"}
+_FORM = {
+    "required": True,
+    "content": {
+        "multipart/form-data": {
+            "schema": {
+                "type": "object",
+                "required": ["file"],
+                "properties": {
+                    "file": {"type": "string", "format": "binary", "description": "a .nii, .nii.gz or .mgz file"}
+                },
+            }
+        }
+    },
+}
 _POLICY = {
     "default-src": "'none'",
     "script-src": "'self'",
@@ -180,13 +196,20 @@ def _add_api(app, jobs, max_upload_mb, refusals):
             keep_minutes=jobs.keep_minutes,
         )
 
-    @app.post("/api/jobs", status_code=202, responses={**refusals, 400: _response("no form, or a broken one")})
-    def send_a_scan(
-        file: Annotated[UploadFile, File(description="a .nii, .nii.gz or .mgz file")], response: Response
-    ) -> Status:
-        name = file.filename or ""
-        ending = next((ending for ending in ENDINGS if name.lower().endswith(ending)), "")
-        job = jobs.add(file.file, label_of(name), ending)
+    broken = {400: _response("a broken form, or one of more than a file"), 422: _response("no file in it")}
+
+    @app.post("/api/jobs", status_code=202, responses={**refusals, **broken}, openapi_extra={"requestBody": _FORM})
+    async def send_a_scan(request: Request, response: Response) -> Status:
+        async with request.form(max_files=1, max_fields=1) as form:
+            file = form.get("file")
+            if not isinstance(file, UploadFile):
+                raise HTTPException(422, "expected a form with a file under the name file")
+            name = file.filename or ""
+            ending = next((ending for ending in ENDINGS if name.lower().endswith(ending)), "")
+            try:
+                job = await run_in_threadpool(jobs.add, file.file, label_of(name), ending)
+            except OSError:
+                raise HTTPException(503, "no room for this scan on the server", {"retry-after": "60"}) from None
         response.headers["Location"] = f"/api/jobs/{job.id}"
         return status_of(job)
 

@@ -3,12 +3,12 @@
 import asyncio
 import json
 import re
-from urllib.parse import urlsplit
 
 from hippo.web.worker import where
 
 from starlette.exceptions import HTTPException
 
+_REQUESTS = 200  # at a time
 _FORM_BYTES = 1 << 16  # that a form takes beside its file
 _STALLED_SECONDS = 60  # without a byte of an upload
 _HEADERS = {
@@ -31,6 +31,7 @@ class Gate:
     def __init__(self, app, jobs, hosts, most_bytes, policy):
         """policy: the Content-Security-Policy."""
         self.app, self.jobs, self.hosts, self.most_bytes = app, jobs, {host.lower() for host in hosts}, most_bytes
+        self.requests = 0
         self.headers = [(k.encode(), v.encode()) for k, v in (_HEADERS | {"content-security-policy": policy}).items()]
 
     async def __call__(self, scope, receive, send):
@@ -48,6 +49,7 @@ class Gate:
             await send(message)
 
         is_upload = scope["method"] == "POST" and scope["path"] == "/api/jobs"
+        self.requests += 1
         try:
             self._check(scope)
             if is_upload:
@@ -60,15 +62,19 @@ class Gate:
             print(f"error: {scope['method']}: {where(error)}", flush=True)
             if not started:
                 await _answer(send_on, HTTPException(500, "this is a fault of the program; please report it"))
+        finally:
+            self.requests -= 1
 
     def _check(self, scope):
-        """Raises HTTPException for a foreign request."""
+        """Raises HTTPException for a foreign request, and for one too many."""
+        if self.requests > _REQUESTS:
+            raise HTTPException(503, "too many requests at a time; try again in a moment", {"retry-after": "1"})
         headers = {name: value.decode("latin-1").lower() for name, value in scope["headers"]}
         host = headers.get(b"host", "")
         if _name(host) not in self.hosts:
             raise HTTPException(403, "unknown Host; start serve.py with --allowed_hosts to have it taken")
         origin = headers.get(b"origin")
-        foreign = origin is not None and urlsplit(origin).netloc != host
+        foreign = origin is not None and origin.partition("://")[2] != host
         if scope["method"] not in ("GET", "HEAD") and foreign:
             raise HTTPException(403, "this comes from the page of another site")
 

@@ -9,6 +9,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from hippo.data.nifti import ENDINGS
 from hippo.errors import UserError, require
 from hippo.web.worker import RESULTS, SCAN, start_worker
 
@@ -30,7 +31,7 @@ class Job:
     steps: list = field(default_factory=lambda: ["received"])
     error: str = ""
     result: dict | None = None
-    ended: float | None = None  # time.monotonic()
+    ended: float | None = None  # time.time(), which goes on while a laptop sleeps
     deleted: bool = False
 
 
@@ -47,7 +48,8 @@ class Jobs:
         self._last_seconds, self._closed, self._changed = 3.0, False, threading.Condition()
         _remove(self._folder)
         self._made_parent = not self._folder.parent.exists()
-        self._folder.mkdir(parents=True, mode=0o700)
+        self._folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._folder.mkdir(mode=0o700)
         self._process, self._connection, self._thread = None, None, None
         try:
             self._start_worker()
@@ -92,7 +94,8 @@ class Jobs:
         return job
 
     def get(self, id):
-        """The Job of an id, or None."""
+        """The Job of an id, or None where there is none, or its time is over."""
+        self._forget()
         with self._changed:
             return self._jobs.get(id)
 
@@ -121,16 +124,15 @@ class Jobs:
             job.deleted = True
             if job in self._waiting:
                 self._waiting.remove(job)
-            if job.state != "running":  # else the thread that waits for it does so
-                _remove(job.folder)
+            _remove(job.folder)  # of a job that runs, again when its worker has ended
 
     def close(self):
         """Ends the worker and removes all that is kept."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
-        if self._process:
-            self._process.kill()
+        if process := self._process:
+            process.kill()
         if self._thread:
             self._thread.join(_START_SECONDS)
         self._end_worker()
@@ -172,19 +174,24 @@ class Jobs:
             self._forget()
 
     def _do(self, job):
+        """Segments a job, whatever comes of it."""
         start = time.monotonic()
         try:
             kind, value = self._segment(job)
-        except (UserError, EOFError, OSError) as error:  # the worker's end
-            kind, value = "failed", str(error) if isinstance(error, UserError) else _ENDED
+        except UserError as error:
+            kind, value = "failed", str(error)
+            self._end_worker()
+        except Exception:  # the worker's end, most likely; the next job has a new one
+            kind, value = "failed", _ENDED
             self._end_worker()
         with self._changed:
             self._last_seconds = time.monotonic() - start
-            for path in job.folder.glob(f"{SCAN}.*"):
-                path.unlink(missing_ok=True)
+            for path in [job.folder / f"{SCAN}{ending}" for ending in ("", *ENDINGS)]:
+                with contextlib.suppress(OSError):  # on Windows another program may be reading it
+                    path.unlink(missing_ok=True)
             if job.deleted or kind == "failed":
                 _remove(job.folder)
-            job.ended = time.monotonic()
+            job.ended = time.time()
             if kind == "done":
                 job.result = value
                 job.steps.append("done")
@@ -192,7 +199,8 @@ class Jobs:
                 job.error = value
             job.state = kind
         if not job.deleted:
-            print(f"{kind} in {self._last_seconds:.1f} s", flush=True)
+            with contextlib.suppress(OSError):  # the terminal is gone
+                print(f"{kind} in {self._last_seconds:.1f} s", flush=True)
 
     def _segment(self, job):
         """("done", result) or ("failed", why) of a job, which may be deleted meanwhile."""
@@ -214,7 +222,7 @@ class Jobs:
             )
 
     def _forget(self):
-        oldest = time.monotonic() - 60 * self.keep_minutes
+        oldest = time.time() - 60 * self.keep_minutes
         with self._changed:
             old = [job for job in self._jobs.values() if job.ended is not None and job.ended < oldest]
         for job in old:

@@ -87,8 +87,8 @@ def _result(folder, label, networks, settings, most_mb, connection):
         return "done", segment_upload(
             folder, label, networks, settings, most_mb, lambda word: connection.send(("step", word))
         )
-    except UserError as error:
-        return "failed", str(error)
+    except UserError as error:  # without where the server keeps its files
+        return "failed", str(error).replace(str(folder / SCAN), "scan").replace(str(folder), ".")
     except OSError as error:
         return "failed", f"the server could not write its results ({error.strerror or 'no room'})"
     except Exception as error:  # the server goes on, and its log has no word of the scan
@@ -109,8 +109,10 @@ def segment_upload(folder, label, networks, settings, most_mb, progress):
     try:
         image = open_nifti(path)
     except UserError as error:
-        raise UserError(str(error).removeprefix(f"{path}: ").replace(str(folder), ".")) from None
-    size = math.prod(image.shape) * image.get_data_dtype().itemsize / 1e6
+        raise UserError(str(error).removeprefix(f"{path}: ")) from None
+    # as they are in memory: scaled values take 8 bytes, others become float32 at the latest
+    scaled = (getattr(image.dataobj, "slope", 1), getattr(image.dataobj, "inter", 0)) != (1, 0)
+    size = math.prod(image.shape) * (8 if scaled else max(4, image.get_data_dtype().itemsize)) / 1e6
     require(size <= most_mb, f"{size:,.0f} MB unpacked; this page takes {most_mb} MB: crop the scan, or use predict.py")
     cfg = SimpleNamespace(**vars(settings) | {"out_dir": folder})
     process(Item(SCAN, path, label=label), networks, cfg, False, progress)
