@@ -1,9 +1,13 @@
 import contextlib
 import io
+import os
 import shutil
 import sys
 import time
 from pathlib import Path
+
+if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 0)):  # before torch is loaded: threads share the cores
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
 
 import data_aug
 import phantom
