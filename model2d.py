@@ -29,6 +29,7 @@ class UNetnnUNetWithINR(UNetWithINR):
         use_inr=False,
         inr_hidden_dim=64,
         dropout=0.0,
+        attention="none",
     ):
         encoder = [base_channels * 2**i for i in range(unet_depth + 1)]
         super().__init__(
@@ -40,6 +41,7 @@ class UNetnnUNetWithINR(UNetWithINR):
             inr_hidden_dim=inr_hidden_dim,
             deep_supervision=deep_supervision,
             dropout=dropout,
+            attention=attention,
         )
 
 
@@ -48,7 +50,7 @@ class _Preset(UNetWithINR):
 
     channels, deep_supervision = 32, False
 
-    def __init__(self, in_channels=1, num_classes=3, use_inr=False, inr_hidden_dim=64, dropout=0.0):
+    def __init__(self, in_channels=1, num_classes=3, use_inr=False, inr_hidden_dim=64, dropout=0.0, attention="none"):
         c = self.channels
         super().__init__(
             2,
@@ -61,6 +63,7 @@ class _Preset(UNetWithINR):
             inr_hidden_dim=inr_hidden_dim,
             deep_supervision=self.deep_supervision,
             dropout=dropout,
+            attention=attention,
         )
 
 

@@ -57,6 +57,7 @@ BASE_CHANNELS = 32  # channels of the first stage (UNetnnUNetWithINR only)
 UNET_DEPTH = 4  # number of poolings (UNetnnUNetWithINR only)
 DEEP_SUPERVISION = False  # auxiliary losses at the coarser decoder stages (UNetnnUNetWithINR only; see the presets)
 DROPOUT = 0.0  # probability that training leaves out a channel of a stage's output
+ATTENTION = "none"  # at the end of each stage: se (squeeze-and-excitation), cbam or none
 USE_INR = False  # add the INR (SIREN coordinate) head
 INR_HIDDEN_DIM = 64  # width of the INR head
 # optimiser
@@ -169,6 +170,7 @@ def build_model(cfg):
     """The network of a configuration, and {"name", "args"} to build it again."""
     args = {"in_channels": 1, "num_classes": 3, "use_inr": cfg.use_inr, "inr_hidden_dim": cfg.inr_hidden_dim}
     args |= {"dropout": cfg.dropout} if cfg.dropout else {}
+    args |= {"attention": cfg.attention} if cfg.attention != "none" else {}
     if cfg.model == _CUSTOM:
         args |= {name: getattr(cfg, name) for name in _IGNORED_BY_PRESETS}
     return MODELS[cfg.model](**args), {"name": cfg.model, "args": args}

@@ -54,13 +54,14 @@ MOTION_MM = 0.0  # largest swing of the head during the scan
 CLIPPING = 0.0  # largest share of the voxels cut off at either end of the intensities
 LOOKUP_TABLES = 0.0  # share of the patches with random tables of the intensities, for a model of any contrast
 # model
-MODEL = "UNet3DWithINR"  # or a preset: UNet3DWithINRLightweight, UNet3DWithINRBalanced
+MODEL = "UNet3DWithINR"  # or a preset: UNet3DWithINRLightweight, UNet3DWithINRBalanced; or UNETR
 BASE_CHANNELS = 16  # channels of the first stage (UNet3DWithINR only)
 UNET_DEPTH = 2  # number of poolings (UNet3DWithINR only)
 USE_INR = False  # add the INR (SIREN coordinate) head
 INR_HIDDEN_DIM = 64  # width of the INR head
 DEEP_SUPERVISION = False  # auxiliary losses at the coarser decoder stages
 DROPOUT = 0.0  # probability that training leaves out a channel of a stage's output
+ATTENTION = "none"  # at the end of each stage: se (squeeze-and-excitation), cbam or none; not UNETR's
 # optimiser
 EPOCHS = 8  # epochs; one is a pass over the training cases
 MIN_STEPS = 80  # with few of them, an epoch is as many passes as make this number of steps
@@ -124,13 +125,17 @@ def check(cfg):
     check_training(cfg)
     require(cfg.model in MODELS, f"--model={cfg.model}: expected one of {', '.join(MODELS)}")
     check_preset(cfg, _CUSTOM, _IGNORED_BY_PRESETS)
+    require(
+        cfg.model != "UNETR" or cfg.attention == "none",
+        f"--attention={cfg.attention}: UNETR attends by itself; use none",
+    )
     axes = set(cfg.flip_axes)
     require(
         axes <= set("xyz") and len(axes) == len(cfg.flip_axes),
         f"--flip_axes={cfg.flip_axes}: expected letters of xyz, each once",
     )
     # only deep supervision needs a multiple of the network's stride; else it pads a patch itself
-    stride = 2 ** (cfg.unet_depth if cfg.model == _CUSTOM else 3) if cfg.deep_supervision else 1
+    stride = {_CUSTOM: 2**cfg.unet_depth, "UNETR": 4}.get(cfg.model, 8) if cfg.deep_supervision else 1
     fitting = [-(-min(max(p, 1), 1024) // stride) * stride for p in cfg.patch]
     require(
         len(cfg.patch) == 3 and cfg.patch == fitting,
@@ -143,6 +148,7 @@ def build_model(cfg):
     """The network of a configuration, and {"name", "args"} to build it again."""
     args = {"in_channels": 1, "num_classes": 3, "use_inr": cfg.use_inr, "inr_hidden_dim": cfg.inr_hidden_dim}
     args |= {"dropout": cfg.dropout} if cfg.dropout else {}
+    args |= {"attention": cfg.attention} if cfg.attention != "none" else {}
     if cfg.model == _CUSTOM:
         args |= {"base_channels": cfg.base_channels, "depth": cfg.unet_depth}
     args["deep_supervision"] = cfg.deep_supervision

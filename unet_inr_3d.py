@@ -9,8 +9,9 @@ Run `python unet_inr_3d.py` for a table of the presets with their parameters and
 
 from functools import partial
 
-from hippo.models.blocks import UNetWithINR, count_parameters  # noqa: F401 (count_parameters is offered here too)
+from hippo.models.blocks import UNetWithINR, WithHeads, count_parameters  # noqa: F401 (offered here too)
 from hippo.models.describe import print_models
+from hippo.models.unetr import UNETRBody
 from hippo.options import configure, run_script
 
 
@@ -22,6 +23,7 @@ class UNet3DWithINR(UNetWithINR):
     use_inr, inr_hidden_dim, inr_chunk: the INR head, its width, and voxels evaluated at a time (0: all).
     deep_supervision: in train mode return a list of logits, finest first.
     convs: convolutions a stage. dropout: probability that training leaves out a channel of a stage's output.
+    attention: none, se (squeeze-and-excitation) or cbam, at the end of each stage.
 
     forward: (B, in_channels, D, H, W) to logits (B, num_classes, D, H, W); see blocks.UNetWithINR.
     """
@@ -39,6 +41,7 @@ class UNet3DWithINR(UNetWithINR):
         max_channels=320,
         inr_chunk=0,
         dropout=0.0,
+        attention="none",
     ):
         encoder = [min(base_channels * 2**i, max_channels) for i in range(depth + 1)]
         super().__init__(
@@ -52,6 +55,7 @@ class UNet3DWithINR(UNetWithINR):
             inr_chunk=inr_chunk,
             deep_supervision=deep_supervision,
             dropout=dropout,
+            attention=attention,
         )
 
 
@@ -69,7 +73,36 @@ class UNet3DWithINRBalanced(UNet3DWithINR):
         super().__init__(in_channels, num_classes, 38, 3, use_inr, inr_hidden_dim, **kwargs)
 
 
-MODELS = {model.__name__: model for model in (UNet3DWithINR, UNet3DWithINRLightweight, UNet3DWithINRBalanced)}
+class UNETR(WithHeads):
+    """A vision transformer as encoder, convolutions as decoder (Hatamizadeh et al. 2022); see hippo.models.unetr.
+
+    patch: voxels of a patch along each axis, 4, 8 or 16; width, layers, heads: of the transformer; features: channels of the
+    finest decoder stage, doubled by each halving; window: the size that patches have a learned position for, in voxels.
+    The other arguments, and forward, are those of UNet3DWithINR.
+    """
+
+    def __init__(
+        self,
+        in_channels=1,
+        num_classes=3,
+        patch=4,
+        width=128,
+        layers=6,
+        heads=4,
+        features=16,
+        use_inr=False,
+        inr_hidden_dim=64,
+        inr_chunk=0,
+        deep_supervision=False,
+        dropout=0.0,
+        window=(36, 52, 36),
+    ):
+        grid = [-(-size // patch) for size in window]
+        body = UNETRBody(in_channels, patch, width, layers, heads, features, grid, dropout)
+        super().__init__(3, in_channels, num_classes, body, use_inr, inr_hidden_dim, inr_chunk, deep_supervision)
+
+
+MODELS = {model.__name__: model for model in (UNet3DWithINR, UNet3DWithINRLightweight, UNet3DWithINRBalanced, UNETR)}
 
 
 INPUT = (1, 1, 40, 56, 40)  # shape (B, C, *S) that the table is made for
@@ -77,6 +110,7 @@ TABLE = {
     "UNet3DWithINR, depth 2 (train_3d.py's)": partial(UNet3DWithINR, depth=2),
     "UNet3DWithINRLightweight": UNet3DWithINRLightweight,
     "UNet3DWithINRBalanced": UNet3DWithINRBalanced,
+    "UNETR": UNETR,
 }
 
 

@@ -1,13 +1,15 @@
 """Building blocks of the networks, written once for 2D and 3D: `dim` is 2 or 3 everywhere.
 
-    ConvBlock   convolutions, each with instance norm and leaky ReLU
+    ConvBlock   convolutions, each with instance norm and leaky ReLU, and attention
     UNet        encoder, bottleneck and decoder with skip connections: image in, feature maps out
-    UNetWithINR a U-Net and its heads: image of any size in, logits out
+    WithHeads   a body such as a U-Net, and its heads: image of any size in, logits out
+    UNetWithINR the U-Net with its heads
 
 Shapes are written (B, C, *S): S is (H, W) in 2D and (D, H, W) in 3D. The style (two 3x3x3 convolutions a stage,
 instance norm, leaky ReLU 0.01) is nnU-Net's: Isensee et al., Nature Methods 18, 2021.
 """
 
+from hippo.models.attention import ATTENTION
 from hippo.models.inr import INRHead
 from hippo.models.norm import NormAct
 
@@ -23,18 +25,20 @@ CHANNELS_LAST = {2: torch.channels_last, 3: torch.channels_last_3d}
 
 
 class ConvBlock(nn.Sequential):
-    """A stage: `convs` times (3x3(x3) convolution without bias, instance norm, leaky ReLU), and dropout of whole channels.
+    """A stage: `convs` times (3x3(x3) convolution without bias, instance norm, leaky ReLU), attention (none, se or cbam),
+    and dropout of whole channels.
 
     forward: (B, in_channels, *S) to (B, out_channels, *S).
     """
 
-    def __init__(self, dim, in_channels, out_channels, convs=2, dropout=0.0):
+    def __init__(self, dim, in_channels, out_channels, convs=2, dropout=0.0, attention="none"):
         layers = []
         for i in range(convs):
             layers += [
                 CONV[dim](in_channels if i == 0 else out_channels, out_channels, 3, padding=1, bias=False),
                 NormAct(out_channels),
             ]
+        layers += [] if attention == "none" else [ATTENTION[attention](dim, out_channels)]
         layers += [DROPOUT[dim](dropout)] * bool(dropout)
         super().__init__(*layers)
 
@@ -46,11 +50,12 @@ class UNet(nn.Module):
     decoder: channels of each stage on the way up, deepest first; default: the encoder's, backwards.
     convs:   convolutions a stage.
     dropout: probability that training leaves out a channel of a stage's output (Tompson et al. 2015).
+    attention: none, se or cbam, at the end of each stage, see hippo.models.attention.
     forward: (B, in_channels, *S) with S divisible by `stride` to a list of the decoder's feature maps, finest last.
     Raises ValueError where the numbers of stages do not fit.
     """
 
-    def __init__(self, dim, in_channels, encoder, decoder=None, convs=2, dropout=0.0):
+    def __init__(self, dim, in_channels, encoder, decoder=None, convs=2, dropout=0.0, attention="none"):
         super().__init__()
         skips = list(encoder[:-1])[::-1]
         decoder = list(decoder or skips)
@@ -58,10 +63,10 @@ class UNet(nn.Module):
             raise ValueError(f"{len(encoder)} encoder stages need {len(skips)} decoder stages, not {len(decoder)}")
         self.dim, self.stride, self.decoder_channels = dim, 2 ** len(skips), decoder
         self.down = nn.ModuleList(
-            ConvBlock(dim, i, o, convs, dropout) for i, o in zip([in_channels, *encoder[:-1]], encoder)
+            ConvBlock(dim, i, o, convs, dropout, attention) for i, o in zip([in_channels, *encoder[:-1]], encoder)
         )
         self.up = nn.ModuleList(UP_CONV[dim](i, o, 2, stride=2) for i, o in zip([encoder[-1], *decoder[:-1]], decoder))
-        self.merge = nn.ModuleList(ConvBlock(dim, s + o, o, convs, dropout) for s, o in zip(skips, decoder))
+        self.merge = nn.ModuleList(ConvBlock(dim, s + o, o, convs, dropout, attention) for s, o in zip(skips, decoder))
 
     def forward(self, x):
         skips = []
@@ -76,34 +81,24 @@ class UNet(nn.Module):
         return outputs
 
 
-class UNetWithINR(nn.Module):
-    """A U-Net with a 1x1 convolution as head and, with `use_inr`, an INR head whose logits are added to it.
+class WithHeads(nn.Module):
+    """A body with a 1x1 convolution as head and, with `use_inr`, an INR head whose logits are added to it.
 
+    body: module with `stride` and `decoder_channels`, as UNet has them, that returns feature maps, finest last.
     forward: (B, in_channels, *S) of any size S to logits (B, num_classes, *S), never probabilities, in train and eval
-    mode. The image is padded to a multiple of the U-Net's stride with replicated edges, and the result cropped back.
+    mode. The image is padded to a multiple of the body's stride with replicated edges, and the result cropped back.
     With deep_supervision, and in train mode only, it returns a list: the logits, then those of the coarser decoder
     stages at 1/2, 1/4, ... of the size; S must then be a multiple of the stride.
     Raises ValueError for an input of the wrong number of dimensions or channels.
     """
 
     def __init__(
-        self,
-        dim,
-        in_channels,
-        num_classes,
-        encoder,
-        decoder=None,
-        convs=2,
-        use_inr=False,
-        inr_hidden_dim=64,
-        inr_chunk=0,
-        deep_supervision=False,
-        dropout=0.0,
+        self, dim, in_channels, num_classes, body, use_inr=False, inr_hidden_dim=64, inr_chunk=0, deep_supervision=False
     ):
         super().__init__()
         self.dim, self.in_channels, self.deep_supervision = dim, in_channels, deep_supervision
-        self.unet = UNet(dim, in_channels, encoder, decoder, convs, dropout)
-        *coarse, finest = self.unet.decoder_channels
+        self.unet = body
+        *coarse, finest = body.decoder_channels
         self.head = CONV[dim](finest, num_classes, 1)
         self.inr = INRHead(dim, finest, num_classes, inr_hidden_dim, chunk=inr_chunk) if use_inr else None
         # the coarsest decoder stage has no auxiliary head, as in nnU-Net, unless it is the only one beside the finest
@@ -139,6 +134,16 @@ class UNetWithINR(nn.Module):
         if self.training and self.deep_supervision:
             return [logits] + [head(f) for head, f in zip(self.auxiliary, coarse[-len(self.auxiliary) :])][::-1]
         return logits
+
+
+class UNetWithINR(WithHeads):
+    """A U-Net with its heads; arguments as UNet and WithHeads have them."""
+
+    def __init__(
+        self, dim, in_channels, num_classes, encoder, decoder=None, convs=2, dropout=0.0, attention="none", **heads
+    ):
+        body = UNet(dim, in_channels, encoder, decoder, convs, dropout, attention)
+        super().__init__(dim, in_channels, num_classes, body, **heads)
 
 
 def count_parameters(model):

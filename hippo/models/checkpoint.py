@@ -11,6 +11,7 @@ import model2d
 import unet_inr_3d
 from hippo.errors import UserError
 from hippo.files import ROOT, atomic
+from hippo.models.attention import ATTENTION
 from hippo.models.blocks import count_parameters
 from hippo.models.inference import TrainedModel, make_preprocessing
 
@@ -82,11 +83,16 @@ def load_model(path, classes=3):
     return TrainedModel(model.eval(), info["preprocessing"]), info
 
 
+def _is_plausible(key, value):
+    """Whether an argument of a model is one that the training scripts write."""
+    return value in ATTENTION if key == "attention" else 0 <= value <= _LARGEST.get(key, 1024)
+
+
 def _build(name, args, weights, classes, file_size):
     """The named network with its weights, in float32. The file is not trusted: the network is built without memory
     first, and filled only if the file is large enough to hold its weights. Raises one of several errors for what does
     not fit."""
-    if not all(0 <= value <= _LARGEST.get(key, 1024) for key, value in args.items()):
+    if not all(_is_plausible(*item) for item in args.items()):
         raise ValueError(f"a {name} of {args}")
     with torch.device("meta"):
         model = MODELS[name](**args)

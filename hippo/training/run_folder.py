@@ -13,6 +13,7 @@ from hippo.data.augment import PARTS
 from hippo.device import describe_environment, precision
 from hippo.errors import require
 from hippo.files import HALF_WRITTEN, check_folder, fresh_folder, load_json, save_json
+from hippo.models.attention import ATTENTION
 from hippo.models.blocks import count_parameters
 from hippo.models.checkpoint import load_checkpoint
 from hippo.options import RENAMED
@@ -40,6 +41,9 @@ def check_training(cfg):
         require(getattr(cfg, name, 0) <= most, f"--{name}={getattr(cfg, name, 0)}: expected 0 to {most}")
     coarsest = getattr(cfg, "low_resolution_mm", 0)
     require(not 0 < coarsest < 1, f"--low_resolution_mm={coarsest}: expected 0 (off) or 1 or more")
+    kinds = ", ".join(ATTENTION)
+    attention = getattr(cfg, "attention", "none")
+    require(attention in ATTENTION, f"--attention={attention}: expected one of {kinds}")
     require(0 <= cfg.cooldown <= 1, f"--cooldown={cfg.cooldown}: expected 0 to 1")
 
 
