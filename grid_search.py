@@ -23,7 +23,6 @@ DATA_DIR = "dataset_2d"  # slices, as data_aug.py writes them
 DATA_ROOT = "Task04_Hippocampus"  # Decathlon folder that they were cut from
 OUT_DIR = "finetuning_results-2d"  # folder for results; a finished search is kept as <name>.previous-N
 MAX_CASES = 60  # 0: all cases; n: the slices of n cases, 80 to 20
-MODEL = "UNetnnUNetWithINR"  # the network whose sizes the grid sets
 # grid: every combination is a point
 BASE_CHANNELS = [32]  # channels of the first stage
 UNET_DEPTH = [4]  # number of poolings
@@ -32,6 +31,8 @@ WEIGHT_DECAY = [1e-5]  # of the optimisers, decoupled
 USE_INR = [False, True]  # without and with the INR (SIREN coordinate) head
 INR_HIDDEN_DIM = [32, 48, 64]  # widths of the INR head
 DEEP_SUPERVISION = True  # one more point: without INR, with auxiliary losses at the coarser decoder stages
+ATTENTION = ["none"]  # se, cbam: one more point each, without INR
+MODEL = ["UNetnnUNetWithINR"]  # the network whose sizes the grid sets, and presets, one point each
 SEEDS = [0]  # each point is run with each seed
 # training of each point; everything else is train2d.py's
 EPOCHS = 4  # epochs; one is a pass over the training slices

@@ -30,6 +30,10 @@ WEIGHT_DECAY = [1e-2]  # of the optimisers, decoupled
 USE_INR = [False, True]  # without and with the INR (SIREN coordinate) head
 INR_HIDDEN_DIM = [32, 48, 64]  # widths of the INR head
 DEEP_SUPERVISION = True  # one more point: without INR, with auxiliary losses at the coarser decoder stages
+ATTENTION = ["none"]  # se, cbam: one more point each, without INR
+MODEL = [
+    "UNet3DWithINR"
+]  # the network whose sizes the grid sets, and others by their own recipes: UNETR, one point each
 SEEDS = [0, 1]  # each point is run with each seed
 # training of each point; everything else is train_3d.py's
 EPOCHS = 10  # epochs; one is a pass over the training cases

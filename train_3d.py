@@ -36,7 +36,7 @@ OUT_DIR = "results_hippocampus-3D"  # folder for results; one that holds results
 MAX_CASES = 0  # 0: all cases; n: the first n sorted cases, before the split
 FOLD = -1  # -1: the first 80 % of the sorted cases train, the rest validate; 0-4: nnU-Net's folds; -2: all train
 PATCH = [36, 52, 36]  # voxels of a training patch; best a multiple of 2^UNET_DEPTH each
-RECIPE = "crops"  # crops (these constants), heads (for other scanners and people) or any_contrast; see RECIPES
+RECIPE = "crops"  # crops (these constants), heads (for other scanners and people), any_contrast or unetr; see RECIPES
 # augmentation
 ROTATION_DEGREES = 15.0  # largest rotation about each axis
 SCALE = 0.15  # largest change of size, as a share
@@ -88,6 +88,7 @@ RECIPES = {  # what a recipe changes
     "crops": {},
     "heads": {**_LONGER, "epochs": 24},
     "any_contrast": {**_LONGER, "epochs": 32, "lookup_tables": 0.5},
+    "unetr": {"model": "UNETR", "muon_rate": 0.02, "learning_rate": 1e-3, "warmup": 0.1},
 }
 _CUSTOM, _IGNORED_BY_PRESETS = "UNet3DWithINR", {"base_channels": 16, "unet_depth": 2}
 

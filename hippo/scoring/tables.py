@@ -4,7 +4,10 @@ from hippo.scoring.statistics import bootstrap, paired_differences
 
 import numpy as np
 
-GRID = ("base_channels", "unet_depth", "learning_rate", "weight_decay", "use_inr", "inr_hidden_dim", "deep_supervision")
+GRID = ("base_channels", "unet_depth", "learning_rate", "weight_decay")
+GRID += ("use_inr", "inr_hidden_dim", "deep_supervision", "attention", "model")
+CUSTOM = ("UNet3DWithINR", "UNetnnUNetWithINR")  # networks whose sizes a grid sets
+PLAIN = (False, None, False, "none", None)  # the last five of GRID: such a network with nothing added
 
 
 def markdown_table(header, rows):
@@ -24,26 +27,32 @@ def search_groups(found):
     found: {key: entry} as small_models_results.json holds it; points that failed are left out.
     """
     good = [entry for entry in found.values() if "error" not in entry]
-    varied = [name for name in GRID[:4] if len({entry["config"][name] for entry in good}) > 1]
+    # searches of before attention and models were axes
+    configs = [{"attention": "none", "model": None, **entry["config"]} for entry in good]
+    varied = [name for name in GRID[:4] if len({config[name] for config in configs} - {None}) > 1]
     groups = {}
-    for entry in good:
-        config = entry["config"]
-        label = f"INR-{config['inr_hidden_dim']}" if config["use_inr"] else "No INR"
+    for entry, config in zip(good, configs):
+        if config["model"] or config["attention"] != "none":
+            label = config["model"] or config["attention"].upper()
+        else:
+            label = f"INR-{config['inr_hidden_dim']}" if config["use_inr"] else "No INR"
         label += ", deep supervision" * config["deep_supervision"]
-        label += "".join(f", {name.replace('_', ' ')} {config[name]:g}" for name in varied)
+        known = [name for name in varied if config[name] is not None]
+        label += "".join(f", {name.replace('_', ' ')} {config[name]:g}" for name in known)
         groups.setdefault(tuple(config[name] for name in GRID), {"label": label, "runs": []})["runs"].append(entry)
     return groups
 
 
 def search_comparisons(groups):
-    """{values of GRID: difference of mean Dice from the same network with neither INR nor deep supervision}.
+    """{values of GRID: difference of mean Dice from the same network with nothing added; of another network, from the first
+    such network}.
 
     A difference is statistics.bootstrap of the pairs by case and seed, and "seeds", the number of seeds. Configurations
     that share no seed with that network are left out. The intervals hold together at 95 % (Bonferroni's correction).
     """
-    pairs = {}
+    pairs, first = {}, next((key for key in groups if key[4:] == PLAIN), ())
     for key, part in groups.items():
-        plain = groups.get((*key[:4], False, None, False))
+        plain = groups.get(first if key[-1] else (*key[:4], *PLAIN))
         seeds = {run["seed"] for run in part["runs"]}
         if plain and plain is not part and any(run["seed"] in seeds for run in plain["runs"]):
             pairs[key] = paired_differences(part["runs"], plain["runs"])

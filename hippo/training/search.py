@@ -13,7 +13,7 @@ from hippo.files import fresh_folder, load_json, save_json
 from hippo.options import configure, constants
 from hippo.pictures import plots
 from hippo.processes import refuse_several_processes
-from hippo.scoring.tables import GRID, search_conclusion, search_groups, search_table
+from hippo.scoring.tables import CUSTOM, GRID, PLAIN, search_conclusion, search_groups, search_table
 
 import numpy as np
 
@@ -24,8 +24,8 @@ _NOT_PART_OF_A_SEARCH = ("out_dir", "only", "collect", "device", "num_workers")
 def search(cfg, train):
     """Runs the points of a grid that are not done yet, each by train.run; returns whether all of them went well.
 
-    cfg: the grid script's configuration: lists under the names of GRID but for deep_supervision (True: one more point
-    without INR), seeds, only, collect, out_dir; all else is handed to the training script where it has that constant.
+    cfg: the grid script's configuration: lists under the names of GRID (see grid_points) but for deep_supervision (True: one
+    more point without INR), seeds, only, collect, out_dir; all else is handed to the training script where it has that constant.
     train: the training script (module). With cfg.only, one point is run; with cfg.collect, none.
     """
     refuse_several_processes("spread the points with --only=KEY")
@@ -80,33 +80,42 @@ def collect(folder, points):
 
 
 def grid_points(cfg):
-    """{key: {"seed" and each name of GRID: value}}; inr_hidden_dim is None without INR, so that no point comes twice."""
-    variants = [(False, None, False)] * (False in cfg.use_inr)
-    variants += [(True, width, False) for width in cfg.inr_hidden_dim if True in cfg.use_inr]
-    variants += [(False, None, True)] * cfg.deep_supervision
-    grid = itertools.product(
-        cfg.seeds, cfg.base_channels, cfg.unet_depth, cfg.learning_rate, cfg.weight_decay, variants
-    )
+    """{key: {"seed" and each name of GRID: value}}; inr_hidden_dim is None without INR, so that no point comes twice.
+
+    Each attention is one more point, without INR; so is each model but for that of the grid, whose model is None. Such a
+    model has its own sizes and rates.
+    """
+    variants = [PLAIN] * (False in cfg.use_inr)
+    variants += [(True, width, False, "none", None) for width in cfg.inr_hidden_dim if True in cfg.use_inr]
+    variants += [(False, None, True, "none", None)] * cfg.deep_supervision
+    variants += [(False, None, False, kind, None) for kind in cfg.attention if kind != "none"]
+    sizes = itertools.product(cfg.base_channels, cfg.unet_depth, cfg.learning_rate, cfg.weight_decay)
+    values = [(*size, *variant) for size in sizes for variant in variants if {*cfg.model} & {*CUSTOM}]
+    values += [(None, None, None, None, *PLAIN[:-1], model) for model in cfg.model if model not in CUSTOM]
     points = {}
-    for seed, channels, depth, rate, decay, variant in grid:
-        values = (channels, depth, rate, decay, *variant)
-        point = {"seed": seed, **dict(zip(GRID, values))}
+    for seed, value in itertools.product(cfg.seeds, values):
+        point = {"seed": seed, **dict(zip(GRID, value))}
         points[point_key(point)] = point
     require(points, "the grid is empty; expected at least one value in each list")
     return points
 
 
 def point_key(point):
-    """As nnUNet_BC32_D4_INR64_LR1e-04_WD1e-05, with _DS for deep supervision and _S1 for a seed other than 0."""
+    """As nnUNet_BC32_D4_INR64_LR1e-04_WD1e-05, with _DS for deep supervision, _SE or _CBAM for attention, and _S1 for a seed
+    other than 0; of another model nnUNet_NoINR_ and its name."""
 
     def number(value):
         return f"{value:.0e}" if float(f"{value:.0e}") == value else f"{value:g}"
 
+    seed = f"_S{point['seed']}" if point["seed"] else ""
+    if point["model"]:
+        return f"nnUNet_NoINR_{point['model']}{seed}"
+    attention = "" if point["attention"] == "none" else f"_{point['attention'].upper()}"
     return (
         f"nnUNet_BC{point['base_channels']}_D{point['unet_depth']}_"
         f"{'INR' + str(point['inr_hidden_dim']) if point['use_inr'] else 'NoINR'}_"
         f"LR{number(point['learning_rate'])}_WD{number(point['weight_decay'])}"
-        f"{'_DS' * point['deep_supervision']}{'_S' + str(point['seed']) if point['seed'] else ''}"
+        f"{'_DS' * point['deep_supervision']}{attention}{seed}"
     )
 
 
@@ -115,6 +124,9 @@ def training_config(cfg, train, key, point):
     known = {name.lower() for name in constants(vars(train))}
     values = {name: value for name, value in vars(cfg).items() if name in known and name not in GRID}
     values |= {name: value for name, value in point.items() if value is not None}
+    recipe = (point["model"] or "").lower()  # its own rates, where there is one
+    values |= {"recipe": recipe} if recipe in getattr(train, "RECIPES", {}) else {}
+    values |= {} if point["model"] else {"model": next(name for name in cfg.model if name in CUSTOM)}
     values |= {"out_dir": str(Path(cfg.out_dir) / "runs" / key), "resume": True}
     return configure(vars(train), [], **values)
 
