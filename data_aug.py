@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from hippo.data.augment import augment_slice
-from hippo.data.cases import describe_data, list_cases, load_case, split_cases
+from hippo.data.cases import count_labels, describe_data, list_cases, load_case, split_cases
 from hippo.data.intensity import to_unit_range
 from hippo.data.slices import INDEX_COLUMNS, PLANES
 from hippo.data.spatial import resample
@@ -65,7 +65,8 @@ def run(cfg):
     cases, info = list_cases(cfg.data_root, cfg.max_cases)
     train, val = split_cases(cases, cfg.fold)
     training = {case.id for case in train}
-    volumes = [load_case(case) for case in cases]  # all of them checked before anything is written
+    labels = count_labels(info, cfg.data_root)
+    volumes = [load_case(case, labels) for case in cases]  # all of them checked before anything is written
     settings = {
         name.upper(): value for name, value in sorted(vars(cfg).items()) if name not in ("out_dir", "num_workers")
     }

@@ -23,9 +23,10 @@ from hippo.options import configure, constants, run_script
 from hippo.pictures import plots
 from hippo.processes import join_processes, on_first, silence_all_but_the_first
 from hippo.scoring.evaluation import evaluate_run, evaluate_slices
-from hippo.training.engine import UNVALIDATED, fit
+from hippo.training.engine import fit, unvalidated
 from hippo.training.losses import dice_ce_loss
 from hippo.training.run_folder import check_preset, check_training, start_run
+from hippo.training.transfer import begin_with, check_transfer
 from model2d import MODELS
 
 import numpy as np
@@ -60,6 +61,9 @@ DROPOUT = 0.0  # probability that training leaves out a channel of a stage's out
 ATTENTION = "none"  # at the end of each stage: se (squeeze-and-excitation), cbam or none
 USE_INR = False  # add the INR (SIREN coordinate) head
 INR_HIDDEN_DIM = 64  # width of the INR head
+# fine-tuning
+INIT = ""  # checkpoint of the same network to begin with, as pretrained/heads_2d.pth; empty: random weights
+FREEZE = "none"  # none, or encoder: its weights stay as they are in INIT
 # optimiser
 EPOCHS = 12  # epochs; one is a pass over the training slices
 MIN_STEPS = 80  # with few of them, an epoch is as many passes as make this number of steps
@@ -107,7 +111,8 @@ def run(cfg):
     sample = select(train, range(0, len(train.cases), max(1, len(train.cases) // 320)))  # fixed, for the training NSD
     grids = slice_grids(cfg.data_root, volumes, set(sample.cases), size)
     device, dtype = set_up_device(cfg.device, cfg.amp)
-    model, model_info = build_model(cfg)
+    model, model_info = build_model(cfg, data["labels"])
+    begin_with(model, model_info, cfg)
     check_size(cfg, model, size)
     trained = TrainedModel(model.to(device), make_preprocessing(slice_size=size))
     info, resume_from = start_run(cfg, constants(globals()), trained, model_info, data, device, dtype)
@@ -119,7 +124,7 @@ def run(cfg):
     def validate(model):
         train_nsd = score(model, sample)[0]["nsd_1mm"]
         if not val.cases:
-            return {**UNVALIDATED, "train_nsd": train_nsd}
+            return {**unvalidated(len(train_nsd)), "train_nsd": train_nsd}
         scores, loss = score(model, val)
         scores = {"val_loss": loss, "val_dice": scores["dice"], "val_nsd": scores["nsd_1mm"]}
         return {**scores, "train_nsd": train_nsd}
@@ -138,6 +143,7 @@ def run(cfg):
 def check(cfg):
     """Raises UserError for constants that cannot work."""
     check_training(cfg)
+    check_transfer(cfg)
     require(cfg.model in MODELS, f"--model={cfg.model}: expected one of {', '.join(MODELS)}")
     check_preset(cfg, _CUSTOM, _IGNORED_BY_PRESETS)
 
@@ -155,7 +161,7 @@ def check_size(cfg, model, size):
 def load_data(cfg):
     """(training Slices, validation Slices, what they were made from, for config.json)."""
     train, val, settings = load_slices(cfg.data_dir)
-    data = {**settings.pop("DATA"), "fold": settings["FOLD"], "slices": settings}
+    data = {"labels": 2, **settings.pop("DATA"), "fold": settings["FOLD"], "slices": settings}
     if cfg.max_cases:
         n = int(0.8 * cfg.max_cases)
         train, val = first_cases(train, n), first_cases(val, cfg.max_cases - n)
@@ -166,9 +172,9 @@ def load_data(cfg):
     return train, val, data
 
 
-def build_model(cfg):
-    """The network of a configuration, and {"name", "args"} to build it again."""
-    args = {"in_channels": 1, "num_classes": 3, "use_inr": cfg.use_inr, "inr_hidden_dim": cfg.inr_hidden_dim}
+def build_model(cfg, labels=2):
+    """The network of a configuration for so many labels, and {"name", "args"} to build it again."""
+    args = {"in_channels": 1, "num_classes": labels + 1, "use_inr": cfg.use_inr, "inr_hidden_dim": cfg.inr_hidden_dim}
     args |= {"dropout": cfg.dropout} if cfg.dropout else {}
     args |= {"attention": cfg.attention} if cfg.attention != "none" else {}
     if cfg.model == _CUSTOM:

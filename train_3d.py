@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from hippo.data.augment import PARTS, ROBUST
-from hippo.data.cases import describe_data, list_cases, load_case, split_cases
+from hippo.data.cases import count_labels, describe_data, list_cases, load_case, split_cases
 from hippo.data.loading import AugmentedDataset, make_loader
 from hippo.device import seed_everything, set_up_device
 from hippo.errors import require
@@ -23,9 +23,10 @@ from hippo.pictures import plots
 from hippo.processes import join_processes, on_first, silence_all_but_the_first
 from hippo.scoring.evaluation import evaluate, evaluate_run
 from hippo.scoring.statistics import summarise
-from hippo.training.engine import UNVALIDATED, fit
+from hippo.training.engine import fit, unvalidated
 from hippo.training.losses import dice_ce_loss
 from hippo.training.run_folder import check_preset, check_training, start_run
+from hippo.training.transfer import begin_with, check_transfer
 from unet_inr_3d import MODELS
 
 import numpy as np
@@ -62,6 +63,9 @@ INR_HIDDEN_DIM = 64  # width of the INR head
 DEEP_SUPERVISION = False  # auxiliary losses at the coarser decoder stages
 DROPOUT = 0.0  # probability that training leaves out a channel of a stage's output
 ATTENTION = "none"  # at the end of each stage: se (squeeze-and-excitation), cbam or none; not UNETR's
+# fine-tuning
+INIT = ""  # checkpoint of the same network to begin with, as pretrained/heads_3d.pth; empty: random weights
+FREEZE = "none"  # none, or encoder: its weights stay as they are in INIT
 # optimiser
 EPOCHS = 8  # epochs; one is a pass over the training cases
 MIN_STEPS = 80  # with few of them, an epoch is as many passes as make this number of steps
@@ -104,12 +108,14 @@ def run(cfg):
     silence_all_but_the_first()
     seed_everything(cfg.seed)
     cases, info = list_cases(cfg.data_root, cfg.max_cases)
-    train, val = ([load_case(case) for case in part] for part in split_cases(cases, cfg.fold))
+    labels = count_labels(info, cfg.data_root)
+    train, val = ([load_case(case, labels) for case in part] for part in split_cases(cases, cfg.fold))
     data = {**describe_data(info, cases, train, val), "fold": cfg.fold}
     kind = " (SYNTHETIC phantoms)" if data["synthetic"] else ""
     print(f"data: {cfg.data_root}{kind}, {len(train)} training and {len(val)} validation cases")
     device, dtype = set_up_device(cfg.device, cfg.amp)
-    model, model_info = build_model(cfg)
+    model, model_info = build_model(cfg, data["labels"])
+    begin_with(model, model_info, cfg)
     trained = TrainedModel(model.to(device), make_preprocessing(window=cfg.patch, flip_axes=cfg.flip_axes))
     info, resume_from = start_run(cfg, constants(globals()), trained, model_info, data, device, dtype)
     loss_function = partial(dice_ce_loss, focal_gamma=cfg.focal_gamma)
@@ -124,6 +130,7 @@ def run(cfg):
 def check(cfg):
     """Raises UserError for constants that cannot work."""
     check_training(cfg)
+    check_transfer(cfg)
     require(cfg.model in MODELS, f"--model={cfg.model}: expected one of {', '.join(MODELS)}")
     check_preset(cfg, _CUSTOM, _IGNORED_BY_PRESETS)
     require(
@@ -145,9 +152,9 @@ def check(cfg):
     )
 
 
-def build_model(cfg):
-    """The network of a configuration, and {"name", "args"} to build it again."""
-    args = {"in_channels": 1, "num_classes": 3, "use_inr": cfg.use_inr, "inr_hidden_dim": cfg.inr_hidden_dim}
+def build_model(cfg, labels=2):
+    """The network of a configuration for so many labels, and {"name", "args"} to build it again."""
+    args = {"in_channels": 1, "num_classes": labels + 1, "use_inr": cfg.use_inr, "inr_hidden_dim": cfg.inr_hidden_dim}
     args |= {"dropout": cfg.dropout} if cfg.dropout else {}
     args |= {"attention": cfg.attention} if cfg.attention != "none" else {}
     if cfg.model == _CUSTOM:
@@ -172,7 +179,7 @@ def validation(preprocessing, train, val, device, dtype, loss_function):
         seen, _ = evaluate(trained, sample, device, dtype)
         train_nsd = summarise(seen)["mean"]["nsd_1mm"]
         if not val:
-            return {**UNVALIDATED, "train_nsd": train_nsd}
+            return {**unvalidated(len(train_nsd)), "train_nsd": train_nsd}
         cases, losses = evaluate(trained, val, device, dtype, loss_function=loss_function)
         mean = summarise(cases)["mean"]
         scores = {"val_loss": float(np.mean(losses)), "val_dice": mean["dice"], "val_nsd": mean["nsd_1mm"]}

@@ -17,6 +17,7 @@ from hippo.files import digest
 import numpy as np
 
 LABELS = {1: "anterior", 2: "posterior"}
+WHOLE = {1: "hippocampus"}  # of data sets that do not tell the parts apart
 GET_DATA = "python get_data.py (the real data) or python phantom.py (synthetic volumes, then --data_root=phantom)"
 
 
@@ -83,6 +84,23 @@ def _dataset_json(root):
         ) from None
 
 
+def count_labels(info, root):
+    """How many labels a data set has, by dataset.json's content: 2 (see LABELS) or 1 (see WHOLE). Raises UserError for
+    others."""
+    labels = info.get("labels", dict.fromkeys("012"))
+    found = sorted(labels) if isinstance(labels, dict) else labels
+    expected = (
+        f'{Path(root) / "dataset.json"}: expected labels {{"0": .., "1": ..}} or "0" to "2", got {found}; correct it'
+    )
+    require(found in (["0", "1"], ["0", "1", "2"]), expected)
+    return len(found) - 1
+
+
+def labels_of(count):
+    """{value: name} of so many labels."""
+    return LABELS if count == len(LABELS) else WHOLE
+
+
 def list_volumes(folder):
     """The volumes of a folder, .nii, .nii.gz and .mgz, sorted, without hidden ones (such as macOS's ._ files); none where there is no folder."""
     if not folder.is_dir():
@@ -123,15 +141,16 @@ def describe_data(info, cases, train, val):
     return {
         "name": info.get("name", ""),
         "synthetic": is_synthetic(info),
+        "labels": count_labels(info, ""),
         "listing_sha256": hashlib.sha256(listing.encode()).hexdigest(),
         "train_cases": [case.id for case in train],
         "val_cases": [case.id for case in val],
     }
 
 
-def load_case(case):
+def load_case(case, labels=2):
     """Reads, checks and normalises a labelled case. Returns Volume. Raises UserError, see read_nifti, and where image
-    and label do not match, a label value is not 0, 1 or 2, or the spacing is not 1 mm.
+    and label do not match, a label value is not 0 to `labels`, or the spacing is not 1 mm.
     """
     array, image = read_nifti(case.image)
     label, label_image = read_nifti(case.label)
@@ -145,8 +164,9 @@ def load_case(case):
     )
     values = np.unique(label)
     require(
-        np.isin(values, (0, 1, 2)).all(),
-        f"{case.label}: expected the values 0, 1 and 2, got {values.tolist()[:8]}; correct the label",
+        np.isin(values, range(labels + 1)).all(),
+        f"{case.label}: expected the values {'0, 1 and 2' if labels == 2 else '0 and 1'}, got {values.tolist()[:8]}; "
+        "correct the label, or the labels of dataset.json",
     )
     spacing = spacing_mm(image)
     require(
@@ -159,9 +179,10 @@ def load_case(case):
 
 def load_volumes(root, names):
     """The Volumes of the named cases of a Decathlon folder. Raises UserError, see load_case, and for an unknown name."""
-    cases = {case.id: case for case in list_cases(root)[0]}
+    listed, info = list_cases(root)
+    cases, labels = {case.id: case for case in listed}, count_labels(info, root)
     for name in names:
         require(
             name in cases, f"{root}: no case {name}; name the --data_root that the run or the slices were made from"
         )
-    return [load_case(cases[name]) for name in names]
+    return [load_case(cases[name], labels) for name in names]

@@ -68,6 +68,10 @@ class UNet(nn.Module):
         self.up = nn.ModuleList(UP_CONV[dim](i, o, 2, stride=2) for i, o in zip([encoder[-1], *decoder[:-1]], decoder))
         self.merge = nn.ModuleList(ConvBlock(dim, s + o, o, convs, dropout, attention) for s, o in zip(skips, decoder))
 
+    def encoder(self):
+        """The stages on the way down."""
+        return self.down
+
     def forward(self, x):
         skips = []
         for i, block in enumerate(self.down):

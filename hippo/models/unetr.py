@@ -101,6 +101,10 @@ class UNETRBody(nn.Module):
         )
         self.merge = nn.ModuleList(ResBlock(2 * c, c) for c in channels[::-1])
 
+    def encoder(self):
+        """The transformer."""
+        return self.vit
+
     def forward(self, x):
         hidden = self.vit(x)
         skips = [self.stem(x), *(skip(hidden[i]) for skip, i in zip(self.skips, self.taken))]

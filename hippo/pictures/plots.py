@@ -1,6 +1,6 @@
 """Figures that more than one script draws. Colours are of the Okabe-Ito palette, safe for colour-blind readers."""
 
-from hippo.data.cases import LABELS
+from hippo.data.cases import LABELS, labels_of
 from hippo.files import atomic
 
 import numpy as np
@@ -36,7 +36,7 @@ def _draw_loss(axes, history):
 
 
 def _draw_labels(axes, history, quantity, ylabel, training):
-    for i, (label, name) in enumerate(LABELS.items()):
+    for i, (label, name) in enumerate(labels_of(len(history[f"train_{quantity}"][0])).items()):
         for part, text, dash in (("train", training, ":"), ("val", "validation", "-")):
             values = np.array(history[f"{part}_{quantity}"])[:, i]
             _draw(axes, ylabel, values, f"{name}, {text}", COLOURS[label], dash)
@@ -80,8 +80,8 @@ def per_case_dice(cases, path, title):
     values = np.array([cases[name]["dice"] for name in names])
     figure, axes = panels(1, 1, (10, 4.5))
     x = np.arange(len(names))
-    axes.plot([x, x], values.T, color="#cccccc", zorder=1)
-    for i, (label, name) in enumerate(LABELS.items()):
+    axes.vlines(x, values.min(1), values.max(1), color="#cccccc", zorder=1)
+    for i, (label, name) in enumerate(labels_of(values.shape[1]).items()):
         mean = values[:, i].mean()
         axes.scatter(x, values[:, i], color=COLOURS[label], s=18, zorder=2, label=f"{name}, mean {mean:.4f}")
         axes.axhline(mean, color=COLOURS[label], linestyle="--", linewidth=1)
@@ -92,8 +92,8 @@ def per_case_dice(cases, path, title):
     save(figure, path, title)
 
 
-def outlines(rows, path, title):
-    """Images with the outlines of label (solid) and prediction (dashed).
+def outlines(rows, path, title, labels=2):
+    """Images with the outlines of label (solid) and prediction (dashed); labels: how many there are.
 
     rows: list of (text, [(image, label, prediction), ...]), each a 2D array whose first axis runs to the right of the
     picture.
@@ -115,7 +115,7 @@ def outlines(rows, path, title):
         line[0].set_title(text, fontsize=9, loc="left")
     handles = [
         Line2D([], [], color=COLOURS[label], linestyle=dash, label=f"{name}, {kind}")
-        for label, name in LABELS.items()
+        for label, name in labels_of(labels).items()
         for kind, dash in (("label", "solid"), ("prediction", "dashed"))
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=9)

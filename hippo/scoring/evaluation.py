@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from hippo.data.cases import LABELS
+from hippo.data.cases import labels_of
 from hippo.device import autocast
 from hippo.files import save_json
 from hippo.models.checkpoint import load_checkpoint
@@ -29,7 +29,8 @@ def evaluate(trained, volumes, device, dtype, tta=False, loss_function=None):
             label = torch.from_numpy(volume.label)[None].to(device)
             logits = probabilities.clamp_min(1e-9).log()[None]  # softmax(log p) = p
             losses[volume.id] = loss_function(logits, label).item()
-        cases[volume.id] = case_metrics(probabilities.argmax(0).byte().cpu().numpy(), volume.label, volume.spacing_mm)
+        prediction = probabilities.argmax(0).byte().cpu().numpy()
+        cases[volume.id] = case_metrics(prediction, volume.label, volume.spacing_mm, len(probabilities) - 1)
     for more_cases, more_losses in gather((cases, losses)):
         cases, losses = {**cases, **more_cases}, {**losses, **more_losses}
     ids = [volume.id for volume in volumes]
@@ -51,6 +52,7 @@ def evaluate_run(trained, val, history, out_dir, device, dtype, synthetic, tta=F
         model.load_state_dict(final_weights)
     metrics = {
         "synthetic": synthetic,
+        "labels": list(labels_of(model.head.out_channels - 1).values()),
         "cases": final,
         **summarise(final),
         "tta": tta,
@@ -66,9 +68,9 @@ def evaluate_run(trained, val, history, out_dir, device, dtype, synthetic, tta=F
         return metrics
     on_first(draw_results, trained, val, final, out_dir / "plots", device, dtype, synthetic, tta)
     mean = metrics["mean"]
+    parts = ", ".join(f"{value:.4f} {name}" for name, value in zip(metrics["labels"], mean["dice"]))
     print(
-        f"final weights{' with test-time augmentation' if tta else ''}: Dice {mean['dice'][0]:.4f} anterior, "
-        f"{mean['dice'][1]:.4f} posterior, mean {np.mean(mean['dice']):.4f}; "
+        f"final weights{' with test-time augmentation' if tta else ''}: Dice {parts}, mean {np.mean(mean['dice']):.4f}; "
         f"NSD at 1 mm {np.mean(mean['nsd_1mm']):.4f}; HD95 {np.mean(mean['hd95_mm']):.2f} mm; "
         f"{metrics['training_minutes']} minutes of training; {out_dir / 'metrics.json'}"
     )
@@ -77,7 +79,7 @@ def evaluate_run(trained, val, history, out_dir, device, dtype, synthetic, tta=F
 
 def draw_results(trained, val, final, folder, device, dtype, synthetic, tta):
     """per_case_dice.png, and predictions.png of the best, the median and the worst case. final: {id: case_metrics}."""
-    source = plots.source(synthetic)
+    source, model_labels = plots.source(synthetic), trained.model.head.out_channels - 1
     title = f"Final weights, {len(final)} validation cases: {source}"
     plots.per_case_dice(final, folder / "per_case_dice.png", title)
     order = sorted(val, key=lambda v: np.mean(final[v.id]["dice"]))
@@ -89,7 +91,7 @@ def draw_results(trained, val, final, folder, device, dtype, synthetic, tta):
         panels = [(a[x], a[:, y], a[:, :, z]) for a in (volume.image, volume.label, prediction)]
         scores = " / ".join(f"{d:.3f}" for d in final[volume.id]["dice"])
         rows.append((f"{text}: {volume.id}, Dice {scores}", list(zip(*panels))))
-    plots.outlines(rows, folder / "predictions.png", f"Sagittal, coronal, axial: {source}")
+    plots.outlines(rows, folder / "predictions.png", f"Sagittal, coronal, axial: {source}", model_labels)
 
 
 @torch.inference_mode()
@@ -112,8 +114,9 @@ def evaluate_slices(model, slices, grids, batch_size, device, dtype, loss_functi
             spacing, shape = grids[slices.cases[start + i]][slices.planes[start + i]]
             prediction = _decide(probabilities, shape, truth.shape) if own_grid else probabilities.argmax(0)
             prediction = prediction.byte().cpu().numpy()
-            result = case_metrics(prediction, truth, spacing)
-            there = [bool(((prediction == label) | (truth == label)).any()) for label in LABELS]
+            labels = range(1, len(probabilities))
+            result = case_metrics(prediction, truth, spacing, len(labels))
+            there = [bool(((prediction == label) | (truth == label)).any()) for label in labels]
             for name in values:
                 values[name].append([v if t else np.nan for v, t in zip(result[name], there)])
     parts = gather((values, losses))

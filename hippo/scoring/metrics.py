@@ -6,7 +6,7 @@ Surface metrics follow DeepMind's `surface-distance`, the Decathlon's own defini
 
 from functools import lru_cache
 
-from hippo.data.cases import LABELS
+from hippo.data.cases import labels_of
 
 import numpy as np
 import torch
@@ -120,10 +120,10 @@ def nsd_and_hd95(prediction, truth, spacing_mm, tolerances_mm=(1.0, 2.0)):
     return [float(n) for n in nsd], hd95
 
 
-def case_metrics(prediction, truth, spacing_mm):
-    """All metrics of one case: label maps (integers 0-2) of one shape on the case's own grid, spacing in mm.
+def case_metrics(prediction, truth, spacing_mm, labels=2):
+    """All metrics of one case: label maps (integers 0 to `labels`) of one shape on the case's own grid, spacing in mm.
 
-    Returns {"dice": [anterior, posterior], "nsd_1mm": [..], "nsd_2mm": [..], "hd95_mm": [..], "volume_mm3": [..],
+    Returns {"dice": [anterior, posterior] (one value where labels is 1), "nsd_1mm": [..], "nsd_2mm": [..], "hd95_mm": [..], "volume_mm3": [..],
     "true_volume_mm3": [..]}; an undefined HD95 is nan. Two more tell the errors apart: "dice_whole" [Dice of both labels
     as one], and "dice_true_border" [..], where each voxel that truth and prediction both call hippocampus is given the
     true label. Raises ValueError for shapes that differ.
@@ -131,7 +131,7 @@ def case_metrics(prediction, truth, spacing_mm):
     if prediction.shape != truth.shape:
         raise ValueError(f"prediction {prediction.shape} and truth {truth.shape} differ in shape")
     result = {name: [] for name in ("dice", "nsd_1mm", "nsd_2mm", "hd95_mm", "volume_mm3", "true_volume_mm3")}
-    for label in LABELS:
+    for label in labels_of(labels):
         p, t = prediction == label, truth == label
         (nsd_1mm, nsd_2mm), hd95 = nsd_and_hd95(p, t, spacing_mm)
         values = dice(p, t), nsd_1mm, nsd_2mm, hd95, volume_mm3(p, spacing_mm), volume_mm3(t, spacing_mm)
@@ -139,7 +139,7 @@ def case_metrics(prediction, truth, spacing_mm):
             result[name].append(value)
     corrected = np.where((prediction > 0) & (truth > 0), truth, prediction)
     result["dice_whole"] = [dice(prediction > 0, truth > 0)]
-    result["dice_true_border"] = [dice(corrected == label, truth == label) for label in LABELS]
+    result["dice_true_border"] = [dice(corrected == label, truth == label) for label in labels_of(labels)]
     return result
 
 
@@ -149,14 +149,14 @@ def volume_mm3(mask, spacing_mm):
 
 
 def dice_of_logits(logits, target):
-    """Dice of the most likely class, for each sample and label: logits (B, C, *S) and target (B, *S) to a (B, 2) array.
+    """Dice of the most likely class, for each sample and label: logits (B, C, *S) and target (B, *S) to a (B, C - 1) array.
 
     nan where neither has the label. A target (B, C, *S) of shares counts with its largest one.
     """
     target = target.argmax(1) if target.ndim == logits.ndim else target
     prediction, target = logits.argmax(1).flatten(1), target.flatten(1)
     columns = []
-    for label in LABELS:
+    for label in range(1, logits.shape[1]):
         p, t = prediction == label, target == label
         columns.append(2 * (p & t).sum(1) / (p.sum(1) + t.sum(1)))
     return torch.stack(columns, 1).cpu().numpy()

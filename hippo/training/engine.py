@@ -20,8 +20,12 @@ from tqdm import tqdm
 
 HISTORY = ("train_loss", "val_loss", "train_dice", "val_dice", "train_nsd", "val_nsd", "learning_rate", "seconds")
 HISTORY += ("skipped_steps",)
-UNVALIDATED = {"val_loss": np.nan, "val_dice": [np.nan] * 2, "val_nsd": [np.nan] * 2}  # of a run on all cases
 MAX_BAD_STEPS = 30  # steps in a row without a finite gradient that end a run; an fp16 scaler needs 16 to settle
+
+
+def unvalidated(labels):
+    """The scores of an epoch of a run that holds no case out."""
+    return {"val_loss": np.nan, "val_dice": [np.nan] * labels, "val_nsd": [np.nan] * labels}
 
 
 class TrainingState:

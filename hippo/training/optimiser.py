@@ -25,11 +25,11 @@ def make_optimisers(model, cfg):
     Muon trains all kernels and matrices of model.unet with more than one channel on either side. The INR head, whose sines magnify each step
     omega_0 times, has AdamW's rate cfg.inr_rate. cfg: learning_rate, weight_decay, muon_rate, and for an INR head inr_rate.
     """
-    kernels = [p for p in model.unet.parameters() if p.ndim in (2, 4, 5) and min(p.shape[:2]) > 1]
+    kernels = [p for p in model.unet.parameters() if p.requires_grad and p.ndim in (2, 4, 5) and min(p.shape[:2]) > 1]
     kernels = kernels if cfg.muon_rate else []
     head = list(model.inr.parameters()) if model.inr is not None else []
     taken = set(map(id, kernels + head))
-    groups = [{"params": [p for p in model.parameters() if id(p) not in taken]}]
+    groups = [{"params": [p for p in model.parameters() if p.requires_grad and id(p) not in taken]}]
     groups += [{"params": head, "lr": cfg.inr_rate}] if head else []
     optimisers = [torch.optim.AdamW(groups, lr=cfg.learning_rate, weight_decay=cfg.weight_decay)]
     if kernels:
