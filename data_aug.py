@@ -63,7 +63,7 @@ def run(cfg):
     """Writes the data set of a configuration; returns its folder."""
     check(cfg)
     cases, info = list_cases(cfg.data_root, cfg.max_cases)
-    train, val = split_cases(cases, cfg.fold)
+    train, val = split_cases(cases, cfg.fold, info)
     training = {case.id for case in train}
     labels = count_labels(info, cfg.data_root)
     volumes = [load_case(case, labels) for case in cases]  # all of them checked before anything is written

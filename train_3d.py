@@ -109,7 +109,7 @@ def run(cfg):
     seed_everything(cfg.seed)
     cases, info = list_cases(cfg.data_root, cfg.max_cases)
     labels = count_labels(info, cfg.data_root)
-    train, val = ([load_case(case, labels) for case in part] for part in split_cases(cases, cfg.fold))
+    train, val = ([load_case(case, labels) for case in part] for part in split_cases(cases, cfg.fold, info))
     data = {**describe_data(info, cases, train, val), "fold": cfg.fold}
     kind = " (SYNTHETIC phantoms)" if data["synthetic"] else ""
     print(f"data: {cfg.data_root}{kind}, {len(train)} training and {len(val)} validation cases")

@@ -113,26 +113,42 @@ def is_synthetic(info):
     return bool(info.get("synthetic", False))
 
 
-def split_cases(cases, fold):
+def split_cases(cases, fold, info=None):
     """(training, validation) of sorted cases. fold -1: the first 80 % train; 0-4: nnU-Net's five folds, which are
     scikit-learn's KFold(5, shuffle=True, random_state=12345); -2: all train, none validate. Raises UserError where
-    another fold would leave a side empty."""
+    another fold would leave a side empty.
+
+    info: dataset.json's content. Where it has "persons", {case: person}, people are split and not cases; where it has
+    "validation", a list of cases, fold -1 validates on those. Raises UserError where a person would be on both sides.
+    """
     require(-2 <= fold <= 4, f"--fold={fold}: expected -1 (first 80 % train), 0 to 4, or -2 (all train)")
-    n = len(cases)
+    info = info or {}
+    names = [getattr(case, "id", case) for case in cases]
+    persons = [info.get("persons", {}).get(name, name) for name in names]
+    units = list(dict.fromkeys(persons))  # in the order of the cases
+    n = len(units)
     if fold == -2:
         return list(cases), []
-    if fold == -1:
-        validation = set(range(int(0.8 * n), n))
+    if fold == -1 and "validation" in info:
+        validates = [name in info["validation"] for name in names]
+        both = {p for p, v in zip(persons, validates) if v} & {p for p, v in zip(persons, validates) if not v}
+        require(
+            not both, f"dataset.json: {sorted(both)[:1]} has cases in training and in validation; keep them together"
+        )
     else:
-        order = np.arange(n)
-        np.random.RandomState(12345).shuffle(order)
-        validation = set(np.array_split(order, 5)[fold].tolist())
-    train = [c for i, c in enumerate(cases) if i not in validation]
+        if fold == -1:
+            chosen = {*range(int(0.8 * n), n)}
+        else:
+            order = np.arange(n)
+            np.random.RandomState(12345).shuffle(order)
+            chosen = {*np.array_split(order, 5)[fold].tolist()}
+        held_out = {units[i] for i in chosen}
+        validates = [person in held_out for person in persons]
     require(
-        train and validation,
-        f"{n} cases cannot be split into training and validation (fold {fold}); expected at least 5",
+        0 < sum(validates) < len(cases),
+        f"{len(cases)} cases of {n} people cannot be split into training and validation (fold {fold}); expected at least 5",
     )
-    return train, [cases[i] for i in sorted(validation)]
+    return tuple([case for case, v in zip(cases, validates) if v == side] for side in (False, True))
 
 
 def describe_data(info, cases, train, val):
