@@ -92,6 +92,10 @@ def run(cfg):
     items, source = find_inputs(cfg)
     items = give_etivs(items, cfg.etiv)
     networks = load_networks(cfg)
+    if networks.whole:
+        require(not cfg.samples, "--samples needs a model of both parts")
+        print(f"{cfg.checkpoint} tells no parts apart: --labels=freesurfer")
+        cfg.labels = "freesurfer"
     settings = {name: getattr(cfg, name) for name in _SETTINGS}
     settings |= {"version": __version__, "weights": networks.checksums, "precision": precision(networks.place[1])}
     study = {"settings": settings, "bids": source, "adjustment": adjustment}

@@ -48,7 +48,7 @@ class Located(NamedTuple):
 
 def load_locator(path):
     """The TrainedModel that finds hippocampi. Raises UserError, see checkpoint.load_model."""
-    return load_model(path, classes=len(CLASSES) + 1)[0]
+    return load_model(path, classes=(len(CLASSES) + 1,))[0]
 
 
 @torch.inference_mode()

@@ -20,7 +20,7 @@ def expected_dice(probabilities):
     """
     labels = probabilities.argmax(0)
     values = []
-    for part in (1, 2):
+    for part in (1, 2) if probabilities[2].any() else (1,):  # of a model of the whole
         there = labels == part
         hits, total = probabilities[part][there].sum(), there.sum() + probabilities[part].sum()
         values.append(2 * hits / total if total else 1.0)
@@ -48,8 +48,9 @@ def gather(members, views, labels, volumes_mm3, other=None):
 
 
 def agreement(first, second):
-    """Dice of two label maps, mean of both parts."""
-    return float(np.mean([dice(first == part, second == part) for part in (1, 2)]))
+    """Dice of two label maps, mean of the parts that one of them has."""
+    parts = [part for part in (1, 2) if (first == part).any() or (second == part).any()]
+    return float(np.mean([dice(first == part, second == part) for part in parts or (1,)]))
 
 
 def predict_dice(evidence, kind):

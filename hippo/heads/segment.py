@@ -160,7 +160,8 @@ def segment_side(models, scan, centre_mm, side, device, dtype, tta=True, check=N
     matrix = np.diag(np.linalg.norm(scan.matrix, axis=0)) if whole_crop else scan.matrix  # of a crop its own axes
 
     def look(window, models=models[:1], tta=False):
-        return predict_volume(models, normalise(cut(scan.array, matrix, window)), device, dtype, tta).cpu().numpy()
+        seen = predict_volume(models, normalise(cut(scan.array, matrix, window)), device, dtype, tta).cpu().numpy()
+        return np.concatenate([seen, np.zeros_like(seen[:1])]) if len(seen) == 2 else seen  # of the whole: no part 2
 
     if whole_crop:
         size = np.maximum(np.round(scan.sides_mm / spacing), 1).astype(int)

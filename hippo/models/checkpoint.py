@@ -62,9 +62,9 @@ def find_checkpoint(path):
     return Path(path) if Path(path).is_file() or not (ROOT / path).is_file() else ROOT / path
 
 
-def load_model(path, classes=3):
+def load_model(path, classes=(3,)):
     """(TrainedModel in eval mode on the CPU, checkpoint without its weights). Raises UserError, see load_checkpoint, and
-    for a checkpoint of another kind of model, or with another number of classes."""
+    for a checkpoint of another kind of model, or with another number of classes than one of these."""
     info = load_checkpoint(path, "python train_3d.py or python train2d.py; a shipped one: git checkout pretrained")
     try:
         weights = info.pop("model_state_dict")
@@ -96,8 +96,8 @@ def _build(name, args, weights, classes, file_size):
         raise ValueError(f"a {name} of {args}")
     with torch.device("meta"):
         model = MODELS[name](**args)
-    if (model.in_channels, model.head.out_channels) != (1, classes):
-        raise ValueError(f"expected 1 channel in and {classes} out")
+    if model.in_channels != 1 or model.head.out_channels not in classes:
+        raise ValueError(f"expected 1 channel in and {' or '.join(map(str, classes))} out")
     if count_parameters(model) > file_size:
         raise ValueError(f"a file too small for a {name} of {args}")
     model.load_state_dict(weights, assign=True)

@@ -1,5 +1,6 @@
 """The picture of a scan to check its segmentation by."""
 
+from hippo.data.cases import labels_of
 from hippo.pictures.plots import COLOURS, panels, save
 
 import matplotlib.image
@@ -29,7 +30,8 @@ def picture_of_scan(path, scan, sides, rows):
             continue
         for plane, axis in enumerate(line):
             _draw_plane(axis, scan, side, plane)
-    handles = [Line2D([], [], color=COLOURS[label], label=name) for label, name in ((1, "anterior"), (2, "posterior"))]
+    names = labels_of(2 if any(row["anterior_mm3"] for row in rows) else 1)
+    handles = [Line2D([], [], color=COLOURS[label], label=name) for label, name in names.items()]
     figure.legend(handles=handles, loc="outside lower center", ncols=2, fontsize=9)
     etiv = f", eTIV {float(rows[0]['etiv_mm3']) / 1000:,.0f} ml" if rows[0]["etiv_mm3"] else ""
     save(figure, path, rows[0]["scan"].replace("\\", "/").rsplit("/", 1)[-1] + etiv)
@@ -57,8 +59,9 @@ def caption(side, row):
     colour, doubts = verdict(row)
     if side.problem:
         return f"{name}: FAILED, {side.problem}", RED
-    anterior, posterior, total = (float(row[f"{part}_mm3"]) for part in ("anterior", "posterior", "total"))
-    text = f"{name}: anterior {anterior:,.0f}, posterior {posterior:,.0f}, total {total:,.0f} mm³, expected Dice {side.quality:.2f}"
+    parts = [part for part in ("anterior", "posterior", "total") if row[f"{part}_mm3"]]
+    text = ", ".join(f"{part} {float(row[f'{part}_mm3']):,.0f}" for part in parts)
+    text = f"{name}: {text} mm³, expected Dice {side.quality:.2f}"
     words = {RED: f"DOUBTFUL: {', '.join(doubts)}", AMBER: f"LOOK: {', '.join(doubts)}", GREEN: "no doubts"}
     return f"{text}\n{words[colour]}", colour
 

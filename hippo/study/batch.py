@@ -126,7 +126,7 @@ def _save_page(out_dir, study, records, rows):
 
 def _is_whole(row):
     """Whether a row has all that plots.cohort draws."""
-    return bool(row["total_mm3"] and row["etiv_mm3"])
+    return bool(row["total_mm3"] and row["etiv_mm3"] and row["anterior_mm3"])
 
 
 def _columns(heads):

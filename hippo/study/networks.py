@@ -29,6 +29,15 @@ class Networks(NamedTuple):
     checksums: dict
     place: tuple
 
+    @property
+    def whole(self):
+        """Whether the models tell no parts apart."""
+        return _classes(self.models[0]) == 2
+
+
+def _classes(trained):
+    return trained.model.head.out_channels
+
 
 def load_networks(cfg):
     """The Networks of a configuration on its device. Raises UserError where weights are missing, or do not fit together."""
@@ -38,13 +47,15 @@ def load_networks(cfg):
     files = {option: getattr(cfg, option) for option in options if getattr(cfg, option)}
     loaded, synthetic = {}, False
     for option, path in files.items():
-        trained, info = load_model(path)
+        trained, info = load_model(path, classes=(2, 3) if option in ("checkpoint", "partner") else (3,))
         loaded[option] = trained.to(device)
         if info.get("synthetic"):
             synthetic = True
             print(f"{path} was trained on SYNTHETIC phantoms: its results say nothing about real scans")
         same = trained.preprocessing["spacing_mm"] == loaded["checkpoint"].preprocessing["spacing_mm"]
         require(same, f"{path}: trained on another spacing than {cfg.checkpoint}; use one of them alone")
+        alike = option != "partner" or _classes(trained) == _classes(loaded["checkpoint"])
+        require(alike, f"{path}: it has other labels than {cfg.checkpoint}; use that alone: --partner=")
     sampler = loaded.get("sampler")
     expected = f"{cfg.sampler}: expected a 3D model that was trained with --dropout"
     require(sampler is None or has_dropout(sampler), expected)

@@ -94,6 +94,8 @@ def _segment_item(item, networks, cfg, is_bids, written, progress):
         save_like(target(paths.uncertainty), maps, scan.image, words, 1.0, networks.synthetic)
     seconds = time.perf_counter() - start
     rows = [_row(item.label or item.path, scan, side, etiv, etiv_flags, seconds) for side in sides]
+    if networks.whole:
+        rows = [row | {"anterior_mm3": "", "posterior_mm3": ""} for row in rows]
     for row, deviations in zip(rows, spreads):
         chosen = "any_contrast" in row["flags"].split(";")
         row["model"] = Path(cfg.any_contrast).name if chosen else networks.name

@@ -61,8 +61,11 @@ def fit_adjustment(records):
     if len(heads) < FEWEST or np.ptp(etiv) == 0:
         return {}
     centred, slopes = etiv - etiv.mean(), {}
+    parts = [
+        part for part in PARTS if all(rows["left"][f"{part}_mm3"] for rows in heads.values())
+    ]  # or the whole alone
     for side in ("left", "right"):
-        volumes = {part: np.array([float(rows[side][f"{part}_mm3"]) for rows in heads.values()]) for part in PARTS}
+        volumes = {part: np.array([float(rows[side][f"{part}_mm3"]) for rows in heads.values()]) for part in parts}
         slopes[side] = {part: float(centred @ values / (centred @ centred)) for part, values in volumes.items()}
     return {"n": len(heads), "mean_etiv_mm3": float(etiv.mean()), "slopes": slopes}
 
@@ -73,7 +76,11 @@ def load_adjustment(path):
     try:
         (
             float(content["mean_etiv_mm3"]),
-            [float(content["slopes"][side][p]) for side in ("left", "right") for p in PARTS],
+            [
+                float(content["slopes"][side][p])
+                for side in ("left", "right")
+                for p in {"total", *content["slopes"][side]}
+            ],
         )
     except (KeyError, TypeError, ValueError):
         expected = f"{path}: expected an adjustment.json that predict.py wrote, of another study for instance"
@@ -94,7 +101,8 @@ def add_statistics(records, adjustment):
             known = row["total_mm3"] and row["etiv_mm3"] and not {*OF_ETIV} & {*row["flags"].split(";")}
             if adjustment and known:
                 excess = float(row["etiv_mm3"]) - adjustment["mean_etiv_mm3"]
-                for part, slope in adjustment["slopes"][row["side"]].items():
+                slopes = adjustment["slopes"][row["side"]].items()
+                for part, slope in ((part, slope) for part, slope in slopes if row[f"{part}_mm3"]):
                     row[f"{part}_adjusted_mm3"] = f"{float(row[f'{part}_mm3']) - slope * excess:.1f}"
             rows.append({name: record[name] for name in ("participant_id", "session_id")} | row)
     return rows

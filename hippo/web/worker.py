@@ -115,6 +115,7 @@ def segment_upload(folder, label, networks, settings, most_mb, progress):
     size = math.prod(image.shape) * (8 if scaled else max(4, image.get_data_dtype().itemsize)) / 1e6
     require(size <= most_mb, f"{size:,.0f} MB unpacked; this page takes {most_mb} MB: crop the scan, or use predict.py")
     cfg = SimpleNamespace(**vars(settings) | {"out_dir": folder})
+    cfg.labels = "freesurfer" if networks.whole else cfg.labels
     process(Item(SCAN, path, label=label), networks, cfg, False, progress)
     record = load_json(folder / RECORDS / "scans" / f"{SCAN}.json", "the same upload")
     rows = add_statistics([record], {})
@@ -122,8 +123,9 @@ def segment_upload(folder, label, networks, settings, most_mb, progress):
     shutil.rmtree(folder / RECORDS)
     sides = [_side(row) for row in rows]
     require(any(side["total_mm3"] for side in sides), "; ".join(side["problem"] for side in sides))
-    labels = bids.LABELS[False] if len(rows) == 2 else _CROP
-    _add_middles(sides, next(folder.glob(f"{SCAN}_*.nii.gz")), len(rows) == 2)
+    is_head = len(rows) == 2
+    labels = bids.LABELS[networks.whole] if is_head or networks.whole else _CROP
+    _add_middles(sides, next(folder.glob(f"{SCAN}_*.nii.gz")), is_head)
     first = rows[0]
     return {
         "sides": sides,
@@ -160,7 +162,7 @@ def _add_middles(sides, path, is_head):
     image = nib.load(path)
     labels = np.asarray(image.dataobj)
     voxels = np.argwhere(labels)
-    right = labels[tuple(voxels.T)] > 2
+    right = np.isin(labels[tuple(voxels.T)], (3, 4, 53))
     for side in sides:
         mine = voxels[right == (side["side"] == "right")] if is_head else voxels
         if len(mine):
