@@ -1,8 +1,11 @@
 """Fine-tuning: other weights to begin with, frozen ones, and data sets that do not tell the parts apart."""
 
+import csv
+import io
 import json
 import shutil
 
+import predict
 import train2d
 import train_3d
 from hippo.models.checkpoint import load_checkpoint
@@ -57,6 +60,18 @@ def test_from_two_labels_to_one(script, whole_only, parts, tmp_path):
     assert len(history["val_dice"][0]) == len(history["train_nsd"][0]) == 1 and "hippocampus" in text
     config = json.loads((out / "config.json").read_text())
     assert config["constants"]["INIT"] == str(parts) and config["data"]["labels"] == 1
+
+    # predict.py with it: the whole hippocampus, FreeSurfer's numbers, no parts in the table
+    crop = sorted((whole_only / "imagesTr").iterdir())[0]
+    how = (f"--checkpoint={out / 'last.pth'}", "--partner=", "--side=left", f"--out_dir={tmp_path / 'predicted'}")
+    code, text, err = script(predict, crop, *how)
+    assert code == 0 and "tells no parts apart" in text, err
+    row = next(csv.DictReader(io.StringIO((tmp_path / "predicted/volumes.csv").read_text())))
+    assert float(row["total_mm3"]) > 0 and row["anterior_mm3"] == row["posterior_mm3"] == ""
+    found = np.asarray(nib.load(tmp_path / "predicted" / f"{crop.name[:-7]}_seg.nii.gz").dataobj)
+    assert set(np.unique(found)) == {0, 17} and float(row["total_mm3"]) == np.count_nonzero(found)
+    one_error_line(script(predict, crop, how[0], *how[2:]), "heads_2d.pth", "it has other labels", "--partner=")
+    one_error_line(script(predict, crop, *how, "--samples=2", f"--sampler={parts}"), "--dropout")
 
 
 def test_a_frozen_encoder_stays_as_it_is(script, phantoms, parts, tmp_path):
