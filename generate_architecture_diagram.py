@@ -1,7 +1,8 @@
 """Draws the architecture of a network from the model object itself, so that the picture cannot disagree with the code.
 
     python generate_architecture_diagram.py                                   the default 3D network with its INR head
-    python generate_architecture_diagram.py --model=UNetnnUNetLightweight --out=architecture_2d.jpg
+    python generate_architecture_diagram.py --model=UNetnnUNetLightweight --attention=cbam --out=architecture_2d.jpg
+    python generate_architecture_diagram.py --model=UNETR --use_inr=False --out=architecture_unetr.jpg
 
 A forward pass on zeros records what each stage puts out; boxes are as wide as its channels and as tall as its images
 (both on a logarithmic scale). Writes OUT, in a few seconds.
@@ -13,8 +14,11 @@ from pathlib import Path
 import model2d
 import unet_inr_3d
 from hippo.errors import require
+from hippo.models.attention import ATTENTION as ATTENTION_BLOCKS
+from hippo.models.attention import CBAM, SqueezeExcitation
 from hippo.models.blocks import count_parameters
 from hippo.models.checkpoint import MODELS
+from hippo.models.unetr import ResBlock, UNETRBody
 from hippo.options import configure, run_script
 from hippo.pictures import plots
 
@@ -24,6 +28,7 @@ from matplotlib.patches import FancyArrowPatch, Rectangle
 MODEL = "UNet3DWithINR"  # a model of unet_inr_3d.py or model2d.py
 UNET_DEPTH = 2  # number of poolings (UNet3DWithINR only; train_3d.py's default)
 USE_INR = True  # with the INR (SIREN coordinate) head
+ATTENTION = "none"  # at the end of each stage: se, cbam or none; not UNETR's
 OUT = "architecture.jpg"  # picture to write, overwritten
 
 _ENCODER, _DECODER, _HEAD, _INR = "#56B4E9", "#009E73", "#E69F00", "#CC79A7"
@@ -40,7 +45,12 @@ def run(cfg):
     require(1 <= cfg.unet_depth <= 5, f"--unet_depth={cfg.unet_depth}: expected 1 to 5")
     endings = (".jpg", ".jpeg", ".png")
     require(Path(cfg.out).suffix in endings, f"--out={cfg.out}: expected a name that ends in {', '.join(endings)}")
+    require(
+        cfg.attention in ATTENTION_BLOCKS, f"--attention={cfg.attention}: expected one of {', '.join(ATTENTION_BLOCKS)}"
+    )
+    require(cfg.model != "UNETR" or cfg.attention == "none", f"--attention={cfg.attention}: UNETR attends by itself")
     args = {"depth": cfg.unet_depth} if cfg.model == "UNet3DWithINR" else {}
+    args |= {"attention": cfg.attention} if cfg.attention != "none" else {}
     model = MODELS[cfg.model](use_inr=cfg.use_inr, **args)
     shape = (unet_inr_3d if model.dim == 3 else model2d).INPUT
     title = f"{cfg.model}{' with INR head' * cfg.use_inr}: {count_parameters(model):,} parameters"
@@ -55,7 +65,7 @@ def outputs(model, shape):
 
     def record(name):
         def hook(module, inputs, output):
-            shapes[name] = tuple(output.shape)
+            shapes[name] = tuple((output[-1] if isinstance(output, list) else output).shape)
 
         return hook
 
@@ -70,9 +80,18 @@ def outputs(model, shape):
 
 
 def convolutions(block):
-    """As "2 x conv 3x3x3, norm, leaky ReLU" of a ConvBlock."""
-    convs = [m for m in block if isinstance(m, (torch.nn.Conv2d, torch.nn.Conv3d))]
-    return f"{len(convs)} x conv {kernel(convs[0])}, instance norm, leaky ReLU"
+    """As "2 x conv 3x3x3, norm, leaky ReLU" of a ConvBlock, or of a residual one."""
+    convs = [m for m in block.children() if isinstance(m, (torch.nn.Conv2d, torch.nn.Conv3d))]
+    kinds = {SqueezeExcitation: ", squeeze-and-excitation", CBAM: ", CBAM", ResBlock: ", residual"}
+    more = "".join(text for kind, text in kinds.items() for m in (block, *block.children()) if isinstance(m, kind))
+    return f"{len(convs)} x conv {kernel(convs[0])}, instance norm, leaky ReLU{more}"
+
+
+def encoder_of(unet):
+    """Names of the modules whose outputs are joined on the way up, finest first; the last one is the deepest."""
+    if isinstance(unet, UNETRBody):
+        return ["unet.stem", *(f"unet.skips.{i}" for i in range(len(unet.skips))), "unet.vit"]
+    return [f"unet.down.{i}" for i in range(len(unet.down))]
 
 
 def kernel(conv):
@@ -111,16 +130,19 @@ def draw(model, shapes, shape, path, title):
 
     shapes: as `outputs` returns them; shape: (B, C, *S) of the image.
     """
-    stages = len(model.unet.down)
+    names, is_unetr = encoder_of(model.unet), isinstance(model.unet, UNETRBody)
+    stages = len(names)
     canvas = Canvas((2.4 * stages + 4.3, 1.8 * stages + 1.8))
     x_down, x_up = ([sign * 1.6 * (stages - 1 - i) for i in range(stages)] for sign in (-1, 1))
     y = [-2.1 * i for i in range(stages)]
-    halves = draw_encoder(canvas, shapes, shape, x_down, y)
+    halves = draw_encoder(
+        canvas, [shapes[name] for name in names], shape, x_down, y, model.unet.vit if is_unetr else None
+    )
     top_half = draw_decoder(canvas, model, shapes, x_down, x_up, y, halves)
     x_head = x_up[0] + 2.4
     draw_heads(canvas, model, shapes, x_up[0], x_head, top_half)
     note = (
-        f"each box of the encoder (blue) and decoder (green): {convolutions(model.unet.down[0])}; its channels inside, "
+        f"each box of the encoder (blue) and decoder (green): {convolutions(model.unet.merge[0])}; its channels inside, "
         "its size below\ndashed: skip connections, concatenated with what comes from below; orange: logits"
     )
     canvas.text(0, y[-1] - 1.1, note, fontsize=10)
@@ -129,23 +151,37 @@ def draw(model, shapes, shape, path, title):
     plots.save(canvas.figure, path, title)
 
 
-def draw_encoder(canvas, shapes, shape, x, y):
-    """The image and the encoder's boxes at x, y, finest first; returns the half width and half height of each box."""
-    halves = [canvas.box(x[i], y[i], shapes[f"unet.down.{i}"], _ENCODER) for i in range(len(x))]
+def draw_encoder(canvas, shapes, shape, x, y, vit=None):
+    """The image and the encoder's boxes at x, y, finest first; returns the half width and half height of each box.
+
+    shapes: of the boxes; vit: the transformer, whose hidden states are brought to the sizes of the boxes above it.
+    """
+    halves = [canvas.box(x[i], y[i], shapes[i], _ENCODER) for i in range(len(x))]
     canvas.arrow((x[0] - 1.4, 0), (x[0] - halves[0][0], 0))
     channels = "1 channel" if shape[1] == 1 else f"{shape[1]} channels"
     words = f"image\n{channels}\n{' x '.join(map(str, shape[2:]))}"
     canvas.text(x[0] - 1.5, 0, words, ha="right", fontsize=10)
+    if vit is not None:
+        left = (x[-1] - halves[-1][0], y[-1])
+        canvas.arrow((x[0] - 1.9, -0.5), left)
+        words = f"patches of {kernel(vit.embed)},\n{len(vit.blocks)} transformer layers of {vit.blocks[0].heads} heads"
+        canvas.text(left[0] - 0.1, y[-1] - 0.55, words, ha="right", va="top")
     for i in range(1, len(x)):
-        start, end = (x[i - 1], y[i - 1] - halves[i - 1][1] - _GAP), (x[i], y[i] + halves[i][1])
-        canvas.arrow(start, end, _ENCODER)
-        canvas.text((start[0] + end[0]) / 2 - 0.25, (start[1] + end[1]) / 2 - 0.12, "max pool 2", ha="right")
+        if vit is None:
+            start, end = (x[i - 1], y[i - 1] - halves[i - 1][1] - _GAP), (x[i], y[i] + halves[i][1])
+            canvas.arrow(start, end, _ENCODER)
+            canvas.text((start[0] + end[0]) / 2 - 0.25, (start[1] + end[1]) / 2 - 0.12, "max pool 2", ha="right")
+        elif i < len(x) - 1:
+            start, end = (x[-1] - 0.1, y[-1] + halves[-1][1]), (x[i], y[i] - halves[i][1] - _GAP)
+            canvas.arrow(start, end, _ENCODER)
+            canvas.text((start[0] + end[0]) / 2 - 0.25, (start[1] + end[1]) / 2 - 0.12, "up-convs", ha="right")
     return halves
 
 
 def draw_decoder(canvas, model, shapes, x_down, x_up, y, halves):
     """The decoder's boxes from the bottleneck up, skips and auxiliary heads; returns half the size of the last box."""
-    unet, stages = model.unet, len(model.unet.down)
+    unet, names = model.unet, encoder_of(model.unet)
+    stages = len(names)
     below, top = x_down[-1], y[-1] + halves[-1][1]
     first = stages - 2 - len(model.auxiliary or [])  # the coarsest stage with an auxiliary head
     for j in range(stages - 1):  # deepest first
@@ -156,7 +192,7 @@ def draw_decoder(canvas, model, shapes, x_down, x_up, y, halves):
         words = f"up-conv {kernel(unet.up[j])}"
         canvas.text((below + end[0]) / 2 + 0.25, (top + end[1]) / 2 - 0.12, words, ha="left")
         canvas.arrow((x_down[i] + halves[i][0], y[i]), (x_up[i] - width, y[i]), "#777777", "--")
-        skip, up = shapes[f"unet.down.{i}"][1], shapes[f"unet.up.{j}"][1]
+        skip, up = shapes[names[i]][1], shapes[f"unet.up.{j}"][1]
         canvas.text(0, y[i] + 0.1, f"{skip} + {up} channels", va="bottom", color="#555555")
         below, top = x_up[i], y[i] + height
         if first <= j < stages - 2:

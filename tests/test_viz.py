@@ -149,14 +149,20 @@ def test_missing_slices(script, tmp_path):
 # ---- generate_architecture_diagram.py
 
 
-@pytest.mark.parametrize("name", ["UNet3DWithINR", "UNetnnUNetDeepSupervision"])
-def test_the_diagram_is_drawn_from_the_model(script, tmp_path, name):
+@pytest.mark.parametrize(
+    "name, attention", [("UNet3DWithINR", "se"), ("UNetnnUNetDeepSupervision", "none"), ("UNETR", "none")]
+)
+def test_the_diagram_is_drawn_from_the_model(script, tmp_path, name, attention):
     out = tmp_path / "architecture.jpg"
-    code, _, err = script(diagram, f"--model={name}", f"--out={out}")
+    code, _, err = script(
+        diagram, f"--model={name}", f"--attention={attention}", f"--use_inr={name == 'UNet3DWithINR'}", f"--out={out}"
+    )
     assert code == 0, err
     for colour in (diagram._ENCODER, diagram._DECODER, diagram._HEAD):
         assert share_of(out, colour) > 2e-3
-    assert (share_of(out, "#E6BDD3") > 0.01) == (name == "UNet3DWithINR")  # the box of the INR head, half transparent
+    assert (share_of(out, "#E6BDD3") > 0.01) == (
+        name != "UNETR" and "3D" in name
+    )  # the box of the INR head, half transparent
 
 
 def test_the_diagram_knows_what_each_stage_puts_out():
@@ -166,6 +172,9 @@ def test_the_diagram_knows_what_each_stage_puts_out():
     assert shapes["unet.merge.1"][1:] == (4, 16, 24, 16) and shapes["inr"][1:] == (3, 16, 24, 16)
     assert model(torch.zeros(1, 1, 16, 24, 16)).shape == (1, 3, 16, 24, 16)  # the hooks are gone and changed nothing
     assert diagram.convolutions(model2d.UNetnnUNetLightweight().unet.down[0]).startswith("1 x conv 3x3, ")
+    assert diagram.convolutions(model2d.UNetnnUNetLightweight(attention="se").unet.down[0]).endswith("excitation")
+    shapes = diagram.outputs(unet_inr_3d.UNETR(width=16, layers=2, heads=2, features=4), (1, 1, 16, 24, 16))
+    assert shapes["unet.vit"][1:] == (16, 4, 6, 4) and shapes["unet.skips.0"][1:] == (8, 8, 12, 8)
 
 
 def test_mistakes_of_the_diagram(script, tmp_path):
