@@ -57,6 +57,7 @@ def test_scripts_import_no_tool():
             "hippo.models",
             "hippo.models.blocks",
             "hippo.models.describe",
+            "hippo.models.unetr",
             "hippo.options",
         }
 

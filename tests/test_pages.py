@@ -11,6 +11,7 @@ from conftest import ROOT
 
 WRITTEN_BY_HAND = [
     "docs/DEVELOPING.md",
+    "docs/your_own_data.md",
     "CONTRIBUTING.md",
     "CHANGELOG.md",
     "Task04_Hippocampus/README.md",
