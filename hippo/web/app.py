@@ -24,6 +24,7 @@ from starlette.datastructures import UploadFile
 
 FOLDER = Path(__file__).parent
 GONE = "no such job: it was deleted, its time is over, or the server was started anew; send the scan again"
+_FILES = {"labels": "labels.nii.gz", "volumes": "volumes.csv", "picture": "picture.png", "all": "all.zip"}
 _MEDIA = {"labels": "application/gzip", "picture": "image/png", "volumes": "text/csv", "all": "application/zip"}
 _NAMES = {"labels": "_hippocampus.nii.gz", "picture": "_hippocampus.png", "volumes": "_volumes.csv", "all": ".zip"}
 _FORM = {
@@ -221,34 +222,7 @@ def _add_api(app, jobs, max_upload_mb, refusals):
     def delete_a_job(job: known) -> None:
         jobs.delete(job)
 
-    def add_file(kind, suffix, read):
-        early = {409: _response("the job is not done, or has failed")}
-        content = {200: {"content": {_MEDIA[kind]: {}}}}
-
-        @app.get(f"/api/jobs/{{job_id}}/{suffix}", response_class=Response, responses={**missing, **early, **content})
-        def fetch(job: known):
-            body = read(job)
-            if body is None:
-                raise HTTPException(409, f"no result: the job is {job.state}")
-            disposition = f'attachment; filename="{case_id(job.label)}{_NAMES[kind]}"'
-            return Response(body, media_type=_MEDIA[kind], headers={"content-disposition": disposition})
-
-        fetch.__name__ = kind
-
-    def bundle(job):
-        files = {_NAMES[kind]: jobs.file(job, kind) for kind in ("labels", "volumes", "picture")}
-        if None in files.values():
-            return None
-        content = io.BytesIO()
-        with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as archive:
-            for name, body in files.items():
-                archive.writestr(case_id(job.label) + name, body)
-        return content.getvalue()
-
-    add_file("labels", "labels.nii.gz", lambda job: jobs.file(job, "labels"))
-    add_file("volumes", "volumes.csv", lambda job: jobs.file(job, "volumes"))
-    add_file("picture", "picture.png", lambda job: jobs.file(job, "picture"))
-    add_file("all", "all.zip", bundle)
+    _add_files(app, jobs, known, missing)
 
     @app.get("/api/health", responses={403: refusals[403]})
     def health() -> Health:
@@ -260,6 +234,38 @@ def _add_api(app, jobs, max_upload_mb, refusals):
             max_upload_mb=max_upload_mb,
             keep_minutes=jobs.keep_minutes,
         )
+
+
+def _add_files(app, jobs, known, missing):
+    """Adds the files of a job. known: type of a job that is there; missing: the answers where there is none."""
+
+    def add(kind, name):
+        early = {409: _response("the job is not done, or has failed")}
+        content = {200: {"content": {_MEDIA[kind]: {}}}}
+        answers = {**missing, **early, **content}
+
+        @app.get(f"/api/jobs/{{job_id}}/{name}", summary=f"Fetch {name}", response_class=Response, responses=answers)
+        def fetch(job: known):
+            body = bundle(jobs, job) if kind == "all" else jobs.file(job, kind)
+            if body is None:
+                raise HTTPException(409, f"no result: the job is {job.state}")
+            disposition = f'attachment; filename="{case_id(job.label)}{_NAMES[kind]}"'
+            return Response(body, media_type=_MEDIA[kind], headers={"content-disposition": disposition})
+
+    for kind, name in _FILES.items():
+        add(kind, name)
+
+
+def bundle(jobs, job):
+    """The bytes of a zip file of all results of a job; None where there are none."""
+    files = {_NAMES[kind]: jobs.file(job, kind) for kind in _FILES if kind != "all"}
+    if None in files.values():
+        return None
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, body in files.items():
+            archive.writestr(case_id(job.label) + name, body)
+    return content.getvalue()
 
 
 def label_of(name):
