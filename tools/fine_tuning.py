@@ -37,7 +37,7 @@ WORKERS = 2  # runs at a time
 _SHIPPED = "pretrained/heads_3d.pth"
 _WAYS = {  # constants of train_3d.py
     "from scratch": {"epochs": 2},  # times EPOCHS
-    "fine-tuned": {"epochs": 1, "init": _SHIPPED, "muon_rate": 0.01, "learning_rate": 1e-3, "cooldown": 1.0},
+    "fine-tuned": {"epochs": 1, "init": _SHIPPED},
 }
 
 
