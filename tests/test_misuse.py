@@ -156,7 +156,7 @@ def test_a_misused_crop_is_flagged_or_refused(of_crops, name):
 @pytest.mark.data
 def test_the_wrong_side_of_a_crop_is_flagged(tmp_path):
     """Told to be of the other side than it is, and told to be of its own."""
-    paths = [IMAGE.with_name(f"{name}.nii.gz") for name in GOOD]
+    paths = [IMAGE.with_name(f"{name}.nii.gz") for name in GOOD[:2]]
     sides = {name: row["side"] for name, (row,) in rows_of(paths, tmp_path / "auto").items()}
     for side in ("left", "right"):
         for name, (row,) in rows_of(paths, tmp_path / side, side=side).items():

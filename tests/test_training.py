@@ -139,8 +139,8 @@ def test_random_numbers_go_on_where_they_stopped(script, jobs, tmp_path, monkeyp
     options = (*options, "--max_cases=0")  # three steps an epoch
     build = module.build_model
 
-    def with_dropout(cfg):
-        model, info = build(cfg)
+    def with_dropout(*args):
+        model, info = build(*args)
         model.head = torch.nn.Sequential(torch.nn.Dropout3d(0.5), model.head)
         model.head.out_channels = 3
         return model, info

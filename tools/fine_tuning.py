@@ -27,10 +27,10 @@ import numpy as np
 HEADS = "heads"  # BIDS folder of whole heads
 RUNS = "ablations/fine_tuning"  # folder for crops and runs
 OUT = "fine_tuning.json"  # file to write
-PICTURE = "fine_tuning.png"
+PICTURE = "fine_tuning.png"  # the figure
 LEARN_FROM = [2, 4, 8, 12]  # heads
 VALIDATION = 8  # heads, the last ones
-SEEDS = [0, 1, 2]
+SEEDS = [0, 1, 2]  # of each
 EPOCHS = 4  # of fine-tuning; from scratch twice as many
 WORKERS = 2  # runs at a time
 

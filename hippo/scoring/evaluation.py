@@ -79,7 +79,7 @@ def evaluate_run(trained, val, history, out_dir, device, dtype, synthetic, tta=F
 
 def draw_results(trained, val, final, folder, device, dtype, synthetic, tta):
     """per_case_dice.png, and predictions.png of the best, the median and the worst case. final: {id: case_metrics}."""
-    source, model_labels = plots.source(synthetic), trained.model.head.out_channels - 1
+    source, labels = plots.source(synthetic), len(next(iter(final.values()))["dice"])
     title = f"Final weights, {len(final)} validation cases: {source}"
     plots.per_case_dice(final, folder / "per_case_dice.png", title)
     order = sorted(val, key=lambda v: np.mean(final[v.id]["dice"]))
@@ -91,7 +91,7 @@ def draw_results(trained, val, final, folder, device, dtype, synthetic, tta):
         panels = [(a[x], a[:, y], a[:, :, z]) for a in (volume.image, volume.label, prediction)]
         scores = " / ".join(f"{d:.3f}" for d in final[volume.id]["dice"])
         rows.append((f"{text}: {volume.id}, Dice {scores}", list(zip(*panels))))
-    plots.outlines(rows, folder / "predictions.png", f"Sagittal, coronal, axial: {source}", model_labels)
+    plots.outlines(rows, folder / "predictions.png", f"Sagittal, coronal, axial: {source}", labels)
 
 
 @torch.inference_mode()

@@ -104,7 +104,8 @@ def _open_folder(cfg, defaults, config):
         return None
     before = same_constants(out_dir, cfg, defaults)
     other = f"{out_dir}: this run was started on other data or slices; start anew without --resume=True"
-    require({"labels": 2, **before["data"]} == config["data"], other)
+    data, earlier = ({"labels": 2, **content["data"]} for content in (config, before))  # older runs do not say labels
+    require(earlier == data, other)
     state = load_checkpoint(out_dir / "last.pth")
     require(
         set(RESUMABLE) <= state.get("training", {}).keys(),
