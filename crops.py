@@ -91,7 +91,7 @@ def run(cfg):
 
 def crop_sides(item, networks, cfg, out_dir):
     """Writes both crops of an Item; returns their rows of crops.csv."""
-    scan, rows = read_scan(item.path), []
+    scan, rows, arrays = read_scan(item.path), [], {}
     sides, _ = segment(networks.models, networks.locator, scan, *networks.place, tta=False)
     require(len(sides) == 2, f"{item.path}: a crop already; expected a whole head")
     for side in sides:
@@ -111,8 +111,9 @@ def crop_sides(item, networks, cfg, out_dir):
         row = {"case": case, "scan": str(item.path), "person": item.participant_id, "side": side.side}
         rows.append({**row, "inside": min(1.0, float(soft.sum() / total))})
         if rows[-1]["inside"] >= cfg.least_inside:
-            for folder, array in (("imagesTr", pixels.astype(np.float32)), ("labelsTr", label)):
-                nib.save(nib.Nifti1Image(array, np.eye(4)), out_dir / folder / f"{case}.nii.gz")
+            arrays[f"imagesTr/{case}.nii.gz"], arrays[f"labelsTr/{case}.nii.gz"] = pixels.astype(np.float32), label
+    for name, array in arrays.items():  # of both sides, or of none
+        nib.save(nib.Nifti1Image(array, np.eye(4)), out_dir / name)
     return rows
 
 
@@ -121,8 +122,9 @@ def find_mask(item, side, cfg):
     folder = Path(cfg.masks) / item.participant_id / item.session_id
     pattern = cfg.left if side == "left" else cfg.right
     found = sorted(p for p in folder.rglob(pattern) if p.name.endswith(ENDINGS) and not p.name.startswith("."))
-    if len(found) > 1:  # of several runs, for instance
-        stem = item.path.name.partition("_T1w")[0]
+    stem = item.path.name.partition("_T1w")[0]
+    is_one_of_several = stem != "_".join(filter(None, (item.participant_id, item.session_id)))  # runs, acquisitions
+    if len(found) > 1 or is_one_of_several:
         found = [path for path in found if path.name.startswith(f"{stem}_")]
     option = f"--{side}={pattern}"
     require(found, f"{item.path}: no {side} mask in {folder}; expected a file such as {option}")

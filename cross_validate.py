@@ -19,7 +19,7 @@ from pathlib import Path
 import data_aug
 import train2d
 import train_3d
-from hippo.data.cases import LABELS
+from hippo.data.cases import LABELS, count_labels, list_cases
 from hippo.device import set_up_device
 from hippo.errors import UserError, require
 from hippo.files import load_json, save_json, set_aside
@@ -72,6 +72,8 @@ def run(cfg):
     """Runs the folds of a configuration that are not done yet. Returns the content of cross_validation.json, once all
     five are there, else None."""
     check(cfg)
+    info = list_cases(cfg.data_root)[1]
+    require(count_labels(info, cfg.data_root) == 2, f"{cfg.data_root}: cross-validation is for data sets of both parts")
     peer = read_peer(cfg.peer) if cfg.peer else {}
     try:
         for fold in cfg.folds:

@@ -93,7 +93,7 @@ def run(cfg):
     items = give_etivs(items, cfg.etiv)
     networks = load_networks(cfg)
     if networks.whole:
-        require(not cfg.samples, "--samples needs a model of both parts")
+        require(not cfg.samples and not cfg.probabilities, "--samples and --probabilities need a model of both parts")
         print(f"{cfg.checkpoint} tells no parts apart: --labels=freesurfer")
         cfg.labels = "freesurfer"
     settings = {name: getattr(cfg, name) for name in _SETTINGS}

@@ -112,10 +112,10 @@ def run(cfg):
     grids = slice_grids(cfg.data_root, volumes, set(sample.cases), size)
     device, dtype = set_up_device(cfg.device, cfg.amp)
     model, model_info = build_model(cfg, data["labels"])
-    begin_with(model, model_info, cfg)
     check_size(cfg, model, size)
     trained = TrainedModel(model.to(device), make_preprocessing(slice_size=size))
     info, resume_from = start_run(cfg, constants(globals()), trained, model_info, data, device, dtype)
+    begin_with(trained, model_info, data, cfg, resume_from is not None)
     loss_function = partial(dice_ce_loss, focal_gamma=cfg.focal_gamma, smooth=cfg.dice_smooth)
 
     def score(model, slices, own_grid=False):
@@ -135,8 +135,8 @@ def run(cfg):
     extra = {}
     if val.cases:
         extra = {"slices": score(model, val, own_grid=True)[0], "slices_by_pixel": score(model, val)[0]}
-    metrics = evaluate_run(trained, volumes, history, cfg.out_dir, device, dtype, data["synthetic"], extra=extra)
-    report(history, metrics, cfg.out_dir)
+    metrics = evaluate_run(trained, volumes, history, cfg.out_dir, device, dtype, data, extra=extra)
+    report(history, metrics, data, cfg.out_dir)
     return metrics
 
 
@@ -189,9 +189,9 @@ def augmented(cfg, train, size):
     return AugmentedDataset(train.images, train.masks, [size] * 2, cfg.seed, augmentation)
 
 
-def report(history, metrics, out_dir):
+def report(history, metrics, data, out_dir):
     """Draws the curves of a run and prints its scores of slices."""
-    path, source = Path(out_dir) / "plots" / "training_curves.png", plots.source(metrics["synthetic"])
+    path, source = Path(out_dir) / "plots" / "training_curves.png", plots.source(data["synthetic"], data["name"])
     on_first(plots.training_curves, history, path, f"Scored slice by slice: {source}")
     if "slices" in metrics:
         own, original = (np.mean(metrics["slices"][name]) for name in ("dice", "dice_original"))

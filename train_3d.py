@@ -115,15 +115,15 @@ def run(cfg):
     print(f"data: {cfg.data_root}{kind}, {len(train)} training and {len(val)} validation cases")
     device, dtype = set_up_device(cfg.device, cfg.amp)
     model, model_info = build_model(cfg, data["labels"])
-    begin_with(model, model_info, cfg)
     trained = TrainedModel(model.to(device), make_preprocessing(window=cfg.patch, flip_axes=cfg.flip_axes))
     info, resume_from = start_run(cfg, constants(globals()), trained, model_info, data, device, dtype)
+    begin_with(trained, model_info, data, cfg, resume_from is not None)
     loss_function = partial(dice_ce_loss, focal_gamma=cfg.focal_gamma)
     validate = validation(trained.preprocessing, train, val, device, dtype, loss_function)
     loader = make_loader(augmented(cfg, train), cfg, device)
     history = fit(model, loader, loss_function, validate, cfg, device, dtype, info, resume_from)
-    metrics = evaluate_run(trained, val, history, cfg.out_dir, device, dtype, data["synthetic"], cfg.tta)
-    on_first(plots.curves, history, Path(cfg.out_dir) / "plots", plots.source(data["synthetic"]))
+    metrics = evaluate_run(trained, val, history, cfg.out_dir, device, dtype, data, cfg.tta)
+    on_first(plots.curves, history, Path(cfg.out_dir) / "plots", plots.source(data["synthetic"], data["name"]))
     return metrics
 
 

@@ -18,7 +18,7 @@ import sys
 from pathlib import Path
 
 import predict
-from hippo.data.cases import LABELS, is_synthetic, list_cases, load_case
+from hippo.data.cases import LABELS, count_labels, is_synthetic, list_cases, load_case
 from hippo.data.nifti import read_nifti
 from hippo.device import set_up_device
 from hippo.errors import require
@@ -78,6 +78,10 @@ def case_scenes(cfg):
     cases, info = list_cases(cfg.data_root)
     names = [case.id for case in cases]
     require(cfg.case in names, f"{cfg.data_root}: no case {cfg.case}; expected one such as --case={names[-1]}")
+    require(
+        count_labels(info, cfg.data_root) == 2,
+        f"{cfg.data_root}: viz.py draws cases of both parts; look at the plots of the run",
+    )
     volume = load_case(cases[names.index(cfg.case)])
     data = source(is_synthetic(info))
     scenes = {Path(cfg.out): ((1, 1), lambda plotter: draw_anatomy(plotter, volume, cfg.by_label, data))}

@@ -46,6 +46,8 @@ def run(cfg):
     overview = [load(row) for row in shuffled[:20]]
     plain = (load(row) for row in shuffled if row["augmentation"] == "none")
     sample = next((s for s in plain if len(np.unique(s[2])) == 3), overview[0])
+    both = settings["DATA"].get("labels", 2) == 2
+    require(both, f"{cfg.data_dir}: viz_aug.py draws slices of both parts; these are of the whole hippocampus")
     out_dir, source = fresh_folder(cfg.out_dir), plots.source(settings["DATA"]["synthetic"])
     elegant_grid(grid, out_dir / "viz_elegant_grid.png", f"Slices, three of each plane: {source}")
     detailed_sample(sample, out_dir / "viz_detailed_sample.png", source)

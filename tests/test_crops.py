@@ -79,6 +79,27 @@ def test_persons_stay_on_one_side_of_every_split():
         split_cases(names, -1, info | {"validation": names[:3]})
 
 
+def test_listings_that_do_not_fit_are_refused(phantoms, tmp_path):
+    root = tmp_path / "data"
+    shutil.copytree(phantoms, root)
+    info = json.loads((root / "dataset.json").read_text())
+    names = [path.name[:-7] for path in sorted((root / "imagesTr").iterdir())]
+    everyone = {name: "x" for name in names}
+    for wrong in (
+        {"persons": names},
+        {"persons": {names[0]: "a"}},
+        {"persons": everyone | {"z": "x"}},
+        {"validation": names[0]},
+        {"validation": []},
+        {"validation": [f"{names[0]}.nii.gz"]},
+    ):
+        (root / "dataset.json").write_text(json.dumps(info | wrong))
+        with pytest.raises(UserError, match="dataset.json: expected"):
+            list_cases(root)
+    (root / "dataset.json").write_text(json.dumps(info | {"persons": everyone, "validation": names[:1]}))
+    assert len(list_cases(root)[0]) == len(names)
+
+
 def test_mistakes_are_one_line(script, study, tmp_path):
     masks, out = study / "derivatives/masks", f"--out_dir={tmp_path / 'out'}"
     one_error_line(script(crops, tmp_path, f"--masks={masks}", out), "expected one BIDS data set")
@@ -88,6 +109,10 @@ def test_mistakes_are_one_line(script, study, tmp_path):
     assert code == 2 and "no left mask in" in err and "no crop was written" in err and "Traceback" not in err
     code, _, err = script(crops, *some, "--left=*mask*")
     assert code == 2 and "2 left masks fit" in err and "Traceback" not in err
+    code, _, err = script(
+        crops, *some, "--right=*none*"
+    )  # the left one alone would be of a person unknown to any split
+    assert code == 2 and not list((tmp_path / "out").rglob("*.nii.gz"))
     other = tmp_path / "masks"
     shutil.copytree(masks, other)
     path = other / "sub-01/sub-01_hemi-L_mask.nii.gz"

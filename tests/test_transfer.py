@@ -71,7 +71,7 @@ def test_from_two_labels_to_one(script, whole_only, parts, tmp_path):
     found = np.asarray(nib.load(tmp_path / "predicted" / f"{crop.name[:-7]}_seg.nii.gz").dataobj)
     assert set(np.unique(found)) == {0, 17} and float(row["total_mm3"]) == np.count_nonzero(found)
     one_error_line(script(predict, crop, how[0], *how[2:]), "heads_2d.pth", "it has other labels", "--partner=")
-    one_error_line(script(predict, crop, *how, "--samples=2", f"--sampler={parts}"), "--dropout")
+    one_error_line(script(predict, crop, *how, "--probabilities=True"), "need a model of both parts")
 
 
 def test_a_frozen_encoder_stays_as_it_is(script, phantoms, parts, tmp_path):
@@ -92,6 +92,17 @@ def test_unetr_and_attention_train_and_freeze(script, phantoms, tmp_path):
         assert code == 0, err
         code, _, err = script(train_3d, *how, f"--init={out / 'last.pth'}", "--freeze=encoder", f"--out_dir={out}_2")
         assert code == 0, err
+
+
+def test_it_is_said_where_the_validation_cases_were_learned_from(script, phantoms, parts, tmp_path):
+    code, text, err = script(
+        train_3d, *SMALL, f"--data_root={phantoms}", f"--init={parts}", f"--out_dir={tmp_path / 'a'}", "--fold=0"
+    )
+    assert code == 0 and "validation cases were learned from by" in text, err
+    code, text, err = script(
+        train_3d, *SMALL, f"--data_root={phantoms}", f"--init={parts}", f"--out_dir={tmp_path / 'b'}"
+    )
+    assert code == 0 and "learned from" not in text, err
 
 
 def test_in_2d(script, whole_only, tmp_path):
@@ -117,6 +128,13 @@ def test_mistakes_are_one_line(script, phantoms, whole_only, parts, tmp_path):
     one_error_line(script(train_3d, *how, "--model=UNETR", f"--init={parts}"), "--model=UNet3DWithINR")
     one_error_line(script(train_3d, *how, *SMALL, f"--init={parts}", "--attention=se"), "attention none", "not se")
     one_error_line(script(train_3d, *how, "--init=none.pth"), "none.pth", "no such checkpoint")
+    odd = tmp_path / "odd.pth"
+    for content in (
+        {"model": 3, "model_state_dict": {}},
+        {"model": {"name": "UNet3DWithINR", "args": {}}, "model_state_dict": 3},
+    ):
+        torch.save(content, odd)
+        one_error_line(script(train_3d, *how, f"--init={odd}"), "odd.pth")
     one_error_line(script(train_3d, *how, "--attention=sum"), "--attention=sum", "none, se, cbam")
     one_error_line(script(train_3d, *how, "--model=UNETR", "--attention=se"), "--attention=se", "UNETR")
     wrong = tmp_path / "wrong"

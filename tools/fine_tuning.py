@@ -13,6 +13,7 @@ from pathlib import Path
 import crops
 from hippo.data.cases import list_cases, load_case
 from hippo.device import set_up_device
+from hippo.errors import require
 from hippo.files import load_json, save_json
 from hippo.models.checkpoint import load_model
 from hippo.models.inference import predict_volume
@@ -49,6 +50,11 @@ def run(cfg):
     """Trains, scores, and writes the JSON file and the picture."""
     persons = sorted({item.participant_id for item in find_t1(cfg.heads)})
     held_out = persons[-cfg.validation :]
+    enough = len(persons) >= max(cfg.learn_from) + cfg.validation
+    require(
+        enough,
+        f"{len(persons)} people are too few to learn from {max(cfg.learn_from)} and to score on {cfg.validation}",
+    )
     root = cut_crops(cfg)
     results = {"persons": len(persons), "validation": held_out, "runs": {}, "shipped": as_it_is(root, held_out)}
     runs = {}
@@ -100,6 +106,7 @@ def subset(root, out, learners, held_out):
     """A Decathlon folder of the crops of some persons."""
     info = load_json(root / "dataset.json", "the same command")
     names = [name for name, person in info["persons"].items() if person in {*learners, *held_out}]
+    shutil.rmtree(out, ignore_errors=True)
     for folder in ("imagesTr", "labelsTr"):
         (out / folder).mkdir(parents=True, exist_ok=True)
         for name in names:

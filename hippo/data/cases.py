@@ -67,6 +67,7 @@ def list_cases(root, max_cases=0):
             name in labels,
             f"{images[name]} has no label; expected {root / 'labelsTr' / images[name].name}: add it or remove the image",
         )
+    _check_split(info, images, root)
     cases = [Case(name, images[name], labels[name]) for name in sorted(images)]
     return cases[:max_cases] if max_cases > 0 else cases, info
 
@@ -82,6 +83,19 @@ def _dataset_json(root):
         raise UserError(
             f'{path}: expected JSON with a list "training" of image and label ({error!r}); get the data again with: {GET_DATA}'
         ) from None
+
+
+def _check_split(info, names, root):
+    """Raises UserError where dataset.json's "persons" or "validation" do not fit the cases."""
+    path, persons, validation = Path(root) / "dataset.json", info.get("persons"), info.get("validation")
+    if persons is not None:
+        fits = isinstance(persons, dict) and set(persons) == set(names)
+        require(
+            fits, f'{path}: expected "persons" with each case of imagesTr and no other, as {{"{min(names)}": "sub-01"}}'
+        )
+    if validation is not None:
+        fits = isinstance(validation, list) and validation and set(map(str, validation)) <= set(names)
+        require(fits, f'{path}: expected "validation" to list cases of imagesTr, as ["{min(names)}"]')
 
 
 def count_labels(info, root):

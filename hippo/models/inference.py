@@ -119,7 +119,7 @@ def has_dropout(trained):
 
 
 def _dropout_layers(trained):
-    return [module for module in trained.model.modules() if isinstance(module, nn.Dropout3d)]
+    return [module for module in trained.model.modules() if isinstance(module, (nn.Dropout, nn.Dropout3d))]
 
 
 @contextlib.contextmanager

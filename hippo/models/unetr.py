@@ -84,8 +84,8 @@ class UNETRBody(nn.Module):
 
     def __init__(self, in_channels, patch, width, layers, heads, features, grid, dropout):
         super().__init__()
-        levels = round(math.log2(patch))
-        if 2**levels != patch or levels < 2 or layers < levels or width % heads:
+        levels = round(math.log2(max(patch, 1)))
+        if patch not in (4, 8, 16) or layers < levels or min(width, heads, features) < 1 or width % heads:
             raise ValueError(
                 f"expected patches of 4, 8 or 16, a layer for each halving, and a width that {heads} divides; got "
                 f"{patch}, {layers}, {width}"

@@ -1,6 +1,6 @@
 """Figures that more than one script draws. Colours are of the Okabe-Ito palette, safe for colour-blind readers."""
 
-from hippo.data.cases import LABELS, labels_of
+from hippo.data.cases import labels_of
 from hippo.files import atomic
 
 import numpy as np
@@ -9,12 +9,14 @@ from matplotlib.lines import Line2D
 
 COLOURS = {1: "#56B4E9", 2: "#E69F00"}  # anterior, posterior
 SERIES = ("#000000", "#56B4E9", "#E69F00", "#009E73")  # further curves of one figure
+TASK04 = "Hippocampus"  # its name in its dataset.json
 TRAIN, VALIDATION = "#999999", "#000000"
 
 
-def source(synthetic):
-    """What the data of a figure are, for its title."""
-    return "SYNTHETIC phantoms" if synthetic else "Decathlon Task04 Hippocampus (CC-BY-SA 4.0)"
+def source(synthetic, name=TASK04):
+    """What the data of a figure are, for its title. name: of the data set, as its dataset.json has it."""
+    real = "Decathlon Task04 Hippocampus (CC-BY-SA 4.0)" if name in (TASK04, "") else name
+    return "SYNTHETIC phantoms" if synthetic else real
 
 
 def panels(rows, columns, size, **options):
@@ -133,7 +135,7 @@ def search_analysis(groups, path, title):
     """
     figure, ((dice, size), (time, curve)) = panels(2, 2, (11.5, 9))
     x = np.arange(len(groups))
-    for i, (label, name) in enumerate(LABELS.items()):
+    for i, (label, name) in enumerate(labels_of(len(groups[0]["runs"][0]["dice"])).items()):
         means = [np.mean([run["dice"][i] for run in g["runs"]]) for g in groups]
         spreads = [np.mean([run["dice_std"][i] for run in g["runs"]]) for g in groups]
         place = x + (i - 0.5) * 0.3

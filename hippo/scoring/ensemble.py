@@ -6,6 +6,7 @@ from hippo.data.cases import load_volumes
 from hippo.errors import require
 from hippo.files import check_folder, fresh_folder, load_json, save_json
 from hippo.models.checkpoint import load_model
+from hippo.pictures import plots
 from hippo.scoring.evaluation import draw_results, evaluate
 from hippo.scoring.statistics import summarise
 
@@ -46,7 +47,7 @@ def score_ensemble(runs, data_root, out_dir, tta, device, dtype):
     }
     out_dir = fresh_folder(out_dir)
     save_json(out_dir / "metrics.json", metrics)
-    draw_results(members, val, cases, out_dir / "plots", device, dtype, metrics["synthetic"], tta)
+    draw_results(members, val, cases, out_dir / "plots", device, dtype, plots.source(metrics["synthetic"]), tta)
     anterior, posterior = metrics["mean"]["dice"]
     alone = ", ".join(f"{folder} {sum(part['mean']['dice']) / 2:.4f}" for folder, part in zip(runs, parts))
     print(f"together: Dice {(anterior + posterior) / 2:.4f} ({anterior:.4f} / {posterior:.4f}); alone: {alone}")

@@ -37,10 +37,11 @@ def evaluate(trained, volumes, device, dtype, tta=False, loss_function=None):
     return {i: cases[i] for i in ids}, [losses[i] for i in ids] if loss_function else []
 
 
-def evaluate_run(trained, val, history, out_dir, device, dtype, synthetic, tta=False, extra=None):
+def evaluate_run(trained, val, history, out_dir, device, dtype, data, tta=False, extra=None):
     """Evaluates the final and the best weights of a run on volumes; writes metrics.json and two pictures.
 
-    extra: further content of metrics.json. Returns the content of metrics.json; the model keeps its final weights.
+    data: as cases.describe_data returns it; extra: further content of metrics.json. Returns the content of metrics.json;
+    the model keeps its final weights.
     """
     out_dir, model = Path(out_dir), trained.model.eval()
     final, _ = evaluate(trained, val, device, dtype, tta)
@@ -51,7 +52,7 @@ def evaluate_run(trained, val, history, out_dir, device, dtype, synthetic, tta=F
         best_cases, _ = evaluate(trained, val, device, dtype, tta)
         model.load_state_dict(final_weights)
     metrics = {
-        "synthetic": synthetic,
+        "synthetic": data["synthetic"],
         "labels": list(labels_of(model.head.out_channels - 1).values()),
         "cases": final,
         **summarise(final),
@@ -66,7 +67,8 @@ def evaluate_run(trained, val, history, out_dir, device, dtype, synthetic, tta=F
             f"trained on all cases, none held out to score; {metrics['training_minutes']} minutes; {out_dir / 'last.pth'}"
         )
         return metrics
-    on_first(draw_results, trained, val, final, out_dir / "plots", device, dtype, synthetic, tta)
+    source = plots.source(data["synthetic"], data["name"])
+    on_first(draw_results, trained, val, final, out_dir / "plots", device, dtype, source, tta)
     mean = metrics["mean"]
     parts = ", ".join(f"{value:.4f} {name}" for name, value in zip(metrics["labels"], mean["dice"]))
     print(
@@ -77,9 +79,9 @@ def evaluate_run(trained, val, history, out_dir, device, dtype, synthetic, tta=F
     return metrics
 
 
-def draw_results(trained, val, final, folder, device, dtype, synthetic, tta):
+def draw_results(trained, val, final, folder, device, dtype, source, tta):
     """per_case_dice.png, and predictions.png of the best, the median and the worst case. final: {id: case_metrics}."""
-    source, labels = plots.source(synthetic), len(next(iter(final.values()))["dice"])
+    labels = len(next(iter(final.values()))["dice"])
     title = f"Final weights, {len(final)} validation cases: {source}"
     plots.per_case_dice(final, folder / "per_case_dice.png", title)
     order = sorted(val, key=lambda v: np.mean(final[v.id]["dice"]))

@@ -1,5 +1,6 @@
 """Tables in Markdown, and the comparison of the points of a search."""
 
+from hippo.data.cases import labels_of
 from hippo.scoring.statistics import bootstrap, paired_differences
 
 import numpy as np
@@ -64,8 +65,9 @@ def search_table(found):
     """A Markdown table of a search: volumes, final weights, mean ± standard deviation over cases."""
     groups = search_groups(found)
     comparisons = search_comparisons(groups)
-    header = ["configuration", "parameters", "Dice anterior", "Dice posterior", "mean Dice, each seed", "NSD at 1 mm"]
-    header += ["minutes a run", "difference from No INR (interval)"]
+    count = len(next(iter(groups.values()))["runs"][0]["dice"]) if groups else 2
+    header = ["configuration", "parameters", *(f"Dice {name}" for name in labels_of(count).values())]
+    header += ["mean Dice, each seed", "NSD at 1 mm", "minutes a run", "difference from No INR (interval)"]
     rows = []
     for key, part in groups.items():
         runs = part["runs"]
@@ -99,6 +101,6 @@ def search_conclusion(found):
     over = "cases only, for there is one seed" if seeds == 1 else f"cases and {seeds} seeds"
     over += f"; all {len(lines)} together" * (len(lines) > 1)
     return (
-        f"Mean Dice against the same network without INR, paired by case and seed (95 % intervals over {over}): "
+        f"Mean Dice against the U-Net with nothing added, paired by case and seed (95 % intervals over {over}): "
         f"{'; '.join(lines)}."
     )

@@ -151,7 +151,7 @@ def open_folder(folder, wanted, points, single):
     because others may be running beside it.
     """
     path = folder / "search.json"
-    earlier = load_json(path, "a new search in another --out_dir") if path.is_file() else None
+    earlier = _settings_of(path, wanted) if path.is_file() else None
     if earlier == wanted:
         done = results(folder)
         finished = (folder / FIGURE).exists() and all(key in done and "error" not in done[key] for key in points)
@@ -166,7 +166,15 @@ def open_folder(folder, wanted, points, single):
         require(not others or path.is_file(), f"{folder} holds something else than a search; choose another --out_dir")
         save_json(path, wanted)
     other = f"{folder} holds a search with other settings; choose another --out_dir for --only"
-    require(load_json(path, "a new search in another --out_dir") == wanted, other)
+    require(_settings_of(path, wanted) == wanted, other)
+
+
+def _settings_of(path, wanted):
+    """The content of a search.json; what searches of before attention and models were axes did not say is as it was."""
+    earlier = load_json(path, "a new search in another --out_dir")
+    custom = [name for name in wanted["MODEL"] if name in CUSTOM] or list(CUSTOM[:1])
+    earlier = {"ATTENTION": ["none"], "MODEL": custom, **earlier}
+    return earlier | ({"MODEL": [earlier["MODEL"]]} if isinstance(earlier["MODEL"], str) else {})
 
 
 def results(folder):

@@ -1,6 +1,6 @@
 """Fine-tuning: the weights that a run begins with, and those that it leaves as they are."""
 
-from hippo.errors import require
+from hippo.errors import UserError, require
 from hippo.models.checkpoint import load_checkpoint
 
 FREEZE = ("none", "encoder")
@@ -13,21 +13,34 @@ def check_transfer(cfg):
     require(cfg.init or cfg.freeze == "none", f"--freeze={cfg.freeze} needs the weights to keep: give --init=FILE")
 
 
-def begin_with(model, model_info, cfg):
+def begin_with(trained, model_info, data, cfg, resumed):
     """Gives a new network the weights of the checkpoint cfg.init, if there is one, and freezes what cfg.freeze says.
 
-    model_info: {"name", "args"}. Heads for another number of classes start anew or, for one label instead of two, from the sum of
-    both. Raises UserError where the checkpoint is of another network, naming the first difference.
+    trained: TrainedModel; model_info: {"name", "args"}; data: as cases.describe_data returns it; resumed: whether a run goes
+    on, which has its weights. Heads for another number of classes start anew or, for one label instead of two, from the sum
+    of both. Raises UserError where the checkpoint is of another network, naming the first difference.
     """
-    if cfg.init:
-        _load(model, model_info, cfg.init)
+    if cfg.init and not resumed:
+        content = load_checkpoint(cfg.init)
+        try:
+            _load(trained, model_info, content, cfg.init)
+        except (KeyError, TypeError, AttributeError, RuntimeError) as error:
+            kind = type(error).__name__
+            raise UserError(
+                f"{cfg.init}: a checkpoint of another kind ({kind}); expected one of train_3d.py or train2d.py"
+            ) from None
+        seen = {*content.get("train_cases", ())} & {*data["val_cases"]}
+        if seen:
+            print(
+                f"{len(seen)} of {len(data['val_cases'])} validation cases were learned from by {cfg.init}: their scores "
+                "say nothing of new cases"
+            )
     if cfg.freeze == "encoder":
-        for parameter in model.unet.encoder().parameters():
+        for parameter in trained.model.unet.encoder().parameters():
             parameter.requires_grad_(False)
 
 
-def _load(model, model_info, path):
-    content = load_checkpoint(path)
+def _load(trained, model_info, content, path):
     theirs, name = content["model"], model_info["name"]
     other = f"{path}: weights of a {theirs['name']}, but this run trains a {name}; give --model={theirs['name']}"
     require(theirs["name"] == name, other)
@@ -36,7 +49,13 @@ def _load(model, model_info, path):
         have, want = (args.get(key, default) for args in (theirs["args"], model_info["args"]))
         option = {"depth": "unet_depth"}.get(key, key)
         require(have == want, f"{path}: weights of a {name} with {key} {have}; give --{option}={have}, not {want}")
-    own, weights = model.state_dict(), {k: v.float() for k, v in content["model_state_dict"].items()}
+    if trained.model.dim == 2:
+        size = content.get("preprocessing", content).get("slice_size", 128)
+        again = f"make such slices with: python data_aug.py --size={size}"
+        require(size == trained.preprocessing["slice_size"], f"{path}: weights for slices of {size} pixels; {again}")
+    own, weights = trained.model.state_dict(), {k: v.float() for k, v in content["model_state_dict"].items()}
+    finite = all(bool(v.isfinite().all()) for v in weights.values())
+    require(finite, f"{path}: weights that are not finite numbers; train without --init")
     taken = {}
     for key, value in own.items():
         there = weights.get(key)
@@ -47,5 +66,5 @@ def _load(model, model_info, path):
             taken[key][0], taken[key][1] = there[0], there[1] + there[2]
     body = [key for key in own if key.startswith("unet.") and key not in taken]
     require(not body, f"{path}: weights that do not fit this network ({', '.join(body[:2])}); train without --init")
-    model.load_state_dict(taken, strict=False)
+    trained.model.load_state_dict(taken, strict=False)
     print(f"weights of {path}; heads anew: {', '.join(key for key in own if key not in taken) or 'none'}")
