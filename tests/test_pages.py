@@ -11,7 +11,6 @@ from conftest import ROOT
 
 WRITTEN_BY_HAND = [
     "docs/DEVELOPING.md",
-    "docs/your_own_data.md",
     "CONTRIBUTING.md",
     "CHANGELOG.md",
     "Task04_Hippocampus/README.md",

@@ -30,7 +30,7 @@ from hippo.files import atomic, load_json
 from hippo.options import configure, constants, run_script
 from hippo.training.run_folder import same_constants
 from hippo.training.search import FIGURE, RESULTS, grid_points, settings
-from tools import benchmark, cohort, ensemble, quality, uncertainty, web
+from tools import benchmark, cohort, ensemble, fine_tuning, quality, uncertainty, web
 from tools import parts as tools_parts
 
 SHORT_2D = "checkpoints-2d-64"  # folder of the short 2D run, see docs/RESULTS.md
@@ -43,8 +43,8 @@ _RUN = ("config.json", "history.json", "metrics.json")
 _SEARCH = ("search.json", RESULTS)
 _PLACES = ("data_root", "data_dir")  # where the data were
 _FILES = [benchmark.OUT, benchmark.OUT_HEADS, benchmark.OUT_REPEATABILITY, benchmark.OUT_CONTRASTS]
-_FILES += [tools_parts.OUT, uncertainty.OUT, quality.OUT, cohort.OUT, web.OUT]
-_PICTURES = [uncertainty.PICTURE, quality.PICTURE, cohort.PICTURE, web.PICTURE]
+_FILES += [tools_parts.OUT, uncertainty.OUT, quality.OUT, cohort.OUT, web.OUT, fine_tuning.OUT]
+_PICTURES = [uncertainty.PICTURE, quality.PICTURE, cohort.PICTURE, web.PICTURE, fine_tuning.PICTURE]
 _SUMMARISED = ("part_", "uncertainty_")  # runs in ABLATIONS of which a file above says what counts
 
 

@@ -19,6 +19,7 @@ PAGES = [
     "docs/RESULTS.md",
     "docs/cluster.md",
     "docs/web.md",
+    "docs/your_own_data.md",
     "MODEL_IMPROVEMENTS.md",
     "pretrained/README.md",
 ]  # files to rewrite

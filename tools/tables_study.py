@@ -1,13 +1,18 @@
-"""The blocks of the pages on studies and on the page in the browser, from results/cohort.json and results/web.json."""
+"""The blocks of the pages on studies, on the page in the browser, and on fine-tuning."""
 
-from hippo.scoring.tables import markdown_table
+from hippo.scoring.statistics import bootstrap
+from hippo.scoring.tables import markdown_table, with_interval
 
 import numpy as np
 
 
 def sections(published):
     """{name: function that returns Markdown}."""
-    return {"cohort": lambda: cohort(published("cohort.json")), "web": lambda: web(published("web.json"))}
+    return {
+        "cohort": lambda: cohort(published("cohort.json")),
+        "web": lambda: web(published("web.json")),
+        "fine_tuning": lambda: fine_tuning(published("fine_tuning.json")),
+    }
 
 
 def cohort(results):
@@ -71,6 +76,32 @@ def web(results):
         ],
     ]
     return markdown_table(["measured on two cores", ""], rows)
+
+
+def fine_tuning(results):
+    """Dice with the masks, from scratch and fine-tuned, and the differences from the shipped model and from each other."""
+    shipped, found = results["shipped"], {}
+    rows = [["the shipped model as it is", "0", f"{np.mean([*shipped.values()]):.3f}", "–"]]
+    for way, sizes in results["runs"].items():
+        for count, seeds in sizes.items():
+            dice = found[way, count] = np.array([_of_persons(run["dice"]) for run in seeds.values()])  # (seeds, people)
+            each = ", ".join(f"{mean:.3f}" for mean in dice.mean(1))
+            rows.append([way, count, each, with_interval(bootstrap(dice - _of_persons(shipped)), 3)])
+    header = ["", "heads learned from", "Dice, each seed", "difference from the shipped model (interval)"]
+    scratch, tuned = results["runs"]
+    changes = [
+        f"{count} heads {with_interval(bootstrap(found[tuned, count] - found[scratch, count]), 3)}"
+        for count in results["runs"][tuned]
+    ]
+    return f"{markdown_table(header, rows)}\n\nFine-tuned less from scratch: {'; '.join(changes)}."
+
+
+def _of_persons(scores):
+    """The mean of both sides of each person, of {case: Dice}."""
+    persons = {}
+    for case, value in scores.items():
+        persons.setdefault(case.partition("_hemi-")[0], []).append(value)
+    return np.array([np.mean(values) for _, values in sorted(persons.items())])
 
 
 def _yes(equal):
