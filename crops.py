@@ -44,8 +44,6 @@ CHECKPOINT = "pretrained/heads_3d.pth"  # weights that find the window
 DEVICE = "auto"  # auto (CUDA where there is one, CPU otherwise), cpu, cuda, cuda:1
 AMP = True  # mixed precision: fp16 on CUDA, bf16 on a CPU that has it
 
-_SIDES = ("left", "right")
-
 
 def main():
     cfg = configure(globals(), inputs="a BIDS data set")
@@ -81,6 +79,10 @@ def run(cfg):
     for error in failures:
         fail(error)
     require(kept, f"{out_dir}: no crop was written")
+    validates = not held_out or any(row["person"] in held_out for row in kept)
+    require(
+        validates, f"--validation={cfg.validation}: none of these people has a crop; mend the above, or name others"
+    )
     save_listing(out_dir, kept, held_out, cfg.parts)
     print(
         f"{len(kept)} crops of {len({row['person'] for row in kept})} people in {out_dir}; next: python train_3d.py "
@@ -112,7 +114,7 @@ def crop_sides(item, networks, cfg, out_dir):
         rows.append({**row, "inside": min(1.0, float(soft.sum() / total))})
         if rows[-1]["inside"] >= cfg.least_inside:
             arrays[f"imagesTr/{case}.nii.gz"], arrays[f"labelsTr/{case}.nii.gz"] = pixels.astype(np.float32), label
-    for name, array in arrays.items():  # of both sides, or of none
+    for name, array in arrays.items():  # once both sides went well, so that none is left that no list names
         nib.save(nib.Nifti1Image(array, np.eye(4)), out_dir / name)
     return rows
 

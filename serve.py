@@ -3,12 +3,13 @@
     pip install -r requirements-web.txt
     python serve.py                  then open http://127.0.0.1:8000; Ctrl-C ends it
 
-The page takes one scan at a time, .nii, .nii.gz or .mgz, and segments it as predict.py does, in about 2 s on two cores.
+The page takes one scan at a time, .nii, .nii.gz or .mgz, and segments it as predict.py does, in about 3 s on two cores.
 It shows the scan with its labels, volumes and flags, and gives the files to save. The API behind it is described at /docs,
 which needs no network either, and in docs/web.md.
 
 A scan is deleted once it is segmented; its results after KEEP_MINUTES, with "delete now", when serve.py ends, and, after a
-crash, when it starts again at the same address. They lie in folders of WORK_DIR that only you can read. The log has no word of what was sent.
+crash, when it starts again at the same address. They lie in folders of WORK_DIR that only you can read. The log has no
+word of what was sent.
 
 There is no log-in. With another HOST than 127.0.0.1, everyone who reaches the port can use the page: see docs/web.md for
 what to put before it. NOT FOR CLINICAL USE.
@@ -71,9 +72,8 @@ def run(cfg):
         jobs = Jobs(folder, settings, cfg.queue, cfg.job_seconds, cfg.keep_minutes, cfg.max_unpacked_mb)
         tempfile.tempdir = str(folder.resolve())  # for uploads on their way
         try:
-            app = create_app(
-                jobs, example, {*_LOCAL, cfg.host, *re.findall(r"[^\s,]+", cfg.allowed_hosts)}, cfg.max_upload_mb
-            )
+            hosts = {*_LOCAL, cfg.host, *re.findall(r"[^\s,]+", cfg.allowed_hosts)}
+            app = create_app(jobs, example, hosts, cfg.max_upload_mb)
             announce(cfg.host, port, jobs.device)
             serve(app, listener)
         finally:
@@ -110,17 +110,11 @@ def announce(host, port, device):
 
 def serve(app, listener):
     """Serves an application at a socket until a signal ends it."""
-    if (
-        hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN
-    ):  # the terminal is closed, no nohup
-        signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGTERM))
-    config = uvicorn.Config(
-        app,
-        log_level="error",
-        access_log=False,
-        server_header=False,
-        timeout_graceful_shutdown=3,
-    )
+    hang_up = getattr(signal, "SIGHUP", None)  # the terminal was closed; Windows has no such signal
+    if hang_up and signal.getsignal(hang_up) != signal.SIG_IGN:  # as nohup sets it
+        signal.signal(hang_up, lambda *_: signal.raise_signal(signal.SIGTERM))
+    quiet = {"log_level": "error", "access_log": False, "server_header": False}
+    config = uvicorn.Config(app, timeout_graceful_shutdown=3, **quiet)
     with contextlib.suppress(KeyboardInterrupt):
         uvicorn.Server(config).run(sockets=[listener])
 

@@ -78,7 +78,7 @@ class UNETR(WithHeads):
 
     patch: voxels of a patch along each axis, 4, 8 or 16; width, layers, heads: of the transformer; features: channels of the
     finest decoder stage, doubled by each halving; window: the size that patches have a learned position for, in voxels.
-    The other arguments, and forward, are those of UNet3DWithINR.
+    head_options: use_inr, inr_hidden_dim, inr_chunk, deep_supervision. These, and forward, are as in UNet3DWithINR.
     """
 
     def __init__(
@@ -90,16 +90,13 @@ class UNETR(WithHeads):
         layers=6,
         heads=4,
         features=16,
-        use_inr=False,
-        inr_hidden_dim=64,
-        inr_chunk=0,
-        deep_supervision=False,
         dropout=0.0,
         window=(36, 52, 36),
+        **head_options,
     ):
         grid = [-(-size // patch) for size in window]
         body = UNETRBody(in_channels, patch, width, layers, heads, features, grid, dropout)
-        super().__init__(3, in_channels, num_classes, body, use_inr, inr_hidden_dim, inr_chunk, deep_supervision)
+        super().__init__(3, in_channels, num_classes, body, **head_options)
 
 
 MODELS = {model.__name__: model for model in (UNet3DWithINR, UNet3DWithINRLightweight, UNet3DWithINRBalanced, UNETR)}

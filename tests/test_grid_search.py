@@ -1,4 +1,5 @@
 import json
+import shutil
 from pathlib import Path
 
 import data_aug
@@ -36,6 +37,43 @@ def test_the_default_grid_has_no_redundant_points(script, start, end):
 def test_each_point_has_a_key_of_its_own():
     cfg = configure(vars(grid_search), [], learning_rate=[1e-4, 1.2e-4, 1.4e-4], base_channels=[16, 32])
     assert len(search.grid_points(cfg)) == 2 * 3 * 5
+
+
+def test_attention_and_models_are_points_of_their_own(script, phantoms, tmp_path, trained):
+    """One more point each, without INR; another network has its own recipe, and is compared with the plain U-Net."""
+    axes = ("--attention=['none','se','cbam']", "--model=['UNet3DWithINR','UNETR']", "--deep_supervision=False")
+    command = (*SMALL_3D, *axes, "--seeds=[0]", f"--data_root={phantoms}", f"--out_dir={tmp_path / 'search'}")
+    code, out, err = script(grid_search_3d, *command)
+    assert code == 0, err
+    start, end = "nnUNet_BC2_D2_NoINR", "_LR3e-03_WD1e-02"
+    own = [start + end, f"nnUNet_BC2_D2_INR8{end}", f"{start}{end}_SE", f"{start}{end}_CBAM", "nnUNet_NoINR_UNETR"]
+    found = entries(tmp_path / "search")
+    assert list(found) == own
+    rows = [line.split(" | ") for line in out.splitlines() if line.startswith("| ")][2:]
+    assert [row[0] for row in rows] == ["| No INR", "| INR-8", "| SE", "| CBAM", "| UNETR"]
+    assert rows[0][-1].startswith("–") and all("(" in row[-1] for row in rows[1:])
+    cfg = configure(vars(grid_search_3d), [], model=["UNETR"], attention=["se"], seeds=[0])
+    (key, point), *_ = search.grid_points(cfg).items()
+    run = search.training_config(cfg, train_3d, key, point)
+    assert (run.recipe, run.model, run.attention) == ("unetr", "UNETR", "none")
+    assert run.learning_rate == train_3d.RECIPES["unetr"]["learning_rate"] and run.epochs == grid_search_3d.EPOCHS
+
+
+def test_a_search_of_before_these_axes_goes_on(script, phantoms, tmp_path, trained):
+    command = (*SMALL_3D, "--seeds=[0]", f"--data_root={phantoms}", f"--out_dir={tmp_path / 'search'}")
+    script(grid_search_3d, *command)
+    path = tmp_path / "search" / "search.json"
+    settings = {k: v for k, v in json.loads(path.read_text()).items() if k not in ("ATTENTION", "MODEL")}
+    (tmp_path / "search" / search.FIGURE).unlink()  # as if it were not finished
+    found = {
+        k: {**v, "config": {n: x for n, x in v["config"].items() if n not in ("attention", "model")}}
+        for k, v in entries(tmp_path / "search").items()
+    }
+    save_json(path, settings)
+    save_json(tmp_path / "search" / search.RESULTS, found)
+    shutil.rmtree(tmp_path / "search" / "points")
+    code, out, err = script(grid_search_3d, *command)
+    assert code == 0 and out.count("is done already") == 3 and list(tmp_path.iterdir()) == [tmp_path / "search"], err
 
 
 def test_a_search_in_3d(script, phantoms, tmp_path):

@@ -160,7 +160,8 @@ def split_cases(cases, fold, info=None):
         validates = [person in held_out for person in persons]
     require(
         0 < sum(validates) < len(cases),
-        f"{len(cases)} cases of {n} people cannot be split into training and validation (fold {fold}); expected at least 5",
+        f"{len(cases)} cases{f' of {n} people' * (n < len(cases))} cannot be split into training and validation (fold {fold}); "
+        "expected at least 5, and some on either side",
     )
     return tuple([case for case, v in zip(cases, validates) if v == side] for side in (False, True))
 

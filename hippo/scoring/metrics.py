@@ -123,10 +123,10 @@ def nsd_and_hd95(prediction, truth, spacing_mm, tolerances_mm=(1.0, 2.0)):
 def case_metrics(prediction, truth, spacing_mm, labels=2):
     """All metrics of one case: label maps (integers 0 to `labels`) of one shape on the case's own grid, spacing in mm.
 
-    Returns {"dice": [anterior, posterior] (one value where labels is 1), "nsd_1mm": [..], "nsd_2mm": [..], "hd95_mm": [..], "volume_mm3": [..],
-    "true_volume_mm3": [..]}; an undefined HD95 is nan. Two more tell the errors apart: "dice_whole" [Dice of both labels
-    as one], and "dice_true_border" [..], where each voxel that truth and prediction both call hippocampus is given the
-    true label. Raises ValueError for shapes that differ.
+    Returns {"dice": [anterior, posterior], or [hippocampus] where there is one label, "nsd_1mm": [..], "nsd_2mm": [..],
+    "hd95_mm": [..], "volume_mm3": [..], "true_volume_mm3": [..]}; an undefined HD95 is nan. Two more tell the errors
+    apart: "dice_whole" [Dice of all labels as one], and "dice_true_border" [..], where each voxel that truth and prediction
+    both call hippocampus is given the true label. Raises ValueError for shapes that differ.
     """
     if prediction.shape != truth.shape:
         raise ValueError(f"prediction {prediction.shape} and truth {truth.shape} differ in shape")

@@ -31,8 +31,7 @@ _process_state = {}  # of a worker: its networks and settings
 def run_items(items, networks, cfg, is_bids):
     """Segments Items, in cfg.workers processes, or in this one. Raises UserError where a worker dies.
 
-    A process of a shard takes one thread: where shards share a machine, threads of theirs that wait for each other made a
-    run of 40 s one of 316 s.
+    A process of a shard takes one thread: where shards share a machine, more threads than cores wait for each other.
     """
     workers, threads = min(cfg.workers or _usual_workers(items, networks), len(items)), torch.get_num_threads()
     each = 1 if cfg.shard else max(1, threads // workers)

@@ -22,8 +22,8 @@ def schedule(progress, warmup, cooldown):
 def make_optimisers(model, cfg):
     """The optimisers of a model: [AdamW] or, with cfg.muon_rate, [AdamW, Muon].
 
-    Muon trains all kernels and matrices of model.unet with more than one channel on either side. The INR head, whose sines magnify each step
-    omega_0 times, has AdamW's rate cfg.inr_rate. cfg: learning_rate, weight_decay, muon_rate, and for an INR head inr_rate.
+    Muon trains all kernels and matrices of model.unet with more than one channel in and out. The INR head, whose sines
+    magnify each step omega_0 times, has AdamW's rate cfg.inr_rate. cfg: learning_rate, weight_decay, muon_rate, and for an INR head inr_rate.
     """
     kernels = [p for p in model.unet.parameters() if p.requires_grad and p.ndim in (2, 4, 5) and min(p.shape[:2]) > 1]
     kernels = kernels if cfg.muon_rate else []

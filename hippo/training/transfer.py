@@ -24,12 +24,12 @@ def begin_with(trained, model_info, data, cfg, resumed):
         content = load_checkpoint(cfg.init)
         try:
             _load(trained, model_info, content, cfg.init)
+            seen = {*content.get("train_cases", ())} & {*data["val_cases"]}
         except (KeyError, TypeError, AttributeError, RuntimeError) as error:
             kind = type(error).__name__
             raise UserError(
                 f"{cfg.init}: a checkpoint of another kind ({kind}); expected one of train_3d.py or train2d.py"
             ) from None
-        seen = {*content.get("train_cases", ())} & {*data["val_cases"]}
         if seen:
             print(
                 f"{len(seen)} of {len(data['val_cases'])} validation cases were learned from by {cfg.init}: their scores "

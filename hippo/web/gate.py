@@ -84,7 +84,7 @@ class Gate:
         if not length.isdigit() or int(length) > self.most_bytes + _FORM_BYTES:
             raise self._too_large()
         if not self.jobs.admit():
-            await self._read(receive, lambda message: message.get("more_body"))  # else the answer may be lost
+            await self._read(receive)  # else the answer may be lost
             again = str(self.jobs.seconds_until_free)
             raise HTTPException(503, "the queue is full; try again in a moment", {"retry-after": again})
         received = 0
@@ -107,10 +107,10 @@ class Gate:
             413, f"expected a file of up to {self.most_bytes / 1e6:,.0f} MB; crop the scan, or use predict.py"
         )
 
-    async def _read(self, receive, more):
+    async def _read(self, receive):
         """Reads what is sent and keeps nothing of it."""
         received = 0
-        while more(message := await self._receive(receive)) and received <= self.most_bytes:
+        while (message := await self._receive(receive)).get("more_body") and received <= self.most_bytes:
             received += len(message["body"])
 
     async def _receive(self, receive):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from hippo.data.nifti import ENDINGS
 from hippo.errors import UserError, require
-from hippo.web.worker import RESULTS, SCAN, start_worker
+from hippo.web.worker import RESULTS, SCAN, start_worker, where
 
 STATES = ("waiting", "running", "done", "failed")
 _START_SECONDS = 120  # for a worker to load its networks
@@ -181,9 +181,10 @@ class Jobs:
         except UserError as error:
             kind, value = "failed", str(error)
             self._end_worker()
-        except Exception:  # the worker's end, most likely; the next job has a new one
+        except Exception as error:  # the worker's end, most likely; the next job has a new one
             kind, value = "failed", _ENDED
             self._end_worker()
+            _log(f"error: {where(error)}")
         with self._changed:
             self._last_seconds = time.monotonic() - start
             for path in [job.folder / f"{SCAN}{ending}" for ending in ("", *ENDINGS)]:
@@ -199,8 +200,7 @@ class Jobs:
                 job.error = value
             job.state = kind
         if not job.deleted:
-            with contextlib.suppress(OSError):  # the terminal is gone
-                print(f"{kind} in {self._last_seconds:.1f} s", flush=True)
+            _log(f"{kind} in {self._last_seconds:.1f} s")
 
     def _segment(self, job):
         """("done", result) or ("failed", why) of a job, which may be deleted meanwhile."""
@@ -227,6 +227,11 @@ class Jobs:
             old = [job for job in self._jobs.values() if job.ended is not None and job.ended < oldest]
         for job in old:
             self.delete(job)
+
+
+def _log(line):
+    with contextlib.suppress(OSError):  # the terminal is gone
+        print(line, flush=True)
 
 
 def _remove(folder):

@@ -12,6 +12,7 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from types import SimpleNamespace
 
+from hippo.data.cases import LABELS
 from hippo.data.nifti import is_phantom, open_nifti
 from hippo.errors import UserError, require
 from hippo.files import load_json
@@ -19,6 +20,7 @@ from hippo.heads.window import SIZE
 from hippo.models.inference import predict_volume
 from hippo.pictures.check import verdict
 from hippo.pictures.page import FLAGS, colour
+from hippo.pictures.plots import COLOURS
 from hippo.study import bids
 from hippo.study.inputs import Item
 from hippo.study.networks import load_networks
@@ -35,7 +37,7 @@ RESULTS = {  # endings of the files of a job
     "picture": ("_hippocampus.png",),
     "volumes": ("volumes.csv",),
 }
-_CROP = {1: ("anterior hippocampus", "ant", "#56B4E9"), 2: ("posterior hippocampus", "post", "#E69F00")}
+_CROP = {label: (f"{name} hippocampus", "", COLOURS[label]) for label, name in LABELS.items()}
 
 
 def start_worker(settings, most_mb):
@@ -71,7 +73,7 @@ def _work(connection, settings, most_mb):
 
 def warm_up(networks):
     """Runs each network once, so that the first scan need not wait for what torch prepares."""
-    for model in (*networks.models, networks.any_contrast):
+    for model in filter(None, (*networks.models, networks.any_contrast)):
         predict_volume([model], np.zeros(SIZE, np.float32), *networks.place, True)
 
 
@@ -115,7 +117,7 @@ def segment_upload(folder, label, networks, settings, most_mb, progress):
     size = math.prod(image.shape) * (8 if scaled else max(4, image.get_data_dtype().itemsize)) / 1e6
     require(size <= most_mb, f"{size:,.0f} MB unpacked; this page takes {most_mb} MB: crop the scan, or use predict.py")
     cfg = SimpleNamespace(**vars(settings) | {"out_dir": folder})
-    cfg.labels = "freesurfer" if networks.whole else cfg.labels
+    cfg.labels = "freesurfer" if networks.whole else "parts"
     process(Item(SCAN, path, label=label), networks, cfg, False, progress)
     record = load_json(folder / RECORDS / "scans" / f"{SCAN}.json", "the same upload")
     rows = add_statistics([record], {})
