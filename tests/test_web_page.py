@@ -130,6 +130,12 @@ def test_from_drop_to_deletion(tab, server, head, tmp_path):
         if name == "labels":
             labels = np.asarray(nib.Nifti1Image.from_bytes(gzip.decompress(content)).dataobj)
             assert set(np.unique(labels)) == {0, 1, 2, 3, 4}
+    flags = {
+        f"{', '.join(side['side'] for side in result['sides'] if flag in side['flags'])}: {flag}"
+        for flag in result["flags"]
+    }
+    problems = {side["side"] for side in result["sides"] if side["problem"]}
+    assert set(tab.locator("#flags dt").all_inner_texts()) == flags | problems
     tab.locator("#delete").click()
     tab.wait_for_selector("#start:not([hidden])")
     tab.wait_for_timeout(300)
