@@ -105,9 +105,12 @@ MODELS = {model.__name__: model for model in (UNet3DWithINR, UNet3DWithINRLightw
 INPUT = (1, 1, 40, 56, 40)  # shape (B, C, *S) that the table is made for
 TABLE = {
     "UNet3DWithINR, depth 2 (train_3d.py's)": partial(UNet3DWithINR, depth=2),
+    "the same with squeeze-and-excitation": partial(UNet3DWithINR, depth=2, attention="se"),
+    "the same with CBAM": partial(UNet3DWithINR, depth=2, attention="cbam"),
     "UNet3DWithINRLightweight": UNet3DWithINRLightweight,
     "UNet3DWithINRBalanced": UNet3DWithINRBalanced,
     "UNETR": UNETR,
+    "UNETR of its paper's size": partial(UNETR, patch=16, width=768, layers=12, heads=12),
 }
 
 

@@ -159,8 +159,8 @@ def draw_head(plotter, meshes, by_label, caption):
         colour = ("crimson" if not by_label else COLOURS[2 - label % 2]) if label else "grey"
         plotter.add_mesh(mesh, color=colour, opacity=1.0 if label else 0.15, smooth_shading=True)
     parts = [[name, COLOURS[label]] for label, name in LABELS.items()] if by_label else [["hippocampi", "crimson"]]
-    annotate(plotter, caption, [*parts, ["intracranial space", "grey"]])
-    plotter.show_grid(color="#666666", font_size=8, xtitle="right (mm)", ytitle="front (mm)", ztitle="up (mm)")
+    annotate(plotter, caption, [*parts, ["intracranial space", "grey"], add_bar(plotter, 50)])
+    plotter.camera.zoom(1.3)
 
 
 def draw_scenes(scenes, interactive):
@@ -215,11 +215,12 @@ def annotate(plotter, text, legend):
     plotter.view_vector((1, 0.45, 0.35), viewup=(0, 0, 1))
 
 
-def add_bar(plotter):
-    """A bar of 10 mm below what the panel holds, and its line in the legend."""
+def add_bar(plotter, length_mm=10):
+    """A bar below what the panel holds, and its line in the legend."""
     _, x, y, _, z, _ = plotter.bounds
-    plotter.add_mesh(pv.Line((x, y + 8, z - 2), (x, y + 18, z - 2)), color="black", line_width=4)
-    return ["bar: 10 mm", "black"]
+    start, end = y + 0.8 * length_mm, y + 1.8 * length_mm
+    plotter.add_mesh(pv.Line((x, start, z - 2), (x, end, z - 2)), color="black", line_width=4)
+    return [f"bar: {length_mm} mm", "black"]
 
 
 def draw_anatomy(plotter, volume, by_label, data):

@@ -93,7 +93,7 @@ def elegant_grid(samples, path, title):
         show(triple[1], image, mask, "overlay")
         show_mask(triple[2], mask, "mask")
     legend(figure)
-    plots.save(figure, path, title)
+    plots.save(figure, path, title, dpi=80)  # many slices: a small file
 
 
 def dataset_overview(samples, path, title):
@@ -104,7 +104,7 @@ def dataset_overview(samples, path, title):
     for panel, (row, image, mask) in zip(axes.flat, samples):
         show(panel, image, mask, describe(row))
     legend(figure)
-    plots.save(figure, path, title)
+    plots.save(figure, path, title, dpi=80)  # many slices: a small file
 
 
 def detailed_sample(sample, path, source):

@@ -139,8 +139,8 @@ def nifti(tmp_path):
 
 
 def left_in(folder):
-    """Files in a folder and in those inside it."""
-    return [path for path in folder.rglob("*") if path.is_file()]
+    """Files in a folder and in those inside it, while others may be deleting them."""
+    return [Path(place) / name for place, _, names in os.walk(folder) for name in names]
 
 
 def wait_until(true, seconds=60):

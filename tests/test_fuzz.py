@@ -169,6 +169,10 @@ class Virtual(dict):
         super().__init__({name: torch.zeros(1).expand(shape) for name, shape in shapes.items()})
 
 
+HOSTILE_UNETR = [{}, {"patch": 0}, {"patch": 5}, {"width": 0}, {"width": 1024, "layers": 1024}, {"layers": 10**9}]
+HOSTILE_UNETR += [{"heads": 0}, {"heads": 3}, {"features": -1}, {"window": [10**9] * 3}, {"attention": "se"}]
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -189,6 +193,11 @@ class Virtual(dict):
             "model": {"name": "UNet3DWithINR", "args": {"base_channels": 320, "max_channels": 320, "depth": 5}},
             "model_state_dict": dict(Virtual(base_channels=320, max_channels=320, depth=5)),
         },
+        *({"model": {"name": "UNETR", "args": args}} for args in HOSTILE_UNETR),
+        *(
+            {"model": {"name": "UNet3DWithINR", "args": {**ARGS, "attention": kind}}}
+            for kind in ("se", "x", ["se"], 1, None)
+        ),
         {"model": {"name": "UNet3DWithINR", "args": {**ARGS, "convs": 1000}}},
         {"model": {"name": "UNet3DWithINR", "args": {**ARGS, "inr_chunk": -1}}},
         {"slice_size": 10**9},

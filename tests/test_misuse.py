@@ -108,6 +108,22 @@ HEADS = {
     "the lower third only": (lambda a: a[:, :, : a.shape[2] // 4], None),
 }
 
+# what the default run tries: one of each kind of mistake; -m slow tries the others
+BY_DEFAULT = {"noise", "zeros", "its label map", "contrast of CT", "strong motion", "upside down", "half of it"}
+BY_DEFAULT |= {
+    "the hippocampus taken out",
+    "slices of 8 mm",
+    "several volumes",
+    "not a number",
+    "half a head",
+    "no brain",
+}
+
+
+def kinds(named):
+    """Parameters of a test: the names, those that are not in BY_DEFAULT marked slow."""
+    return [pytest.param(name, marks=() if name in BY_DEFAULT else pytest.mark.slow) for name in named]
+
 
 def rows_of(paths, out, **options):
     """{name of a scan: its rows} of predict.py."""
@@ -125,42 +141,29 @@ def assert_doubtful(rows):
         assert row["flags"] and ("failed: " in row["flags"]) == (not row["total_mm3"]), row
 
 
-@pytest.fixture(scope="module")
-def of_crops(tmp_path_factory):
-    """The rows of predict.py for every kind of CROPS, and for crops as they are."""
-    folder, paths = tmp_path_factory.mktemp("misused"), []
-    image = nib.load(IMAGE)
-    array = np.asarray(image.dataobj, float)
-    label = np.asarray(nib.load(str(IMAGE).replace("imagesTr", "labelsTr")).dataobj)
-    for number, (name, (change, affine)) in enumerate(CROPS.items()):
-        changed = np.asarray(change(array, label, np.random.default_rng(number)), np.float32)
-        paths.append(folder / f"{name}.nii.gz")
-        nib.save(nib.Nifti1Image(changed, affine), paths[-1])
-    paths += [IMAGE.with_name(f"{name}.nii.gz") for name in GOOD]
-    return rows_of(paths, folder / "out")
+@pytest.mark.data
+def test_good_crops_raise_no_flag(tmp_path):
+    for name, (row,) in rows_of([IMAGE.with_name(f"{name}.nii.gz") for name in GOOD], tmp_path).items():
+        assert not row["flags"] and float(row["quality"]) > 0.8, (name, row)
 
 
 @pytest.mark.data
-def test_good_crops_raise_no_flag(of_crops):
-    for name in GOOD:
-        (row,) = of_crops[name]
-        assert not row["flags"] and float(row["quality"]) > 0.8, row
-
-
-@pytest.mark.data
-@pytest.mark.parametrize("name", CROPS)
-def test_a_misused_crop_is_flagged_or_refused(of_crops, name):
-    assert_doubtful(of_crops[name])
+@pytest.mark.parametrize("name", kinds(CROPS))
+def test_a_misused_crop_is_flagged_or_refused(tmp_path, name):
+    array, label = (np.asarray(nib.load(p).dataobj, float) for p in (IMAGE, IMAGE.parents[1] / "labelsTr" / IMAGE.name))
+    change, affine = CROPS[name]
+    changed = np.asarray(change(array, label, np.random.default_rng(list(CROPS).index(name))), np.float32)
+    path = tmp_path / "misused.nii.gz"
+    nib.save(nib.Nifti1Image(changed, affine), path)
+    assert_doubtful(rows_of([path], tmp_path / "out")["misused"])
 
 
 @pytest.mark.data
 def test_the_wrong_side_of_a_crop_is_flagged(tmp_path):
     """Told to be of the other side than it is, and told to be of its own."""
-    paths = [IMAGE.with_name(f"{name}.nii.gz") for name in GOOD[:2]]
-    sides = {name: row["side"] for name, (row,) in rows_of(paths, tmp_path / "auto").items()}
+    sides = {side: rows_of([IMAGE], tmp_path / side, side=side)[GOOD[0]][0] for side in ("auto", "left", "right")}
     for side in ("left", "right"):
-        for name, (row,) in rows_of(paths, tmp_path / side, side=side).items():
-            assert bool(row["flags"]) == (sides[name] != side), row
+        assert bool(sides[side]["flags"]) == (sides["auto"]["side"] != side), sides[side]
 
 
 @pytest.fixture(scope="module", params=["phantom", "real"])
@@ -175,11 +178,9 @@ def a_head(request):
     return respaced(np.asarray(image.dataobj, np.float32), image.affine, (1, 1, 1))[0]
 
 
-def test_misused_heads_are_flagged_or_refused(a_head, tmp_path):
-    paths = []
-    for name, (change, spacing) in HEADS.items():
-        paths.append(tmp_path / f"{name}.nii.gz")
-        changed = np.asarray(change(a_head), np.float32)
-        nib.save(nib.Nifti1Image(changed, np.diag([spacing or 1.0] * 3 + [1.0])), paths[-1])
-    for rows in rows_of(paths, tmp_path / "out").values():
-        assert_doubtful(rows)
+@pytest.mark.parametrize("name", kinds(HEADS))
+def test_misused_heads_are_flagged_or_refused(a_head, tmp_path, name):
+    change, spacing = HEADS[name]
+    path = tmp_path / "misused.nii.gz"
+    nib.save(nib.Nifti1Image(np.asarray(change(a_head), np.float32), np.diag([spacing or 1.0] * 3 + [1.0])), path)
+    assert_doubtful(rows_of([path], tmp_path / "out")["misused"])

@@ -4,6 +4,7 @@ import re
 import subprocess
 
 from hippo.options import RENAMED, configure, constants
+from hippo.pictures.page import FLAGS
 from tools import report
 
 import pytest
@@ -11,6 +12,7 @@ from conftest import ROOT
 
 WRITTEN_BY_HAND = [
     "docs/DEVELOPING.md",
+    "docs/troubleshooting.md",
     "CONTRIBUTING.md",
     "CHANGELOG.md",
     "Task04_Hippocampus/README.md",
@@ -86,17 +88,40 @@ def test_every_option_that_the_page_names_is_one(page):
             assert option.replace("-", "_") in known, (script, option)
 
 
-def test_the_code_on_the_page_runs(capsys):
-    for block in re.findall(r"```python\n(.*?)```", PAGES["README.md"], re.S):
-        exec(compile(block, "README.md", "exec"), {})  # our own page
+def test_the_code_on_the_pages_runs(capsys):
+    for page, text in PAGES.items():
+        for block in re.findall(r"```python\n(.*?)```", text, re.S):
+            exec(compile(block, page, "exec"), {})  # our own page
     assert "torch.Size([1, 3, 35, 51, 36])" in capsys.readouterr().out
 
 
-def test_pictures_are_small_enough_for_a_page():
-    for page in report.PAGES:
-        for text, link in re.findall(r"!\[([^]]*)\]\((?!http)([^)]+)\)", PAGES[page]):
-            path = (ROOT / page).parent / link
-            assert text and path.stat().st_size < 600_000, link
+def test_pictures_are_small_enough_for_a_page_and_described():
+    for page, text in PAGES.items():
+        for mark, words, link in re.findall(r"(!?)\[([^]]*)\]\((?!http)([^)#]+\.(?:png|jpg))\)", text):
+            assert words and ((ROOT / page).parent / link).stat().st_size < 600_000, link
+            assert not mark or len(words) > 10, f"{page}: describe {link}"
+
+
+def test_the_readme_is_short_and_segments_a_head_early():
+    lines = PAGES["README.md"].splitlines()
+    assert len(lines) <= 250 and len(PAGES["README.md"].split()) <= 2500
+    assert "python predict.py head.nii.gz" in lines[:60]
+    text = re.sub(r"```.*?```|`[^`]*`", "", PAGES["README.md"], flags=re.S)
+    assert not re.findall(r"<(?!!--)[a-zA-Z/]", text), "HTML, which GitHub may strip"
+
+
+def test_every_flag_has_a_remedy():
+    section = PAGES["docs/troubleshooting.md"].split("## Flags")[1].split("\n## ")[0]
+    named = [name for row in re.findall(r"^\| (`.*?) \|", section, re.M) for name in re.findall(r"`(\w+)`", row)]
+    assert sorted(named) == sorted(FLAGS)
+
+
+def test_every_message_on_the_page_is_one_of_ours():
+    sources = [*ROOT.glob("*.py"), *ROOT.glob("hippo/**/*.py")]
+    code = re.sub(r"\{[^{}\"]*\}", "...", "".join(path.read_text(encoding="utf-8") for path in sources))
+    rows = re.findall(r"^\| `([^`]*)` \|", PAGES["docs/troubleshooting.md"].split("## Installing")[1], re.M)
+    parts = [part.strip() for message in rows for part in message.split("...") if len(part.strip()) > 3]
+    assert len(rows) >= 40 and not [part for part in parts if part not in code]
 
 
 def test_no_volumes_are_committed():

@@ -30,7 +30,7 @@ from hippo.files import atomic, load_json
 from hippo.options import configure, constants, run_script
 from hippo.training.run_folder import same_constants
 from hippo.training.search import FIGURE, RESULTS, grid_points, settings
-from tools import benchmark, cohort, ensemble, fine_tuning, quality, uncertainty, web
+from tools import benchmark, cohort, ensemble, fine_tuning, ordinary_cpu, quality, uncertainty, web
 from tools import parts as tools_parts
 
 SHORT_2D = "checkpoints-2d-64"  # folder of the short 2D run, see docs/RESULTS.md
@@ -43,9 +43,9 @@ _RUN = ("config.json", "history.json", "metrics.json")
 _SEARCH = ("search.json", RESULTS)
 _PLACES = ("data_root", "data_dir")  # where the data were
 _FILES = [benchmark.OUT, benchmark.OUT_HEADS, benchmark.OUT_REPEATABILITY, benchmark.OUT_CONTRASTS]
-_FILES += [tools_parts.OUT, uncertainty.OUT, quality.OUT, cohort.OUT, web.OUT, fine_tuning.OUT]
+_FILES += [tools_parts.OUT, uncertainty.OUT, quality.OUT, cohort.OUT, web.OUT, fine_tuning.OUT, ordinary_cpu.OUT]
 _PICTURES = [uncertainty.PICTURE, quality.PICTURE, cohort.PICTURE, web.PICTURE, fine_tuning.PICTURE]
-_SUMMARISED = ("part_", "uncertainty_")  # runs in ABLATIONS of which a file above says what counts
+_SUMMARISED = ("part_", "uncertainty_", "ordinary_cpu")  # runs in ABLATIONS of which a file above says what counts
 
 
 def main():
@@ -188,7 +188,7 @@ def draw_head(head, folder):
         require(predict.run(cfg), f"{head}: could not be segmented")
         (picture,) = Path(cfg.out_dir).glob("*.png")
         paths = copy({picture: folder / "head_check.png"})
-    cfg = configure(vars(viz), [], out=f"{folder}/head_3d.png", interactive="False")
+    cfg = configure(vars(viz), [], out=f"{folder}/head_3d.png", by_label=True, interactive="False")
     cfg.inputs = [str(head)]
     return paths + viz.run(cfg)
 

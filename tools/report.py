@@ -12,7 +12,16 @@ from pathlib import Path
 from hippo.errors import require
 from hippo.files import load_json, save_text
 from hippo.options import configure, run_script
-from tools import tables_2d, tables_3d, tables_heads, tables_quality, tables_robust, tables_speed, tables_study
+from tools import (
+    tables_2d,
+    tables_3d,
+    tables_heads,
+    tables_quality,
+    tables_readme,
+    tables_robust,
+    tables_speed,
+    tables_study,
+)
 
 PAGES = [
     "README.md",
@@ -39,7 +48,7 @@ def rewrite(text, blocks):
     """The text with each block that it has marks for put between them. blocks: {name: function that returns it}."""
     marks = re.findall(r"^<!-- /(\S+) -->$", text, re.M)
     require(
-        marks, "the page has no marks such as <!-- headline --> and <!-- /headline -->; put them where a block belongs"
+        marks, "the page has no marks such as <!-- accuracy --> and <!-- /accuracy -->; put them where a block belongs"
     )
     for name in marks:
         require(name in blocks, f"the page has a mark <!-- {name} -->; expected one of {', '.join(blocks)}")
@@ -76,7 +85,16 @@ class Published:
 def sections(cfg):
     """The generated blocks of the pages: {name: function that returns Markdown}."""
     published = Published(cfg.results)
-    modules = (tables_3d, tables_2d, tables_speed, tables_heads, tables_robust, tables_quality, tables_study)
+    modules = (
+        tables_readme,
+        tables_3d,
+        tables_2d,
+        tables_speed,
+        tables_heads,
+        tables_robust,
+        tables_quality,
+        tables_study,
+    )
     return {name: block for module in modules for name, block in module.sections(published).items()}
 
 

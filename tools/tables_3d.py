@@ -16,7 +16,6 @@ def sections(published):
     steps |= {("", "for comparison: step 5 for 24 epochs"): ["ablations/adamw_24_epochs"]}
     default = {("0", "**the default**"): DEFAULT_SEEDS}
     return {
-        "headline": lambda: headline(published),
         "epochs-3d": lambda: epochs_table(published("3d/history.json"), published("3d/metrics.json")),
         "labels-3d": lambda: labels_table(published("3d/metrics.json")),
         "seeds-3d": lambda: seeds_table(published),
@@ -41,25 +40,6 @@ def sections(published):
 def mean_dice(values):
     """The mean of any array of Dice, as text."""
     return f"{np.mean(values):.4f}"
-
-
-def headline(published):
-    """The figures that come first in the README."""
-    config, folds = published("3d/config.json"), published("cross_validation.json")
-    references = published.references
-    _, alone = next(iter(folds["members"].items()))
-    scores = [np.mean(published(f"{name}/metrics.json")["mean"]["dice"]) for name in DEFAULT_SEEDS]
-    held_out = len(published("3d/metrics.json")["cases"])
-    return (
-        f"**Mean Dice {alone['interval']['mean']:.4f}** in five-fold cross-validation on nnU-Net's own folds, "
-        f"{len(folds['cases'])} cases, after **{np.mean(alone['training_minutes']):.1f} minutes** of training a fold on "
-        f"{config['environment']['threads']} CPU cores, with {config['parameters'] / 1e6:.2f} M parameters. nnU-Net's "
-        f"official release has {references['cross_validation']['mean_dice']:.4f}; difference case by case, with its 95 % "
-        f"interval: {with_interval(alone['difference'])}. Averaged with a 2D model, "
-        f"{np.mean(folds['training_minutes']):.0f} minutes a fold in all: **{folds['interval']['mean']:.4f}**, "
-        f"difference {with_interval(folds['difference'])}. On the {held_out} held-out cases of the default split, {len(scores)} seeds "
-        f"score {min(scores):.4f} to {max(scores):.4f}, and nnU-Net {references['same_52_cases']['mean_dice']:.4f}."
-    )
 
 
 def labels_table(metrics):

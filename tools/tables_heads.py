@@ -12,6 +12,7 @@ def sections(published):
         "heads": lambda: agreement(published("heads.json")),
         "heads_rescans": lambda: rescans(published("heads.json")),
         "heads_speed": lambda: speed(published("heads.json")),
+        "ordinary_cpu": lambda: ordinary_cpu(published("ordinary_cpu.json")),
     }
 
 
@@ -68,6 +69,17 @@ def speed(results):
     if "hippodeep_seconds_a_head" in s:
         text += f" hippodeep's own code takes {s['hippodeep_seconds_a_head']:.1f} s a head in the same run."
     return text
+
+
+def ordinary_cpu(results):
+    """The same on a processor without bf16."""
+    s = results["speed"]
+    return (
+        f"On two cores of a processor without bf16 ({results['instructions']}, {results['precision']}), in "
+        f"`python -m tools.ordinary_cpu`: **{s['seconds_a_head']['mean']:.1f} s a head** (worst "
+        f"{s['seconds_a_head']['worst']:.1f}), {s['peak_memory_mib'] / 1024:.2f} GiB; `python train_3d.py` takes "
+        f"{results['training_minutes']:.0f} minutes and scores {results['dice']:.4f}."
+    )
 
 
 def _spread(value, digits):

@@ -25,11 +25,11 @@ def panels(rows, columns, size, **options):
     return figure, figure.subplots(rows, columns, **options)
 
 
-def save(figure, path, title):
+def save(figure, path, title, dpi=130):
     """Writes a figure with the title above it, whole or not at all."""
     figure.suptitle(title)
     with atomic(path) as temporary:
-        figure.savefig(temporary, dpi=130)
+        figure.savefig(temporary, dpi=dpi)
 
 
 def _draw_loss(axes, history):

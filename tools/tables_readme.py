@@ -1,0 +1,87 @@
+"""The blocks of the README."""
+
+import csv
+import io
+
+from hippo.heads.locate import SIDES
+from hippo.scoring.tables import markdown_table, with_interval
+from tools.tables_3d import DEFAULT_SEEDS, mean_dice
+
+import numpy as np
+
+_SAMPLE = "sub-02"  # a head of results/heads.json
+
+
+def sections(published):
+    """{name: function that returns Markdown}."""
+    return {
+        "glance": lambda: glance(published),
+        "sample": lambda: sample(published("heads.json")),
+        "accuracy": lambda: accuracy(published),
+    }
+
+
+def glance(published):
+    """What goes in, what comes out, how good, how fast, and the command."""
+    folds, heads, ordinary = (published(f"{name}.json") for name in ("cross_validation", "heads", "ordinary_cpu"))
+    seconds = [part["speed"]["seconds_a_head"]["mean"] for part in (heads, ordinary)]
+    minutes = np.mean(next(iter(folds["members"].values()))["training_minutes"])
+    silver = heads["summary"]["dice"]
+    rows = [
+        [
+            "**In**",
+            "a T1-weighted MRI of a head (`.nii`, `.nii.gz`, `.mgz`) in any orientation, a folder, or a BIDS study",
+        ],
+        [
+            "**Out**",
+            "labels on the scan's own grid, a picture to check them by, a table of volumes with eTIV, quality and flags",
+        ],
+        [
+            "**How good**",
+            f"Dice {folds['interval']['mean']:.4f} on {len(folds['cases'])} hand-labelled crops, cross-validated "
+            f"(nnU-Net: {published.references['cross_validation']['mean_dice']:.4f}); "
+            f"{silver['mean']:.2f} ± {silver['std']:.2f} with another network's masks on {len(heads['heads'])} whole heads",
+        ],
+        [
+            "**How fast**",
+            f"{seconds[0]:.0f} s a head on two CPU cores with bf16, {seconds[1]:.0f} s on two without; training takes "
+            f"{minutes:.0f} or {ordinary['training_minutes']:.0f} minutes; no GPU is needed",
+        ],
+        ["**Run**", "`python predict.py head.nii.gz`"],
+    ]
+    return markdown_table(["", ""], rows)
+
+
+def sample(results):
+    """The rows of volumes.csv of one head, without the columns that hold seconds, models and studies."""
+    head, text = results["heads"][_SAMPLE], io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(["scan", "side", "anterior_mm3", "posterior_mm3", "total_mm3", "etiv_mm3", "quality", "flags"])
+    for side in SIDES:
+        parts, flags = head[side]["volumes_mm3"], [*head["flags"], *head[side]["flags"]]
+        volumes = [f"{value:.1f}" for value in (*parts, sum(parts))]
+        numbers = [f"{head['etiv_mm3']:.0f}", f"{head[side]['quality']:.3f}"]
+        table.writerow([f"{_SAMPLE}_T1w.nii.gz", side, *volumes, *numbers, ";".join(flags)])
+    return f"```text\n{text.getvalue()}```"
+
+
+def accuracy(published):
+    """The main figures, each with its peer."""
+    folds, heads = published("cross_validation.json"), published("heads.json")
+    peers, silver = published.references, heads["summary"]["dice"]
+    nnunet = f"nnU-Net {peers['cross_validation']['mean_dice']:.4f}; difference "
+    crops = f"{len(folds['cases'])} crops, 5-fold cross-validation"
+    rows = []
+    for name, part in (("3D alone", next(iter(folds["members"].values()))), ("3D and 2D together", folds)):
+        cost = f"{np.mean(part['training_minutes']):.0f} min a fold"
+        score = f"**{part['interval']['mean']:.4f}**"
+        rows.append([f"{name}, {crops}", score, nnunet + with_interval(part["difference"]), cost])
+    runs = [published.run(name)[0] for name in DEFAULT_SEEDS]
+    scores = [np.mean(metrics["mean"]["dice"]) for metrics in runs]
+    spread = f"**{mean_dice(scores)}** ({min(scores):.4f} to {max(scores):.4f})"
+    cost = f"{np.mean([metrics['training_minutes'] for metrics in runs]):.1f} min"
+    held_out = f"3D alone, {len(runs[0]['cases'])} held-out crops, {len(runs)} seeds"
+    rows.append([held_out, spread, f"nnU-Net {peers['same_52_cases']['mean_dice']:.4f}", cost])
+    whole = f"{len(heads['heads'])} whole heads of two scanners, whole hippocampus"
+    rows.append([whole, f"{silver['mean']:.3f} ± {silver['std']:.3f}", "hippodeep's masks: a silver standard", "–"])
+    return markdown_table(["what is scored", "mean Dice", "compared with", "training on two cores"], rows)
