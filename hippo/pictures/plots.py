@@ -133,41 +133,41 @@ def search_analysis(groups, path, title):
 
     groups: [{"label", "runs": [entry of small_models_results.json for each seed]}, ...].
     """
-    figure, ((dice, size), (time, curve)) = panels(2, 2, (11.5, 9))
-    x = np.arange(len(groups))
+    names = [g["label"] for g in groups]
+    figure, ((dice, size), (time, curve)) = panels(2, 2, (12, 7.5 + 0.2 * len(groups)))
+    rows = np.arange(len(groups))
     for i, (label, name) in enumerate(labels_of(len(groups[0]["runs"][0]["dice"])).items()):
         means = [np.mean([run["dice"][i] for run in g["runs"]]) for g in groups]
         spreads = [np.mean([run["dice_std"][i] for run in g["runs"]]) for g in groups]
-        place = x + (i - 0.5) * 0.3
-        style = {"fmt": "s", "color": COLOURS[label], "capsize": 4, "markersize": 7}
-        dice.errorbar(place, means, spreads, label=f"{name}, ± standard deviation over cases", **style)
+        place = rows + (i - 0.5) * 0.3
+        style = {"fmt": "s", "color": COLOURS[label], "capsize": 3, "markersize": 6}
+        dice.errorbar(means, place, xerr=spreads, label=f"{name}, ± standard deviation over cases", **style)
         for at, g in zip(place, groups):
-            dice.scatter([at] * len(g["runs"]), [run["dice"][i] for run in g["runs"]], color="black", s=14, zorder=3)
-    dice.scatter([], [], color="black", s=14, label="each seed")
-    dice.set_xticks(x, [g["label"].replace(", ", "\n") for g in groups])
-    dice.set(ylabel="Dice of volumes, final weights", title="Dice by configuration")
-    low, high = dice.get_ylim()
-    dice.set_ylim(low - 0.3 * (high - low), high)  # room for the legend
+            dice.scatter([run["dice"][i] for run in g["runs"]], [at] * len(g["runs"]), color="black", s=10, zorder=3)
+    dice.scatter([], [], color="black", s=10, label="each seed")
+    dice.set_yticks(rows, names)
+    dice.set_ylim(1.25 * len(groups) + 0.5, -0.7)  # room for the legend
+    dice.set(xlabel="Dice of volumes, final weights", title="Dice by configuration")
     dice.legend(loc="lower center", fontsize=9)
     for i, g in enumerate(groups):
-        style = {"color": _CONFIGURATIONS[i % 8], "marker": _MARKERS[i % 8]}
+        style = {"color": _CONFIGURATIONS[i % 8], "marker": _MARKERS[(i + i // 8) % 8]}
         means = [np.mean(run["dice"]) for run in g["runs"]]
-        size.scatter([run["parameters"] / 1e6 for run in g["runs"]], means, s=50, label=g["label"], **style)
-        time.scatter([run["training_time"] / 60 for run in g["runs"]], means, s=50, **style)
-        for seed, run in enumerate(g["runs"]):
-            values = run["history"]["val_dice"]
-            line = "-" if seed == 0 else "--"
-            curve.plot(range(1, len(values) + 1), values, line, markersize=4, **style)
+        size.scatter([run["parameters"] / 1e6 for run in g["runs"]], means, s=40, label=g["label"], **style)
+        time.scatter([run["training_time"] / 60 for run in g["runs"]], means, s=40, **style)
+        values = [run["history"]["val_dice"] for run in g["runs"]]
+        epochs = range(1, len(values[0]) + 1)
+        curve.plot(epochs, np.mean(values, axis=0), markersize=4, linewidth=1.2, **style)
+        curve.fill_between(epochs, *(f(values, axis=0) for f in (np.min, np.max)), color=style["color"], alpha=0.12)
     size.set(xlabel="parameters (millions)", ylabel="mean Dice of volumes", title="Dice against parameters")
     time.set(xlabel="training time (minutes)", ylabel="mean Dice of volumes", title="Dice against training time")
-    seeds = ", first seed solid, others dashed" if max(len(g["runs"]) for g in groups) > 1 else ""
+    seeds = ", mean and range over seeds" if max(len(g["runs"]) for g in groups) > 1 else ""
     kind = "slices" if "slices" in groups[0]["runs"][0] else "volumes"
     curve.set(xlabel="epoch", ylabel=f"mean validation Dice of {kind}, while training", title=f"Learning curves{seeds}")
     curve.xaxis.get_major_locator().set_params(integer=True)
     for axes in (dice, size, time, curve):
         axes.grid(alpha=0.3)
-    handles, labels = size.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(groups), 5))
+    columns = max(1, min(len(groups), 140 // (max(map(len, names)) + 8)))
+    figure.legend(*size.get_legend_handles_labels(), loc="outside lower center", ncols=columns)
     save(figure, path, title)
 
 
