@@ -66,6 +66,7 @@ INIT = ""  # checkpoint of the same network to begin with, as pretrained/heads_2
 FREEZE = "none"  # none, or encoder: its weights stay as they are in INIT
 # optimiser
 EPOCHS = 12  # epochs; one is a pass over the training slices
+VALIDATE_EVERY = 1  # epochs between validations, which take time; the last epoch always has one
 MIN_STEPS = 80  # with few of them, an epoch is as many passes as make this number of steps
 BATCH_SIZE = 16  # slices per step
 LEARNING_RATE = 2e-3  # AdamW's, at the peak of the schedule

@@ -68,6 +68,7 @@ INIT = ""  # checkpoint of the same network to begin with, as pretrained/heads_3
 FREEZE = "none"  # none, or encoder: its weights stay as they are in INIT
 # optimiser
 EPOCHS = 8  # epochs; one is a pass over the training cases
+VALIDATE_EVERY = 1  # epochs between validations, which take time; the last epoch always has one
 MIN_STEPS = 80  # with few of them, an epoch is as many passes as make this number of steps
 BATCH_SIZE = 2  # patches per step
 LEARNING_RATE = 3e-3  # AdamW's, at the peak of the schedule

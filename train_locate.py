@@ -42,6 +42,7 @@ UNET_DEPTH = 4  # number of poolings
 MAX_CHANNELS = 36  # channels of a stage at most
 # optimiser
 EPOCHS = 20  # epochs of MIN_STEPS steps
+VALIDATE_EVERY = 1  # epochs between validations, which take time; the last epoch always has one
 MIN_STEPS = 50  # steps an epoch
 BATCH_SIZE = 2  # heads a step
 WEIGHT_HIPPOCAMPUS = 30.0  # of the hippocampi in the cross-entropy; with 1 they are never found: too few voxels

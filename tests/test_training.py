@@ -50,6 +50,24 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted(script, jobs, tmp_path
         assert all(torch.isfinite(v).all() for v in weights.values())
 
 
+@pytest.mark.parametrize("kind", ["3d", "2d"])
+def test_validations_may_be_left_out(script, jobs, whole, tmp_path, kind):
+    """The training is the same without them; the best epoch is one that has one, and the last one always has."""
+    module, options = jobs[kind]
+    code, out, err = script(module, *options, "--validate_every=2", f"--out_dir={tmp_path}")
+    assert code == 0 and "nan" not in out.split("final weights")[0], err
+    found, every = numbers(tmp_path), numbers(whole[kind])
+    for name in ("val_dice", "val_loss", "val_nsd", "train_nsd"):
+        skipped = [value is None or value == [None, None] for value in found[name]]
+        assert skipped == [True, False, False] and found[name][1:] == every[name][1:]
+    assert found["train_loss"] == every["train_loss"]
+    means = [np.mean(dice) for dice in found["val_dice"][1:]]
+    assert load_checkpoint(tmp_path / "best_model.pth")["epoch"] == 2 + int(np.argmax(means))
+    weights = [load_checkpoint(folder / "last.pth")["model_state_dict"] for folder in (tmp_path, whole[kind])]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[1])
+    assert (tmp_path / "plots").is_dir()
+
+
 def test_a_run_that_keeps_failing_stops(script, jobs, whole, tmp_path, monkeypatch, losses):
     module, options = jobs["3d"]
     options = (*options, "--max_cases=0")  # three steps an epoch

@@ -101,7 +101,7 @@ def fit(model, loader, loss_function, validate, cfg, device, dtype, info, resume
     loader:        batches of (image (B, C, *S), label (B, *S)), as loading.make_loader makes it.
     loss_function: (logits, label) to a scalar, a mean over the batch.
     validate:      called with the model in eval mode; returns {"val_loss", "val_dice", "val_nsd", "train_nsd"}.
-    cfg:           out_dir, epochs, gradient_clip, ema, those of optimiser.make_optimisers and optimiser.schedule.
+    cfg:           out_dir, epochs, validate_every, gradient_clip, ema, those of optimiser.make_optimisers and optimiser.schedule.
     info, resume_from: as run_folder.start_run returned them.
 
     Returns the history; the model ends with its final (with ema, averaged) weights. A step whose gradient is not finite
@@ -120,7 +120,8 @@ def fit(model, loader, loss_function, validate, cfg, device, dtype, info, resume
             model.train()
             rate = train_epoch(state, parallel, loader, loss_function, interrupt, start)
             state.average.eval()
-            end_epoch(state, rate, validate(state.average), start)
+            due = (state.epoch + 1) % cfg.validate_every == 0 or state.epoch + 1 == cfg.epochs
+            end_epoch(state, rate, validate(state.average) if due else None, start)
             if any_process(interrupt.asked):
                 raise KeyboardInterrupt(how_to_go_on(state.out_dir))
     if cfg.ema:
@@ -193,21 +194,24 @@ def descend(model, loss, optimisers, scaler, largest_norm):
 
 
 def end_epoch(state, learning_rate, validation, start):
-    """Adds an epoch to the history, and writes the checkpoints and history.json."""
+    """Adds an epoch to the history, and writes the checkpoints and history.json. validation: None for an epoch without."""
     losses, dices = gather_steps(state.unfinished_epoch)
+    labels = len(dices[0])
     entry = {
+        **unvalidated(labels),
+        "train_nsd": [np.nan] * labels,
         "train_loss": float(np.nanmean(losses)),
         "train_dice": np.nanmean(dices, axis=0).tolist(),
         "learning_rate": learning_rate,
         "skipped_steps": state.unfinished_epoch["skipped"],
         "seconds": 0.0,
-        **validation,
+        **(validation or {}),
     }
     history = state.history
     for name in HISTORY:
         history[name].append(entry[name])
     mean = float(np.mean(entry["val_dice"]))
-    if not mean <= state.best["val_dice"]:  # of a run without validation cases, always
+    if validation and not mean <= state.best["val_dice"]:  # of a run without validation cases, always
         state.best = {"epoch": state.epoch, "val_dice": mean}
         state.save("best_model.pth")
     state.begin_epoch()
@@ -219,15 +223,18 @@ def end_epoch(state, learning_rate, validation, start):
 
 
 def summary(history, epochs):
-    """One line on the last epoch of a history: training / validation."""
+    """One line on the last epoch of a history: training / validation, where there was one."""
     last = {name: values[-1] for name, values in history.items()}
-    train, val = (" ".join(f"{d:.4f}" for d in last[f"{part}_dice"]) for part in ("train", "val"))
+    loss, dice = ([np.atleast_1d(last[f"{part}_{name}"]) for part in ("train", "val")] for name in ("loss", "dice"))
+    loss, dice = (" / ".join(_numbers(part) for part in parts if np.isfinite(part).any()) for parts in (loss, dice))
     nsd = f"NSD {np.mean(last['val_nsd']):.4f}  " if np.isfinite(last["val_nsd"]).all() else ""
     skipped = f"  {last['skipped_steps']} steps skipped: gradient not finite" * (last["skipped_steps"] > 0)
-    return (
-        f"epoch {len(history['seconds']):3d}/{epochs}  loss {last['train_loss']:.4f} / {last['val_loss']:.4f}  "
-        f"Dice {train} / {val}  {nsd}{last['seconds']:.0f} s{skipped}"
-    )
+    epoch = f"epoch {len(history['seconds']):3d}/{epochs}"
+    return f"{epoch}  loss {loss}  Dice {dice}  {nsd}{last['seconds']:.0f} s{skipped}"
+
+
+def _numbers(values):
+    return " ".join(f"{value:.4f}" for value in values)
 
 
 def gather_steps(epoch):

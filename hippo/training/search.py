@@ -196,8 +196,8 @@ def run_point(train, run, point, epochs):
         return {**entry, "error": f"{type(error).__name__}: {' '.join(str(error).split())}"}
     folder = Path(run.out_dir)
     history, config = (load_json(folder / f"{name}.json", "the same command") for name in ("history", "config"))
-    curves = {name: np.mean(history[name], axis=1) for name in ("train_dice", "val_dice")}
-    best = int(np.argmax(curves["val_dice"]))
+    curves = {name: np.mean(np.array(history[name], float), axis=1) for name in ("train_dice", "val_dice")}
+    best = int(np.nanargmax(curves["val_dice"]))  # epochs without a validation have none
     return {
         **entry,
         "synthetic": metrics["synthetic"],
