@@ -10,6 +10,7 @@ from hippo.files import save_json
 from hippo.options import configure
 from hippo.pictures import plots
 from hippo.training import search
+from tools import networks
 
 import pytest
 from conftest import one_error_line
@@ -218,3 +219,27 @@ def test_slices_that_are_missing_are_one_line(script, tmp_path):
     result = script(grid_search, f"--data_dir={tmp_path / 'none'}", f"--out_dir={tmp_path / 'search'}")
     one_error_line(result, "data_aug.py")
     assert not (tmp_path / "search").exists()
+
+
+def test_networks_at_equal_epochs_and_at_equal_minutes(tmp_path, monkeypatch):
+    """The points of each search, and as many epochs as fit into the minutes of the first network."""
+    minutes, asked = {"INR64": 2.0, "_SE": 1.1, "CBAM": 3.9, "UNETR": 1.9}, []
+
+    def fake(commands, workers):
+        for options in (dict(word[2:].split("=", 1) for word in command[2:]) for command in commands):
+            if "only" in options:
+                key, cost = options["only"], [cost for name, cost in minutes.items() if name in options["only"]]
+                entry = {"dice": [0.8, 0.8], "training_time": int(options["epochs"]) * (cost or [1.0])[0]}
+                save_json(Path(options["out_dir"]) / "points" / f"{key}.json", entry)
+                asked.append((Path(options["out_dir"]).name, key, int(options["epochs"])))
+
+    monkeypatch.setattr(networks, "run_all", fake)
+    cfg = configure(vars(networks), [], out_dir=str(tmp_path / "networks"), seeds=[0, 1])
+    assert networks.run(cfg) == {"inr": 4, "se": 7, "cbam": 2, "unetr": 4}
+    equal = [(key, epochs) for folder, key, epochs in asked if folder == "networks"]
+    assert len(set(equal)) == 10 and {epochs for _, epochs in equal} == {8}
+    others = {folder: {k.removesuffix("_S1") for f, k, _ in asked if f == folder} for folder, _, _ in asked[10:]}
+    assert [len(keys) for keys in others.values()] == [1, 1, 1, 1] and "UNETR" in min(others["networks_minutes_unetr"])
+    asked.clear()
+    networks.run(cfg)
+    assert asked == []  # all is done

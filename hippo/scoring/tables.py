@@ -30,7 +30,7 @@ def search_groups(found):
     good = [entry for entry in found.values() if "error" not in entry]
     # searches of before attention and models were axes
     configs = [{"attention": "none", "model": None, **entry["config"]} for entry in good]
-    varied = [name for name in GRID[:4] if len({config[name] for config in configs} - {None}) > 1]
+    varied = [name for name in (*GRID[:4], "epochs") if len({config[name] for config in configs} - {None}) > 1]
     groups = {}
     for entry, config in zip(good, configs):
         if config["model"] or config["attention"] != "none":

@@ -25,7 +25,15 @@ NOT_PART_OF_A_RUN = ("resume", "num_workers", "out_dir", "device", "recipe")  # 
 
 def check_training(cfg):
     """Raises UserError for constants of the training loop that cannot work."""
-    for name in ("epochs", "validate_every", "min_steps", "batch_size", "base_channels", "unet_depth", "inr_hidden_dim"):
+    for name in (
+        "epochs",
+        "validate_every",
+        "min_steps",
+        "batch_size",
+        "base_channels",
+        "unet_depth",
+        "inr_hidden_dim",
+    ):
         require(getattr(cfg, name, 1) >= 1, f"--{name}={getattr(cfg, name, 1)}: expected 1 or more")
     for name in ("learning_rate", "inr_rate", "gradient_clip"):
         require(getattr(cfg, name, 1) > 0, f"--{name}={getattr(cfg, name, 1)}: expected more than 0")
