@@ -1,6 +1,6 @@
 """The blocks of the pages on whole heads, from results/heads.json."""
 
-from hippo.heads.locate import SIDES
+from hippo.heads.locate import ETIV_SCALE, SIDES
 from hippo.scoring.tables import markdown_table
 
 import numpy as np
@@ -23,16 +23,22 @@ def agreement(results):
     rows = [
         ["hippocampi found", f"{s['found']} of {s['of']}"],
         ["Dice with hippodeep, whole hippocampus", _spread(s["dice"], 3) + f", worst {s['dice']['worst']:.3f}"],
-        ["correlation of volumes", f"{s['volume_correlation']:.2f}"],
-        ["middle as first found, mm from that of hippodeep's mask", _worst(s["located_off_mm"])],
-        ["middle of the window at last, mm from that of the box around hippodeep's mask", _worst(s["box_off_mm"])],
-        ["correlation of eTIV", f"{s['etiv_correlation']:.3f}"],
-        ["hippodeep's eTIV / the volume found (the constant that eTIV is multiplied with)", _spread(scale, 3)],
+        ["correlation of volumes with hippodeep's", f"{s['volume_correlation']:.2f}"],
+        ["distance of the first centre from that of hippodeep's mask, mm", _worst(s["located_off_mm"])],
         [
-            "boxes that hold the whole hippocampus, in images drawn from the 20 anatomies, 5 contrasts each",
+            "distance of the final window's centre from that of the box around hippodeep's mask, mm",
+            _worst(s["box_off_mm"]),
+        ],
+        ["correlation of eTIV with hippodeep's", f"{s['etiv_correlation']:.3f}"],
+        [
+            f"hippodeep's eTIV / our network's intracranial volume (eTIV is that volume times {ETIV_SCALE})",
+            _spread(scale, 3),
+        ],
+        [
+            "windows that hold the whole hippocampus, in images drawn from 20 anatomies in 5 contrasts",
             f"{drawn['hold_the_hippocampus']} of {drawn['boxes']} ({drawn['said_not_found']} said not found)",
         ],
-        ["heads whose 48 orientations give the same labels, voxel by voxel", _orientations(results)],
+        ["heads that give the same labels, voxel by voxel, in all 48 orientations", _orientations(results)],
     ]
     return markdown_table(["20 heads of one scanner and 1 of another", ""], rows)
 
