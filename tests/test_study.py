@@ -161,6 +161,8 @@ def test_results_of_other_settings_or_scans_are_kept(run_study, phantoms, nifti,
     one_error_line(
         run_study(other, "--shard=1/2"), "results of other settings (pictures, low_quality)", "another --out_dir"
     )
+    one_error_line(run_study("typo.nii.gz", "--pictures=False"), "typo.nii.gz: no such file", "stay as they are")
+    assert not (tmp_path / "out.previous-3").exists()
 
 
 def test_what_a_killed_process_left_is_removed(run_study, phantoms, tmp_path):

@@ -6,12 +6,14 @@ from hippo.pictures.plots import COLOURS, panels, save
 import matplotlib.image
 import numpy as np
 from matplotlib.lines import Line2D
+from matplotlib.patheffects import withStroke
 
 _THUMBNAIL = 0.6  # size of a page's pictures, against the picture of the scan
 _HALF_MM = 38  # of the part of the scan that is shown around a hippocampus
 _PLANES = ("sagittal", "coronal", "axial")
 GREEN, AMBER, RED = "#BFE8CF", "#FFE2A8", "#F7B9AE"
 _HARMLESS = {"sform_only", "qform_only"}  # flags that most scans of some programs have
+_OUTLINED = [withStroke(linewidth=2, foreground="black")]  # for bright letters
 _LETTERS = (("P", "A"), ("L", "R"), ("L", "R"))  # at the left and right of each plane
 
 
@@ -20,12 +22,15 @@ def picture_of_scan(path, scan, sides, rows):
 
     scan: hippo.heads.scan.Scan; sides: list of hippo.heads.segment.Hippocampus; rows: theirs of volumes.csv.
     """
-    figure, axes = panels(len(sides), 3, (9.6, 3.5 * len(sides) + 1), squeeze=False)
-    for line, side, row in zip(axes, sides, rows):
-        for axis in line:
-            axis.set_axis_off()
+    heights = {"height_ratios": [0.14, 1] * len(sides)}  # a line of text above each line of planes
+    figure, axes = panels(2 * len(sides), 3, (9.6, 3.8 * len(sides) + 0.7), squeeze=False, gridspec_kw=heights)
+    for axis in axes.flat:
+        axis.set_axis_off()
+    for above, line, side, row in zip(axes[::2], axes[1::2], sides, rows):
         text, colour = caption(side, row)
-        line[0].set_title(text, loc="left", fontsize=10, bbox={"facecolor": colour, "edgecolor": "none", "pad": 3})
+        box = {"facecolor": colour, "edgecolor": "none", "pad": 3}
+        words = above[0].text(0, 0.5, text, transform=above[0].transAxes, va="center", fontsize=10, bbox=box)
+        words.set_in_layout(False)  # it may run over the panels beside
         if side.labels is None or not side.labels.any():
             continue
         for plane, axis in enumerate(line):
@@ -61,7 +66,7 @@ def caption(side, row):
         return f"{name}: FAILED, {side.problem}", RED
     parts = [part for part in ("anterior", "posterior", "total") if row[f"{part}_mm3"]]
     text = ", ".join(f"{part} {float(row[f'{part}_mm3']):,.0f}" for part in parts)
-    text = f"{name}: {text} mm³, expected Dice {side.quality:.2f}"
+    text = f"{name}: {text} mm³, quality {side.quality:.3f}"
     words = {RED: f"DOUBTFUL: {', '.join(doubts)}", AMBER: f"LOOK: {', '.join(doubts)}", GREEN: "no doubts"}
     return f"{text}\n{words[colour]}", colour
 
@@ -88,7 +93,16 @@ def _draw_plane(axis, scan, side, plane):
         if (labels == label).any():
             axis.contour((labels == label).T.astype(float), [0.5], colors=colour, linewidths=1.3)
     for place, letter in zip((0.03, 0.97), _LETTERS[plane]):
-        style = {"color": "yellow", "fontsize": 12, "fontweight": "bold", "va": "center"}
+        style = {"color": "yellow", "fontsize": 12, "fontweight": "bold", "va": "center", "path_effects": _OUTLINED}
         ha = "left" if place < 0.5 else "right"
         axis.text(place, 0.5, letter, transform=axis.transAxes, ha=ha, **style)
-    axis.text(0.5, 0.02, _PLANES[plane], transform=axis.transAxes, color="white", fontsize=8, ha="center")
+    axis.text(
+        0.5,
+        0.02,
+        _PLANES[plane],
+        transform=axis.transAxes,
+        color="white",
+        fontsize=8,
+        ha="center",
+        path_effects=_OUTLINED,
+    )

@@ -126,6 +126,7 @@ def outlines(rows, path, title, labels=2):
 
 _CONFIGURATIONS = ["#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999"]
 _MARKERS = "osD^vPX*"
+_FEWEST = 10  # heads of a study, for a line and for outliers
 
 
 def search_analysis(groups, path, title):
@@ -258,7 +259,7 @@ def cohort(names, sides, path, title):
         etiv.scatter(of["etiv_ml"], volume, **style)
         share.scatter(volume, shares, **style)
         expected = np.full(len(names), volume.mean())
-        if np.ptp(of["etiv_ml"]) > 0:
+        if len(names) >= _FEWEST and np.ptp(of["etiv_ml"]) > 0:
             line = np.polyfit(of["etiv_ml"], volume, 1)
             expected = np.polyval(line, of["etiv_ml"])
             etiv.plot(of["etiv_ml"], expected, color=colour)
@@ -282,9 +283,11 @@ def _name_outliers(axes, names, x, y, expected, most=8):
     """Writes the names of the points that lie more than 3.5 robust standard deviations (1.48 times the median absolute
     deviation) off what is expected, `most` at most."""
     off = np.abs(y - expected)
-    limit = 3.5 * 1.4826 * np.median(off)
+    limit = 3.5 * 1.4826 * np.median(off) if len(names) >= _FEWEST else np.inf
     for i in [i for i in np.argsort(-off)[:most] if off[i] > limit]:
-        axes.annotate(names[i], (x[i], y[i]), textcoords="offset points", xytext=(4, 3), fontsize=7)
+        side = ("left", 4) if x[i] < np.mean(axes.get_xlim()) else ("right", -4)
+        style = {"textcoords": "offset points", "xytext": (side[1], 3), "fontsize": 7, "ha": side[0]}
+        axes.annotate(names[i].rsplit("/", 1)[-1], (x[i], y[i]), **style)
 
 
 def memory(series, path, title):

@@ -30,7 +30,7 @@ def search_groups(found):
     good = [entry for entry in found.values() if "error" not in entry]
     # searches of before attention and models were axes
     configs = [{"attention": "none", "model": None, **entry["config"]} for entry in good]
-    varied = [name for name in (*GRID[:4], "epochs") if len({config[name] for config in configs} - {None}) > 1]
+    varied = [name for name in (*GRID[:4], "epochs") if len({config.get(name) for config in configs} - {None}) > 1]
     groups = {}
     for entry, config in zip(good, configs):
         if config["model"] or config["attention"] != "none":
@@ -38,7 +38,7 @@ def search_groups(found):
         else:
             label = f"INR-{config['inr_hidden_dim']}" if config["use_inr"] else "No INR"
         label += ", deep supervision" * config["deep_supervision"]
-        known = [name for name in varied if config[name] is not None]
+        known = [name for name in varied if config.get(name) is not None]
         label += "".join(f", {name.replace('_', ' ')} {config[name]:g}" for name in known)
         groups.setdefault(tuple(config[name] for name in GRID), {"label": label, "runs": []})["runs"].append(entry)
     return groups
