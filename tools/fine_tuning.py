@@ -79,12 +79,14 @@ def run(cfg):
 def draw(results, path):
     """Dice against the number of heads learned from: each seed, and their mean."""
     figure, axes = plots.panels(1, 1, (6.5, 4.5))
-    for (way, sizes), colour in zip(results["runs"].items(), plots.SERIES[1:]):
-        counts = [int(count) for count in sizes]
+    for (way, sizes), colour, beside in zip(results["runs"].items(), plots.SERIES[1:], (-0.1, 0.1)):
+        counts = np.array([int(count) for count in sizes])
         means = [[np.mean([*run["dice"].values()]) for run in seeds.values()] for seeds in sizes.values()]
-        axes.plot(counts, np.mean(means, 1), color=colour, marker="o", label=f"{way}, mean of {len(means[0])} seeds")
-        for count, values in zip(counts, means):
-            axes.scatter([count] * len(values), values, color=colour, s=12, alpha=0.7)
+        label = f"{way}, mean of {len(means[0])} seeds"
+        axes.plot(counts + beside, np.mean(means, 1), color=colour, marker="o", label=label)
+        for count, values in zip(counts + beside, means):
+            axes.scatter([count] * len(values), values, color="black", s=8, zorder=3)
+    axes.scatter([], [], color="black", s=8, label="each seed")
     shipped = np.mean([*results["shipped"].values()])
     axes.axhline(shipped, color="black", linestyle="--", label="the shipped model as it is")
     axes.set(xlabel="heads learned from", ylabel="Dice of the whole hippocampus", xticks=counts)
