@@ -39,7 +39,7 @@ def main():
 
 
 def run(cfg):
-    """Runs what is missing; prints both tables' parts. Returns {network: epochs in the minutes of the first}."""
+    """Runs what is missing; returns {network but the first: epochs in the minutes of the first}."""
     search(cfg, Path(cfg.out_dir), {**_ALL, "deep_supervision": False, "epochs": cfg.epochs})
     found, seconds = results(Path(cfg.out_dir)), {}
     for name, options in NETWORKS.items():

@@ -96,13 +96,5 @@ def _draw_plane(axis, scan, side, plane):
         style = {"color": "yellow", "fontsize": 12, "fontweight": "bold", "va": "center", "path_effects": _OUTLINED}
         ha = "left" if place < 0.5 else "right"
         axis.text(place, 0.5, letter, transform=axis.transAxes, ha=ha, **style)
-    axis.text(
-        0.5,
-        0.02,
-        _PLANES[plane],
-        transform=axis.transAxes,
-        color="white",
-        fontsize=8,
-        ha="center",
-        path_effects=_OUTLINED,
-    )
+    style = {"color": "white", "fontsize": 8, "ha": "center", "path_effects": _OUTLINED}
+    axis.text(0.5, 0.02, _PLANES[plane], transform=axis.transAxes, **style)

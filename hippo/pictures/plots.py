@@ -155,8 +155,9 @@ def search_analysis(groups, path, title):
         means = [np.mean(run["dice"]) for run in g["runs"]]
         size.scatter([run["parameters"] / 1e6 for run in g["runs"]], means, s=40, label=g["label"], **style)
         time.scatter([run["training_time"] / 60 for run in g["runs"]], means, s=40, **style)
-        values = [run["history"]["val_dice"] for run in g["runs"]]
-        epochs = range(1, len(values[0]) + 1)
+        values = np.array([run["history"]["val_dice"] for run in g["runs"]], float)  # None: no validation
+        epochs = np.flatnonzero(np.isfinite(values).all(0))
+        values, epochs = values[:, epochs], epochs + 1
         curve.plot(epochs, np.mean(values, axis=0), markersize=4, linewidth=1.2, **style)
         curve.fill_between(epochs, *(f(values, axis=0) for f in (np.min, np.max)), color=style["color"], alpha=0.12)
     size.set(xlabel="parameters (millions)", ylabel="mean Dice of volumes", title="Dice against parameters")

@@ -24,8 +24,9 @@ def open_study(out_dir, study, items, alone=True):
     folder = check_folder(out_dir)
     if folder.is_dir() and (difference := _differs(folder, study, items)):
         require(alone, f"{folder} holds {difference}; choose another --out_dir")
-        missing = f"{items[0].path}: no such file; the results in {folder} stay as they are" if items else ""
-        require(not items or any(Path(item.path).is_file() for item in items), missing)
+        problem = items[0].problem or "no such file"
+        there = any(Path(item.path).is_file() for item in items)
+        require(there, f"{items[0].path}: {problem}; the results in {folder} stay as they are")
         set_aside(folder)
     earlier = load_study(folder) if (folder / RECORDS / _STUDY).is_file() else {"scans": [], "adjustment": {}}
     names = {item.name: None for item in items}
