@@ -87,7 +87,7 @@ def test_a_frozen_encoder_stays_as_it_is(script, phantoms, parts, tmp_path):
 def test_unetr_and_attention_train_and_freeze(script, phantoms, tmp_path):
     for name, options in (("unetr", ["--recipe=unetr"]), ("cbam", ["--attention=cbam", *SMALL[:2]])):
         out = tmp_path / name
-        how = (*options, *SMALL[2:], f"--data_root={phantoms}", "--max_cases=5")
+        how = (*options, *SMALL[2:], f"--data_root={phantoms}", "--max_cases=5", "--tta=False")
         code, _, err = script(train_3d, *how, f"--out_dir={out}")
         assert code == 0, err
         code, _, err = script(train_3d, *how, f"--init={out / 'last.pth'}", "--freeze=encoder", f"--out_dir={out}_2")

@@ -90,7 +90,7 @@ def per_case_dice(cases, path, title):
     axes.set_xticks(x, [name.split("_")[-1] for name in names], rotation=90, fontsize=7)
     axes.set(xlabel="case", ylabel="Dice", xlim=(-1, len(names)))
     axes.grid(alpha=0.3, axis="y")
-    axes.legend(loc="lower right")
+    figure.legend(loc="outside lower center", ncols=values.shape[1])  # points may be anywhere
     save(figure, path, title)
 
 
