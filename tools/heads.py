@@ -241,11 +241,13 @@ def perturbations(array, affine, located, scan):
     result = {f"turned 20 degrees about {'xyz'[a]}": rescan.turned(array, affine, a, 20) for a in range(3)}
     for axis, name in enumerate(("to the right", "forwards", "upwards")):
         result[f"shifted 40 mm {name}"] = rescan.padded(array, affine, axis, 40, 0)
-    result["a neck of 80 mm more"] = rescan.padded(array, affine, 2, 80, 0, "edge")
+    result["80 mm of empty space below"] = rescan.padded(array, affine, 2, 80, 0, "edge")
     result["the top third cut off"] = rescan.cut_off(array, affine, 2, share_high=1 / 3)
     middle = (np.array(array.shape) - 1) / 2 + np.linalg.solve(scan.matrix, located.centres["left"])
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
-    result["the face cut off"] = rescan.faceless(array, affine, int(middle[1] + 35 / spacing[1]), int(middle[2]))
+    result["the lower front set to zero"] = rescan.faceless(
+        array, affine, int(middle[1] + 35 / spacing[1]), int(middle[2])
+    )
     for mm in (0.7, 1.3, 2.0):
         result[f"voxels of {mm:g} mm"] = rescan.respaced(array, affine, (mm,) * 3)
     for axis, name in enumerate(("sagittal", "coronal", "axial")):

@@ -71,7 +71,7 @@ def epochs_2d_table(history, metrics):
     n, best = len(history["seconds"]), metrics["best"]["epoch"]
     rows = []
     twenty, fifty = ("20 or the nearest", 20), ("50 or the nearest", min(50, n))
-    middle = [twenty, fifty] if n > 20 else [("20, 50 or the nearest", n)]
+    middle = [twenty, fifty] if n > 20 else [("last", n)]
     names = ("train_dice", "val_dice", "train_nsd", "val_nsd")
     for text, epoch in (("first", 1), *middle, ("best", best)):
         cells = [f"{np.mean(history[name][epoch - 1]):.4f}" for name in names]

@@ -209,8 +209,8 @@ def unseen_table(result, config):
         ours = [np.mean(dice[case]) for case in unseen]
         difference = bootstrap([d - theirs[case] for d, case in zip(ours, unseen)])
         rows.append([member_label(name, len(scores) - 1), mean_dice(ours), with_interval(difference)])
-    rows.append([f"all {len(result['cases'])} cases: together, less 3D alone", "–", with_interval(result["gain"])])
-    return markdown_table(["who", f"mean Dice, {len(unseen)} cases", "difference (95 % interval)"], rows)
+    table = markdown_table(["who", f"mean Dice, {len(unseen)} cases", "difference (95 % interval)"], rows)
+    return f"{table}\n\nOn all {len(result['cases'])} cases, 3D and 2D together less 3D alone: {with_interval(result['gain'])}."
 
 
 def errors_table(mean):

@@ -24,9 +24,9 @@ def agreement(results):
         ["hippocampi found", f"{s['found']} of {s['of']}"],
         ["Dice with hippodeep, whole hippocampus", _spread(s["dice"], 3) + f", worst {s['dice']['worst']:.3f}"],
         ["correlation of volumes with hippodeep's", f"{s['volume_correlation']:.2f}"],
-        ["distance of the first centre from that of hippodeep's mask, mm", _worst(s["located_off_mm"])],
+        ["distance of the located centre from the centre of hippodeep's mask, mm", _worst(s["located_off_mm"])],
         [
-            "distance of the final window's centre from that of the box around hippodeep's mask, mm",
+            "distance of the window's centre from the centre of hippodeep's bounding box, mm",
             _worst(s["box_off_mm"]),
         ],
         ["correlation of eTIV with hippodeep's", f"{s['etiv_correlation']:.3f}"],
@@ -35,8 +35,8 @@ def agreement(results):
             _spread(scale, 3),
         ],
         [
-            "windows that hold the whole hippocampus, in images drawn from 20 anatomies in 5 contrasts",
-            f"{drawn['hold_the_hippocampus']} of {drawn['boxes']} ({drawn['said_not_found']} said not found)",
+            "windows that hold the whole hippocampus, in synthetic images of 20 anatomies and 5 contrasts",
+            f"{drawn['hold_the_hippocampus']} of {drawn['boxes']} ({drawn['said_not_found']} not found)",
         ],
         ["heads that give the same labels, voxel by voxel, in all 48 orientations", _orientations(results)],
     ]
@@ -58,7 +58,7 @@ def rescans(results):
         "segmented",
         "median change, %",
         "largest change, %",
-        "flags of finding and segmenting, in some",
+        "flags raised in at least one head",
     ]
     return markdown_table(titles, rows)
 

@@ -24,8 +24,9 @@ def kinds(results):
         values = [_KINDS[kind], row["observations"], row["failures"]]
         values += [interval(row[name], digits) for name, digits in (("mae", 3), ("mae_of_misuses", 3), ("auroc", 3))]
         rows.append([*values, f"{row['auroc_of_confidence']:.3f}"])
-    titles = ["segmentations by", "observed", "Dice < 0.75", "mean absolute error", "of misuses"]
-    return markdown_table([*titles, "AUROC of Dice < 0.75", "of the models' confidence"], rows)
+    titles = ["segmented by", "segmentations", "with Dice < 0.75", "mean absolute error, without misuses"]
+    titles += ["mean absolute error, misuses", "AUROC of `quality` for Dice < 0.75", "AUROC of the models' confidence"]
+    return markdown_table(titles, rows)
 
 
 def degradations(results):
@@ -34,7 +35,15 @@ def degradations(results):
         [name, row["n"], *(f"{row[key]:.3f}" for key in ("dice", "predicted", "mae", "of_a_constant"))]
         for name, row in results.items()
     ]
-    return markdown_table(["kind", "observed", "Dice", "quality", "mean absolute error", "of a constant"], rows)
+    titles = [
+        "kind",
+        "segmentations",
+        "mean Dice",
+        "mean `quality`",
+        "mean absolute error",
+        "the same for the best constant",
+    ]
+    return markdown_table(titles, rows)
 
 
 def thresholds(results):
@@ -56,9 +65,10 @@ def heads(results):
     upside, elsewhere = found["upside_down"], found["elsewhere"]
     return (
         f"Spearman's correlation of quality with the Dice with hippodeep is **{interval(found['spearman'], 2)}** over "
-        f"{len(found['sides'])} hippocampi. {len(flagged)} of them are flagged: {names}. Upside down under a header that says "
-        f"otherwise, {upside['flagged']} of {upside['of']} are flagged or refused; windows far from a hippocampus, "
-        f"{elsewhere['flagged']} of {elsewhere['of']}. Of {sides['of']} crops, the surer side is the right one in {sides['right']}."
+        f"{len(found['sides'])} hippocampi. {len(flagged)} of them are flagged: {names}. When the image is upside down and "
+        f"the header does not say so, {upside['flagged']} of {upside['of']} are flagged or refused; when the window lies far from "
+        f"a hippocampus, {elsewhere['flagged']} of {elsewhere['of']}. `--side=auto` finds the right side of {sides['right']} of "
+        f"{sides['of']} crops."
     )
 
 

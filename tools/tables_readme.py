@@ -46,9 +46,9 @@ def glance(published):
         ],
         [
             "**How fast**",
-            f"on two CPU cores with bf16 (without it): one head {single[0]:.0f} s ({single[1]:.0f} s), each head of a batch "
-            f"{batch[0]:.0f} s ({batch[1]:.0f} s), training {minutes:.0f} min ({ordinary['training_minutes']:.0f} min); "
-            "no GPU is needed",
+            f"on two CPU cores with bf16 (16-bit arithmetic of recent processors): one head {single[0]:.0f} s, {batch[0]:.0f} s "
+            f"each in a batch, training {minutes:.0f} min; without bf16: {single[1]:.0f} s, {batch[1]:.0f} s, "
+            f"{ordinary['training_minutes']:.0f} min; no GPU is needed",
         ],
         ["**Run**", "`python predict.py head.nii.gz`"],
     ]

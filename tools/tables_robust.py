@@ -20,7 +20,7 @@ def sections(published):
 
 
 def both_recipes(published):
-    """The cross-validation of the recipe of heads, and its difference, case by case, from that of crops."""
+    """The cross-validation of the heads recipe, and its difference, case by case, from the default one."""
     heads, crops = (published(f"{folder}cross_validation.json") for folder in ("cross_validation_heads/", ""))
     members = [list(result["members"].values()) for result in (heads, crops)]
     pairs = {f"{who} alone": [row[i]["dice"] for row in members] for i, who in enumerate(("3D", "2D"))}
@@ -30,7 +30,7 @@ def both_recipes(published):
         change = bootstrap([np.mean(ours[name]) - np.mean(theirs[name]) for name in ours])
         changes.append(f"{who} {with_interval(change)}")
     table = cross_validation_table(heads, published.references)
-    return f"{table}\n\nDifference from the recipe of crops, case by case: {'; '.join(changes)}."
+    return f"{table}\n\nDifference from the default recipe, case by case: {'; '.join(changes)}."
 
 
 def repeatability(results):
@@ -44,8 +44,8 @@ def repeatability(results):
             f"{parts['whole']['dice']:.3f}",
         ]
         rows.append([*row, _change(theirs[kind]["whole"]), f"{theirs[kind]['whole']['dice']:.3f}"] if theirs else row)
-    titles = ["rescan", "whole", "anterior", "posterior", "Dice, turned back"]
-    return markdown_table(titles + ["hippodeep, whole", "its Dice"] * bool(theirs), rows)
+    titles = ["rescan", "whole", "anterior", "posterior", "Dice, whole"]
+    return markdown_table(titles + ["hippodeep: whole", "hippodeep: Dice, whole"] * bool(theirs), rows)
 
 
 def _change(part):
@@ -79,7 +79,7 @@ def cases(kinds):
 
 def heads(results):
     """What becomes of heads of other contrasts, with the choice and with the models of T1 alone."""
-    parts = {f"painted {name}": row for name, row in results["painted"].items()}
+    parts = {f"synthetic {name}": row for name, row in results["painted"].items()}
     parts["20 heads, inverted"] = results["inverted_heads"]
     rows = []
     for name, part in parts.items():
@@ -95,7 +95,7 @@ def heads(results):
         "segmented",
         "by the model for any contrast",
         "whole Dice",
-        "of them wrong (Dice < 0.5)",
+        "wrong (Dice < 0.5)",
     ]
     return markdown_table(titles, rows)
 

@@ -42,7 +42,7 @@ def peers_table(benchmark):
             ]
         )
     header = ["network", "parameters", "precision, batch", "s a training volume", "times nnU-Net's training speed"]
-    last = ["s a predicted volume", "peak memory in MiB", "GFLOP/s in training, of a matrix product's"]
+    last = ["s a predicted volume", "peak memory in MiB", "GFLOP/s in training, and in a matrix product"]
     return markdown_table([*header, *last], rows)
 
 
@@ -63,4 +63,4 @@ def costs_table(benchmark):
             metrics["ratio"],
         ],
     ]
-    return markdown_table(["", "here", "otherwise", "times as long"], rows)
+    return markdown_table(["", "this repository", "alternative", "speed-up"], rows)

@@ -31,8 +31,8 @@ def cohort(results):
             _yes(shards["equal"]),
         ],
         [f"{many['n']:,} scans (links to the {heads['n']})", f"{many['seconds'] / 60:.0f} min"],
-        ["their memory after a tenth of them, and at most after that", _growth(scans, memory, many["n"])],
-        ["the same command again, all being done", f"{many['seconds_if_done']:.0f} s"],
+        ["memory after a tenth of the scans, and the maximum after that", _growth(scans, memory, many["n"])],
+        ["the same command again, with all scans done", f"{many['seconds_if_done']:.0f} s"],
         ["their `report.html`", f"{many['page_mb']:.0f} MB"],
         ["opened in Chromium, then sorted", "{opened_seconds:.1f} s, {sorted_seconds:.1f} s".format(**many["page"])],
     ]
@@ -49,17 +49,17 @@ def web(results):
     mixed_up = at_once["mixed_up"] + row["mixed_up"]
     rows = [
         [
-            f"from the choice of a head of 1 mm to its table on the page, mean of {page['n']}",
+            f"from choosing a 1 mm head to its table, mean of {page['n']}",
             _mean(page["table_seconds"]),
         ],
-        ["and to its labels in the viewer, drawn without a GPU", _mean(page["labels_seconds"])],
+        ["until the labels appear in the viewer, without a GPU", _mean(page["labels_seconds"])],
         [
             f"from an upload to its result by the API, mean of {heads['n']}",
             f"{heads['mean_seconds']:.1f} s, worst {heads['worst_seconds']:.1f}",
         ],
         [
             f"{at_once['n']} uploads at once",
-            f"{at_once['statuses']['202']} done, {at_once['statuses']['503']} told to come again, none lost",
+            f"{at_once['statuses']['202']} done, {at_once['statuses']['503']} rejected because the queue was full, none lost",
         ],
         ["memory at most meanwhile, both processes", f"{at_once['peak_mib'] / 1024:.1f} GiB"],
         [f"{row['n']} jobs, one after the other: memory", _growth(counts, memory, row["n"])],
@@ -105,7 +105,7 @@ def _of_persons(scores):
 
 
 def _yes(equal):
-    return "yes, byte for byte but for times" if equal else "NO"
+    return "yes, byte for byte, except for times" if equal else "NO"
 
 
 def _mean(seconds):
