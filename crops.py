@@ -102,6 +102,8 @@ def crop_sides(item, networks, cfg, out_dir):
         mask, image = read_nifti(path)
         same = mask.shape == scan.array.shape and np.allclose(image.affine, scan.image.affine, atol=1e-2)
         require(same, f"{path}: not on the grid of {item.path}; resample it to that")
+        fits = not cfg.parts or np.isin(np.unique(mask), (0, 1, 2)).all()
+        require(fits, f"{path}: expected 0, 1 (anterior) and 2 (posterior) with --parts=True; correct the mask")
         values = {1: mask == 1, 2: mask == 2} if cfg.parts else {1: mask >= max(mask.max() / 2, 1e-6)}
         require(any(part.any() for part in values.values()), f"{path}: an empty mask")
         soft = np.stack([cut(part.astype(np.float32), scan.matrix, side.window) for part in values.values()])

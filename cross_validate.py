@@ -22,7 +22,7 @@ import train_3d
 from hippo.data.cases import LABELS, count_labels, list_cases
 from hippo.device import set_up_device
 from hippo.errors import UserError, require
-from hippo.files import load_json, save_json, set_aside
+from hippo.files import finite, load_json, save_json, set_aside
 from hippo.options import configure, constants, run_script
 from hippo.pictures import plots
 from hippo.processes import refuse_several_processes
@@ -101,7 +101,7 @@ def run(cfg):
 
 def save(result, path):
     """Writes the result; another one that is there is set aside."""
-    if path.is_file() and load_json(path, "python cross_validate.py") != json.loads(json.dumps(result)):
+    if path.is_file() and load_json(path, "python cross_validate.py") != json.loads(json.dumps(finite(result))):
         set_aside(path)
     save_json(path, result)
 

@@ -172,7 +172,7 @@ def find_inputs(cfg):
 
 def give_etivs(items, text):
     """The Items with their own eTIV by the option --etiv: a number for all of them, or a CSV that names them by their path
-    (as given, or from the folder that was searched) or, where no other scan has it, by the name of the file."""
+    (as given, or from the folder that was searched) or by the name of the file alone, where no other scan has it."""
     if not text:
         return items
     try:
@@ -180,7 +180,10 @@ def give_etivs(items, text):
             values = {"": float(text)}
         else:
             with open(text, newline="", encoding="utf-8-sig") as file:
-                values = {Path(row["scan"]).as_posix(): float(row["etiv_mm3"]) for row in csv.DictReader(file)}
+                rows = [(Path(row["scan"]).as_posix(), float(row["etiv_mm3"])) for row in csv.DictReader(file)]
+            values = dict(rows)
+            twice = [scan for scan, value in rows if value != values[scan]]
+            require(not twice, f"--etiv={text}: {twice[:1]} has several values; name each scan by its path")
     except (OSError, ValueError, KeyError, TypeError) as error:
         expected = f"--etiv={text}: expected a number of mm3, or a CSV with the columns scan, etiv_mm3 ({error!r})"
         raise UserError(expected) from None
@@ -189,8 +192,6 @@ def give_etivs(items, text):
     if "" in values:
         return [item._replace(etiv_mm3=values[""]) for item in items]
     count = Counter(item.path.name for item in items)
-    given = Counter(Path(scan).name for scan in values)
-    short = {Path(scan).name: value for scan, value in values.items() if given[Path(scan).name] == 1}
     result = []
     for item in items:
         name = item.path.name
@@ -200,7 +201,7 @@ def give_etivs(items, text):
             str(Path(item.name).parent / name),
             Path(os.path.abspath(item.path)).as_posix(),
         )
-        own = next((values[path] for path in full if path in values), short.get(name) if count[name] == 1 else None)
+        own = next((values[path] for path in full if path in values), values.get(name) if count[name] == 1 else None)
         result.append(item._replace(etiv_mm3=own))
     without = sum(item.etiv_mm3 is None for item in result)
     require(without < len(items), f"--etiv={text}: none of its scans is among these; expected such as {items[0].path}")

@@ -100,15 +100,17 @@ def head_scenes(cfg, path):
     """{path: (panels, function that draws into a plotter)} of a whole head; writes the meshes, too. Raises UserError where
     the head or its hippocampi are not found."""
     require(
-        Path(cfg.mesh).suffix in ("", ".stl", ".vtk"), f"--mesh={cfg.mesh}: expected a name that ends in .stl or .vtk"
+        not cfg.mesh or Path(cfg.mesh).suffix in (".stl", ".vtk"),
+        f"--mesh={cfg.mesh}: expected a name that ends in .stl or .vtk",
     )
     scan = read_scan(path)
     require(not scan.is_crop, f"{path}: a crop; expected a whole head")
     device, dtype = set_up_device(cfg.device, cfg.amp)
     locator = load_locator(cfg.locate).to(device)
     if cfg.segmentation:
-        labels, _ = read_nifti(cfg.segmentation)
-        fits = labels.shape == scan.array.shape and np.isin(np.unique(labels), range(5)).all()
+        labels, image = read_nifti(cfg.segmentation)
+        fits = labels.shape == scan.array.shape and np.allclose(image.affine, scan.image.affine, atol=1e-2)
+        fits = fits and np.isin(np.unique(labels), range(5)).all()
         require(fits, f"{cfg.segmentation}: expected labels 0 to 4 on the grid of {path}, as predict.py writes them")
         located = locate(locator, scan, device, dtype)
     else:

@@ -53,14 +53,15 @@ def save_text(path, text):
 
 def save_json(path, content):
     """Writes content as JSON, whole or not at all. NaN and infinity become null."""
-    save_text(path, json.dumps(_finite(content), indent=1, allow_nan=False))
+    save_text(path, json.dumps(finite(content), indent=1, allow_nan=False))
 
 
-def _finite(value):
+def finite(value):
+    """Values as JSON holds them: lists for arrays, None for NaN and infinity."""
     if isinstance(value, dict):
-        return {str(k): _finite(v) for k, v in value.items()}
+        return {str(k): finite(v) for k, v in value.items()}
     if isinstance(value, (list, tuple, np.ndarray)):
-        return [_finite(v) for v in value]
+        return [finite(v) for v in value]
     if isinstance(value, np.generic):
         value = value.item()
     return None if isinstance(value, float) and not math.isfinite(value) else value

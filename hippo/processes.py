@@ -26,7 +26,7 @@ def silence_all_but_the_first():
 
 def leave_processes():
     """Ends what join_processes began."""
-    if world_size() > 1:
+    if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
 
 

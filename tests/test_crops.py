@@ -113,6 +113,8 @@ def test_mistakes_are_one_line(script, study, tmp_path):
         crops, *some, "--right=*none*"
     )  # the left one alone would be of a person unknown to any split
     assert code == 2 and not list((tmp_path / "out").rglob("*.nii.gz"))
+    code, _, err = script(crops, *some, "--parts=True")
+    assert code == 2 and "expected 0, 1 (anterior) and 2 (posterior)" in err and "Traceback" not in err
     other = tmp_path / "masks"
     shutil.copytree(masks, other)
     path = other / "sub-01/sub-01_hemi-L_mask.nii.gz"

@@ -205,6 +205,7 @@ def test_single_points_and_collecting_give_what_one_search_gives(script, phantom
         (["--epochs=0"], ["--epochs=0"]),
         (["--use_inr=[]", "--deep_supervision=False"], ["the grid is empty"]),
         (["--data_root=nowhere"], ["nowhere", "get_data.py"]),
+        (["--fold=-2"], ["holds no case out"]),
         (["--seed=1"], ["--seeds"]),
     ],
 )

@@ -222,7 +222,10 @@ def test_the_brain_and_its_hippocampi_in_3d(script, head, tmp_path):
     assert (np.ptp(brain, axis=0) > 100).all()
     code, _, err = script(viz, head[0], *fixed, f"--mesh={tmp_path / 'head.stl'}")
     assert code == 0 and (tmp_path / "head.stl").stat().st_size > 10_000, err
-    one_error_line(script(viz, head[0], "--mesh=a.obj"), ".stl or .vtk")
+    for name in ("a.obj", "a"):
+        one_error_line(script(viz, head[0], f"--mesh={name}"), ".stl or .vtk")
+    nib.save(nib.Nifti1Image(head[1], np.diag([2.0, 1, 1, 1])), saved)  # of another scan
+    one_error_line(script(viz, head[0], *fixed, f"--segmentation={saved}"), "on the grid of")
     one_error_line(script(viz, head[0], head[0]), "one head at a time")
 
 

@@ -4,6 +4,7 @@ import phantom
 import train_locate
 from hippo.data import anatomies
 from hippo.data.spatial import Window, bring_back, cut, largest_component, shrink
+from hippo.heads import locate
 from hippo.heads.locate import check, load_locator
 
 import nibabel as nib
@@ -22,6 +23,22 @@ def test_only_places_that_can_be_count():
     assert "swapped" in check({"left": right, "right": left}, sure)[0]["right"]
     assert "apart" in check({"left": left, "right": left + 5}, sure)[0]["right"]
     assert check({"left": left, "right": np.array([5.0, 40, 0])}, sure)[1] == ["head_turned"]
+
+
+def test_what_is_found_belongs_to_the_window_that_was_looked_through(monkeypatch):
+    """Also where the middle of the brain moves at each look."""
+    seen, moves = [], iter(np.array([[40.0, 0, 0], [80, 0, 0], [120, 0, 0]]))
+
+    def look(scan, window):
+        seen.append(window)
+        return np.zeros((2, 2, 2)), np.ones((64,) * 3, bool)
+
+    monkeypatch.setattr(locate, "look", look)
+    monkeypatch.setattr(locate, "_classify", lambda *_: np.full((4, 64, 64, 64), 0.25))
+    monkeypatch.setattr(locate, "_middle", lambda *_: next(moves))
+    monkeypatch.setattr(locate, "_is_t1", lambda *_: True)
+    found = locate.locate(None, None, None, None)
+    assert len(seen) == 3 and found.window is seen[-1] and found.window.centre_mm[0] == 80
 
 
 # ---- windows

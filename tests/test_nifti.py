@@ -4,7 +4,7 @@ import gzip
 import tracemalloc
 
 from hippo.data import nifti as module
-from hippo.data.nifti import MAX_VOXELS, orientation_flags, read_nifti, save_labels, voxel_volume_mm3
+from hippo.data.nifti import MAX_VOXELS, orientation_flags, read_nifti, save_labels
 from hippo.data.spatial import resample
 from hippo.errors import UserError
 
@@ -115,11 +115,6 @@ def test_dicom_is_told_of_its_converter(tmp_path):
     path.write_bytes(bytes(128) + b"DICM" + bytes(100))
     with pytest.raises(UserError, match="IM0001.dcm: a DICOM file.*dcm2niix"):
         read_nifti(path)
-
-
-def test_the_volume_of_a_voxel(nifti):
-    sheared = np.array([[0, 2, 0, 0], [-1, 1, 0, 0], [0, 0, 1.5, 0], [0, 0, 0, 1.0]])
-    assert voxel_volume_mm3(nib.Nifti1Image(VOLUME, sheared)) == pytest.approx(3.0)
 
 
 # ---- resampling

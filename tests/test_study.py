@@ -11,7 +11,7 @@ import predict
 from hippo.errors import UserError
 from hippo.study import outputs
 from hippo.study.inputs import Item, find_items
-from hippo.study.records import RECORDS, shard_of
+from hippo.study.records import RECORDS, load_study, open_study, shard_of
 
 import numpy as np
 import pytest
@@ -85,13 +85,16 @@ def test_own_intracranial_volumes_by_path_or_name(tmp_path):
     }
     items = [Item(name, Path(path)) for name, path in files.items()]
     found = [item.etiv_mm3 for item in predict.give_etivs(items, str(table))]
-    assert found == [1.5e6, 1.6e6, None, 1.7e6, 1.8e6]
+    assert found == [1.5e6, 1.6e6, None, None, 1.8e6]
     table.write_text(
         "scan,etiv_mm3\ns1/T1.nii.gz,1.5e6\n"
     )  # no one else's, though it is the only T1.nii.gz of the table
     assert [item.etiv_mm3 for item in predict.give_etivs(items, str(table))] == [1.5e6, None, None, None, None]
     with pytest.raises(UserError, match="none of its scans is among these"):
         predict.give_etivs(items[1:], str(table))
+    table.write_text("scan,etiv_mm3\nT1.mgz,1.5e6\nT1.mgz,1.6e6\n")  # as of a folder for each person
+    with pytest.raises(UserError, match="T1.mgz.*several values"):
+        predict.give_etivs([Item("T1", Path("/bert/T1.mgz"))], str(table))
     assert {item.etiv_mm3 for item in predict.give_etivs(items, "1480000")} == {1_480_000}
 
 
@@ -162,6 +165,10 @@ def test_results_of_other_settings_or_scans_are_kept(run_study, phantoms, nifti,
         run_study(other, "--shard=1/2"), "results of other settings (pictures, low_quality)", "another --out_dir"
     )
     one_error_line(run_study("typo.nii.gz", "--pictures=False"), "typo.nii.gz: no such file", "stay as they are")
+    before = content(tmp_path / "out")
+    Path(other).unlink()  # a disk that is no longer mounted takes no results away
+    code, out, _ = run_study(other, "--pictures=False", "--low_quality=0.7")
+    assert code == 0 and "1 of 1 scans are there already" in out and content(tmp_path / "out") == before
     assert not (tmp_path / "out.previous-3").exists()
 
 
@@ -224,6 +231,13 @@ def test_mistakes_are_one_line(run_study, study, phantoms, tmp_path):
     adjustment = tmp_path / "adjustment.json"
     adjustment.write_text('{"mean_etiv_mm3": 1}')
     one_error_line(run_study(study, f"--adjustment={adjustment}", "--pictures=False"), "expected an adjustment.json")
+
+
+def test_an_adjustment_is_of_its_own_run_only(tmp_path):
+    study = {"settings": {}, "bids": "", "adjustment": {"n": 12}}
+    for expected in ({"n": 12}, {}):
+        open_study(tmp_path, {**study, "adjustment": expected}, [Item("a", tmp_path / "a.nii")], alone=True)
+        assert load_study(tmp_path)["adjustment"] == expected
 
 
 def test_a_folder_that_cannot_be_made_is_one_line(run_study, phantoms, tmp_path):

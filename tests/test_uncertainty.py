@@ -9,14 +9,14 @@ import train_3d
 from hippo.heads.quality import expected_dice
 from hippo.heads.uncertainty import entropies, spread
 from hippo.models.checkpoint import load_model
-from hippo.models.inference import TrainedModel, make_preprocessing, predict_volume, sample_volume
+from hippo.models.inference import TrainedModel, has_dropout, make_preprocessing, predict_volume, sample_volume
 from hippo.options import configure
 from hippo.scoring.calibration import calibration_bins, expected_calibration_error, risk_coverage
 from hippo.scoring.metrics import dice
 from hippo.scoring.statistics import bootstrap_of
 from model2d import UNetnnUNetLightweight
 from tools import uncertainty
-from unet_inr_3d import UNet3DWithINR
+from unet_inr_3d import UNETR, UNet3DWithINR
 
 import nibabel as nib
 import numpy as np
@@ -60,6 +60,12 @@ def test_dropout_is_off_outside_training(image):
         gone = (channels == 0).all(1)
         assert gone.any() and not (channels[~gone] == 0).all(1).any()
         block.eval()
+
+
+def test_only_a_network_that_drops_something_is_one_with_dropout():
+    preprocessing = make_preprocessing(window=(8, 8, 8))
+    assert not has_dropout(TrainedModel(UNETR(width=12, layers=2, heads=2, features=4), preprocessing))
+    assert not has_dropout(model_with(0)) and has_dropout(model_with(0.1))
 
 
 def test_samples_are_repeatable_and_differ(image):

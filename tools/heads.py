@@ -19,7 +19,7 @@ from hippo.data.nifti import read_nifti
 from hippo.device import precision
 from hippo.errors import require
 from hippo.files import ROOT, save_json
-from hippo.heads.locate import BOX_MM, ETIV_SCALE, SIDES, locate
+from hippo.heads.locate import ETIV_SCALE, SIDES, locate
 from hippo.heads.quality import Limits, judge
 from hippo.heads.scan import Scan, read_scan
 from hippo.heads.segment import joint_labels, segment
@@ -36,6 +36,7 @@ import torch
 
 _STABLE = ("sub-01", "sub-05", "sub-10", "sub-18")  # heads for the invariances
 _EXAMPLE = "example_brain_t1"  # hippodeep's own
+_BOX_MM = (44, 60, 44)  # around a centre: it should hold the whole hippocampus
 _CONTRASTS = 5  # images drawn from each anatomy
 
 
@@ -288,5 +289,5 @@ def drawn(folder, tools):
                 if side in found.problems:
                     continue
                 voxels = (np.argwhere(shares[number].numpy() > 0.5) - 31.5) * 4.0
-                held += bool((np.abs(voxels - found.centres[side]) <= np.array(BOX_MM) / 2).all())
+                held += bool((np.abs(voxels - found.centres[side]) <= np.array(_BOX_MM) / 2).all())
     return {"boxes": total, "hold_the_hippocampus": held, "said_not_found": flagged}

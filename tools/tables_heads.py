@@ -35,7 +35,7 @@ def agreement(results):
             _spread(scale, 3),
         ],
         [
-            "windows that hold the whole hippocampus, in synthetic images of 20 anatomies and 5 contrasts",
+            "boxes of 44 x 60 x 44 mm around located centres that hold the whole hippocampus (20 synthetic heads, 5 contrasts each)",
             f"{drawn['hold_the_hippocampus']} of {drawn['boxes']} ({drawn['said_not_found']} not found)",
         ],
         ["heads that give the same labels, voxel by voxel, in all 48 orientations", _orientations(results)],

@@ -179,8 +179,7 @@ def _paint(labels, rng):
 
 
 def _degrade(image, rng):
-    """An image (1, N, N, N) blurred, shaded, noisy, and with another gamma."""
-    image = image[0] if image.ndim == 4 else image
+    """An image (N, N, N) blurred, shaded, noisy, and with another gamma."""
     if rng.random() < 0.5:
         image = gaussian_filter(image, rng.uniform(0, 0.9, 3))
     line = np.linspace(-1, 1, SIZE, dtype=np.float32)

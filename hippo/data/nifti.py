@@ -138,11 +138,6 @@ def ras_affine(image):
     return image.affine @ nib.orientations.inv_ornt_aff(ornt, image.shape[:3])
 
 
-def voxel_volume_mm3(image):
-    """Volume of a voxel of a nibabel image in mm3: |det| of its affine, which holds for sheared ones too."""
-    return abs(float(np.linalg.det(image.affine[:3, :3])))
-
-
 def to_stored_orientation(array, image):
     """An array (D, H, W) in RAS, turned to the orientation in which a nibabel image is stored."""
     ras = nib.orientations.axcodes2ornt("RAS")

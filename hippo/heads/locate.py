@@ -16,7 +16,6 @@ import torch
 from scipy.ndimage import affine_transform, binary_dilation, binary_erosion
 
 SIDES = ("left", "right")
-BOX_MM = (44, 60, 44)  # around a centre: it holds the whole hippocampus
 ETIV_SCALE = 1.076  # eTIV = this x the volume that the network calls intracranial; see docs/RESULTS.md
 PLAUSIBLE_ETIV_MM3 = (900_000, 2_200_000)
 _LEFT = 1  # class
@@ -33,7 +32,7 @@ _CUT_VOXELS = 8  # of the intracranial space at the edge of the field of view
 class Located(NamedTuple):
     """What was found in a head. Positions are in mm from the middle of the scan.
 
-    centres: {side: (3,) or None}, the middles of boxes of BOX_MM; certainty: {side: highest probability}; problems: {side: why it is not found};
+    centres: {side: (3,) or None}, the middles of the hippocampi; certainty: {side: highest probability}; problems: {side: why it is not found};
     etiv_mm3; inside: probability of the intracranial space (N, N, N), seen through `window`; flags: words.
     """
 
@@ -55,13 +54,13 @@ def load_locator(path):
 def locate(locator, scan, device, dtype):
     """Finds both hippocampi of a Scan of a whole head; returns Located."""
     window = Window(np.zeros(3), (SIZE,) * 3, SPACING_MM, False)
-    for _ in range(3):
+    for last in (False, False, True):
         image, seen = look(scan, window)
         probabilities = _classify(locator, image, device, dtype)
         inside = 1 - probabilities[0]
         inside = np.where(largest_component(inside > 0.5), inside, 0)
         middle = _middle(inside, window)
-        if middle is None or np.linalg.norm(middle - window.centre_mm) < _MOVED_MM:
+        if last or middle is None or np.linalg.norm(middle - window.centre_mm) < _MOVED_MM:
             break
         window = window._replace(centre_mm=middle)
     centres, certainty = {}, {}

@@ -119,7 +119,7 @@ def has_dropout(trained):
 
 
 def _dropout_layers(trained):
-    return [module for module in trained.model.modules() if isinstance(module, (nn.Dropout, nn.Dropout3d))]
+    return [m for m in trained.model.modules() if isinstance(m, (nn.Dropout, nn.Dropout3d)) and m.p > 0]
 
 
 @contextlib.contextmanager

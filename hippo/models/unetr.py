@@ -1,6 +1,6 @@
 """UNETR (Hatamizadeh et al., WACV 2022): a vision transformer as encoder, convolutions as decoder.
 
-An image is cut into patches of 2^k voxels a side; a transformer relates them. Its hidden states after every k-th of its
+An image is cut into patches of 2^k voxels a side; a transformer relates them. Hidden states from between its
 layers are brought to 1/2^(k-1), ..., 1/2 of the image's size, and joined on the way up, as a U-Net's skip connections are.
 """
 

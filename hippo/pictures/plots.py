@@ -27,7 +27,7 @@ def panels(rows, columns, size, **options):
 
 def save(figure, path, title, dpi=130):
     """Writes a figure with the title above it, whole or not at all."""
-    figure.suptitle(title)
+    figure.suptitle(title, parse_math=False)  # names of files may hold $
     with atomic(path) as temporary:
         figure.savefig(temporary, dpi=dpi)
 
@@ -288,7 +288,7 @@ def _name_outliers(axes, names, x, y, expected, most=8):
     for i in [i for i in np.argsort(-off)[:most] if off[i] > limit]:
         side = ("left", 4) if x[i] < np.mean(axes.get_xlim()) else ("right", -4)
         style = {"textcoords": "offset points", "xytext": (side[1], 3), "fontsize": 7, "ha": side[0]}
-        axes.annotate(names[i].rsplit("/", 1)[-1], (x[i], y[i]), **style)
+        axes.annotate(names[i].rsplit("/", 1)[-1], (x[i], y[i]), parse_math=False, **style)
 
 
 def memory(series, path, title):

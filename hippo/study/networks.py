@@ -11,8 +11,6 @@ from hippo.heads.quality import COEFFICIENTS
 from hippo.models.checkpoint import find_checkpoint, load_model
 from hippo.models.inference import has_dropout
 
-import torch
-
 SHIPPED = "heads_3d.pth"  # with it, the model for any contrast is compared
 
 
@@ -21,7 +19,7 @@ class Networks(NamedTuple):
     from phantoms; name: of the models' files; checksums: {option: SHA-256} of all weights; place: (torch.device, autocast dtype or None)."""
 
     models: list
-    locator: torch.nn.Module
+    locator: object
     any_contrast: object
     sampler: object
     synthetic: bool

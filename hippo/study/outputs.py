@@ -99,7 +99,8 @@ def _segment_item(item, networks, cfg, is_bids, written, progress):
     for row, deviations in zip(rows, spreads):
         chosen = "any_contrast" in row["flags"].split(";")
         row["model"] = Path(cfg.any_contrast).name if chosen else networks.name
-        row |= {column: f"{value:.1f}" for column, value in zip(SPREADS, deviations)}
+        if not chosen:  # the sampler is a model of T1
+            row |= {column: f"{value:.1f}" for column, value in zip(SPREADS, deviations)}
     if cfg.pictures:
         picture = target(paths.picture)
         picture_of_scan(picture, scan, sides, rows)

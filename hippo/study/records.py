@@ -28,10 +28,10 @@ def open_study(out_dir, study, items, alone=True):
         there = any(Path(item.path).is_file() for item in items)
         require(there, f"{items[0].path}: {problem}; the results in {folder} stay as they are")
         set_aside(folder)
-    earlier = load_study(folder) if (folder / RECORDS / _STUDY).is_file() else {"scans": [], "adjustment": {}}
+    earlier = load_study(folder) if (folder / RECORDS / _STUDY).is_file() else {"scans": []}
     names = {item.name: None for item in items}
     scans = {name: None for name in earlier["scans"] if name in names or _is_there(_load(folder, name))}
-    content = study | {"scans": [*(scans | names)], "adjustment": study["adjustment"] or earlier["adjustment"]}
+    content = study | {"scans": [*(scans | names)]}
     if content != earlier:
         save_json(folder / RECORDS / _STUDY, content)
 
@@ -82,14 +82,15 @@ def checksum(path):
 
 
 def is_done(out_dir, item):
-    """Whether the results of an Item are there, of the same input and eTIV: each side of it, and each file."""
+    """Whether the results of an Item are there, of the same input and eTIV: each side of it, and each file. The results of
+    an input that is there no longer stay."""
     record = _load(out_dir, item.name)
     return bool(
         record
         and not any("failed: " in row["flags"] for row in record["rows"])
         and all((Path(out_dir) / file).is_file() for file in record["files"])
         and record["own_etiv_mm3"] == item.etiv_mm3
-        and (record["stat"] == _stat(item.path) or record["sha256"] == checksum(item.path))
+        and (_stat(item.path) in ([], record["stat"]) or record["sha256"] == checksum(item.path))
     )
 
 

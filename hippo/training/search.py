@@ -29,6 +29,7 @@ def search(cfg, train):
     train: the training script (module). With cfg.only, one point is run; with cfg.collect, none.
     """
     refuse_several_processes("spread the points with --only=KEY")
+    require(getattr(cfg, "fold", -1) != -2, "--fold=-2 holds no case out; a search needs some to compare its points by")
     points = grid_points(cfg)
     if cfg.only == "list":
         print(*points, sep="\n")
