@@ -15,8 +15,6 @@ from hippo.options import configure, run_script
 from hippo.training.search import grid_points, results
 from tools.runs import run_all
 
-import numpy as np
-
 DATA_ROOT = "Task04_Hippocampus"  # Decathlon folder
 OUT_DIR = "ablations/networks"  # folder for the search, and the first part of the names of the others
 EPOCHS = 8  # of all networks in the first search
@@ -44,7 +42,7 @@ def run(cfg):
     found, seconds = results(Path(cfg.out_dir)), {}
     for name, options in NETWORKS.items():
         keys = grid_points(configure(vars(grid_search_3d), [], seeds=cfg.seeds, **{**_ALONE, **options}))
-        seconds[name] = np.mean([found[key]["training_time"] for key in keys])
+        seconds[name] = min(found[key]["training_time"] for key in keys)  # other work may have slowed a run
     first, *others = NETWORKS
     epochs = {name: max(1, int(cfg.epochs * seconds[first] / seconds[name])) for name in others}
     for name in others:
