@@ -41,6 +41,16 @@ def test_what_is_found_belongs_to_the_window_that_was_looked_through(monkeypatch
     assert len(seen) == 3 and found.window is seen[-1] and found.window.centre_mm[0] == 80
 
 
+def test_a_head_has_something_around_its_brain():
+    """Also a faint and noisy skull; a brain alone has none, though its background is noisy."""
+    rng, place = np.random.default_rng(0), np.linalg.norm(np.indices((64,) * 3) - 31.5, axis=0)
+    inside, noise = (place < 18).astype(float), np.abs(0.03 * rng.standard_normal(place.shape))
+    brain, seen = inside * (1 - place / 40) + noise, np.ones(place.shape, bool)
+    assert not locate._has_skull(brain, inside, seen) and not locate._has_skull(5 + 3 * brain, inside, seen)
+    assert locate._has_skull(brain + 0.3 * ((place > 20) & (place < 24)), inside, seen)
+    assert locate._has_skull(brain, inside, place < 19)  # nothing around it is in view
+
+
 # ---- windows
 
 

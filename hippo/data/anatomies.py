@@ -23,7 +23,7 @@ _PAIRS = {2: 41, 3: 42, 4: 43, 5: 44, 7: 46, 8: 47, 10: 49, 11: 50, 12: 51, 13: 
 _PAIRS |= {28: 60, 30: 62, 136: 163, 137: 164}  # left: right
 WHITE, GREY = (2, 7, 16, 28, 41, 46, 60, 85), (3, 8, 11, 12, 17, 18, 26, 42, 47, 50, 51, 53, 54, 58)
 BETWEEN, FLUID = (10, 13, 49, 52), (4, 5, 14, 15, 24, 43, 44)
-_LABELS, _OUTSIDE = 1024, 500  # labels from 500 on lie outside the intracranial space
+_LABELS, OUTSIDE = 1024, 500  # labels from 500 on lie outside the intracranial space
 
 
 class DrawnHeads(torch.utils.data.Dataset):
@@ -78,7 +78,7 @@ def draw_head(labels, rng, whole=False):
     labels = _blobs(labels.shape, rng) if nothing else _posed(labels, rng, whole)
     if rng.random() < 0.15:
         labels = _defaced(labels, rng)
-    brain = (labels > 0) & (labels < _OUTSIDE)
+    brain = (labels > 0) & (labels < OUTSIDE)
     image = _paint(labels, rng)
     if rng.random() < 0.2:
         image = image * brain  # skull-stripped
@@ -135,7 +135,7 @@ def _blobs(shape, rng):
     field = gaussian_filter(rng.standard_normal([n // 4 for n in shape]), rng.uniform(0.8, 5), mode="wrap")
     field = F.interpolate(torch.from_numpy(field)[None, None], shape, mode="trilinear")[0, 0]
     cuts = torch.quantile(field.flatten()[::31], torch.tensor(np.sort(rng.uniform(0, 1, rng.integers(1, 6)))))
-    labels = torch.bucketize(field, cuts) + _OUTSIDE
+    labels = torch.bucketize(field, cuts) + OUTSIDE
     if rng.random() < 0.7:  # within an ellipsoid, as an abdomen
         axes = torch.meshgrid(*(torch.linspace(-1, 1, n) for n in shape), indexing="ij")
         radii, centre = rng.uniform(0.3, 1, 3), rng.uniform(-0.3, 0.3, 3)
@@ -145,14 +145,14 @@ def _blobs(shape, rng):
 
 def _defaced(labels, rng):
     """Labels with nothing where the face is, in front of the brain and below its middle. `labels` are upright, about."""
-    brain = torch.nonzero((labels > 0) & (labels < _OUTSIDE))
+    brain = torch.nonzero((labels > 0) & (labels < OUTSIDE))
     if not len(brain):
         return labels
     (front, middle) = brain[:, 1].max(), brain[:, 2].float().mean()
     y, z = (torch.arange(n) for n in labels.shape[1:])
     slope = rng.uniform(0, 1.5)
     cut = (y[:, None] - front + rng.uniform(0, 15)) + slope * (z[None] - middle) * -1 > rng.uniform(0, 20)
-    outside = (labels == 0) | (labels >= _OUTSIDE)
+    outside = (labels == 0) | (labels >= OUTSIDE)
     return torch.where(outside & cut & (z[None] < middle), 0, labels)
 
 

@@ -16,7 +16,8 @@ import torch
 from scipy.ndimage import affine_transform, binary_dilation, binary_erosion
 
 SIDES = ("left", "right")
-ETIV_SCALE = 1.076  # eTIV = this x the volume that the network calls intracranial; see docs/RESULTS.md
+# eTIV = this x the volume that the network calls intracranial, see docs/RESULTS.md: of a brain without its skull, of a whole head
+ETIV_SCALE, ETIV_SCALE_WHOLE = 1.076, 1.023
 PLAUSIBLE_ETIV_MM3 = (900_000, 2_200_000)
 _LEFT = 1  # class
 _MIRRORED_CLASSES = [0, 2, 1, 3, 4]
@@ -26,6 +27,7 @@ _APART_MM = (25, 90)  # between the middles of both
 _TURNED_DEGREES = 35  # a line from left to right that lies so far off the axis is flagged
 _MOVED_MM = 12  # a head whose brain is further from the middle of the cube is looked at again
 _T1_CONTRAST = 0.7  # of the spread inside the skull, see _is_t1; heads of T1 have 1.2 to 2.1
+_SKULL = 0.2  # of the brain's brightness around it; below there is no skull: brains have 0.1 or less, whole heads 0.3 or more
 _CUT_VOXELS = 8  # of the intracranial space at the edge of the field of view
 
 
@@ -66,7 +68,8 @@ def locate(locator, scan, device, dtype):
     centres, certainty = {}, {}
     for number, side in enumerate(SIDES, _LEFT):
         centres[side], certainty[side] = _hippocampus(probabilities[number], window)
-    flags, etiv = [], float(inside.sum() * SPACING_MM**3 * ETIV_SCALE)
+    scale = ETIV_SCALE_WHOLE if _has_skull(image, inside, seen) else ETIV_SCALE
+    flags, etiv = [], float(inside.sum() * SPACING_MM**3 * scale)
     border = binary_dilation(~seen, border_value=True) & (inside > 0.5)
     if np.count_nonzero(border) > _CUT_VOXELS:
         flags.append("intracranial_space_cut")
@@ -136,6 +139,15 @@ def _hippocampus(probability, window):
     volume = weights.sum() * window.spacing_mm**3
     plausible = _VOLUME_MM3[0] <= volume <= _VOLUME_MM3[1]
     return _middle(weights, window) if plausible else None, float(weights.max())
+
+
+def _has_skull(image, inside, seen):
+    """Whether the scan shows something 8 to 16 mm outside the intracranial space, and not the background alone."""
+    space = inside > 0.5
+    around = binary_dilation(space, iterations=4) & ~binary_dilation(space, iterations=2) & seen
+    if not around.any() or not space.any():
+        return True
+    return image[around].mean() - image.min() > _SKULL * (image[space].mean() - image.min())
 
 
 def _is_t1(image, inside):
