@@ -78,6 +78,8 @@ def test_the_shipped_locator():
     assert (ROOT / predict.LOCATE).stat().st_size < 1e6
     results = json.loads((ROOT / "results/heads.json").read_text())
     assert pytest.approx(results["summary"]["etiv_scale"]["mean"], abs=0.005) == ETIV_SCALE
+    heads = json.loads((ROOT / "results/skull.json").read_text())["heads"].values()
+    assert np.mean([h["whole head"]["etiv_mm3"] / h["intracranial_mm3"] for h in heads]) == pytest.approx(1, abs=0.005)
 
 
 @pytest.mark.data

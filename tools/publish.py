@@ -30,7 +30,7 @@ from hippo.files import atomic, load_json
 from hippo.options import configure, constants, run_script
 from hippo.training.run_folder import same_constants
 from hippo.training.search import FIGURE, RESULTS, grid_points, settings
-from tools import benchmark, cohort, ensemble, fine_tuning, ordinary_cpu, quality, uncertainty, web
+from tools import benchmark, cohort, ensemble, fine_tuning, ordinary_cpu, quality, skull, uncertainty, web
 from tools import parts as tools_parts
 
 SHORT_2D = "checkpoints-2d-64"  # folder of the short 2D run, see docs/RESULTS.md
@@ -43,7 +43,16 @@ _RUN = ("config.json", "history.json", "metrics.json")
 _SEARCH = ("search.json", RESULTS)
 _PLACES = ("data_root", "data_dir")  # where the data were
 _FILES = [benchmark.OUT, benchmark.OUT_HEADS, benchmark.OUT_REPEATABILITY, benchmark.OUT_CONTRASTS]
-_FILES += [tools_parts.OUT, uncertainty.OUT, quality.OUT, cohort.OUT, web.OUT, fine_tuning.OUT, ordinary_cpu.OUT]
+_FILES += [
+    tools_parts.OUT,
+    uncertainty.OUT,
+    quality.OUT,
+    cohort.OUT,
+    web.OUT,
+    fine_tuning.OUT,
+    ordinary_cpu.OUT,
+    skull.OUT,
+]
 _PICTURES = [uncertainty.PICTURE, quality.PICTURE, cohort.PICTURE, web.PICTURE, fine_tuning.PICTURE]
 _SUMMARISED = ("part_", "uncertainty_", "ordinary_cpu")  # runs in ABLATIONS of which a file above says what counts
 
@@ -101,6 +110,7 @@ def parts(cfg):
         Part(Path(grid_search.OUT_DIR), "search_2d", _SEARCH, {FIGURE: "search_2d.png"}, grid_search),
     ]
     drawn = {"2d_original": pictures_2d("2d_original"), "grid_3d_inr_rate": {FIGURE: "search_3d_inr_rate.png"}}
+    drawn |= {"networks": {FIGURE: "search_3d_networks.png"}}
     for folder in sorted(Path(cfg.ablations).glob("*")):
         if folder.is_dir() and ".previous-" not in folder.name and not folder.name.startswith(_SUMMARISED):
             names = _SEARCH if (folder / "search.json").exists() else ("metrics.json",)

@@ -12,6 +12,7 @@ def sections(published):
         "heads": lambda: agreement(published("heads.json")),
         "heads_rescans": lambda: rescans(published("heads.json")),
         "heads_speed": lambda: speed(published("heads.json")),
+        "skull": lambda: skull(published("skull.json")["heads"]),
         "ordinary_cpu": lambda: ordinary_cpu(published("ordinary_cpu.json")),
     }
 
@@ -31,7 +32,7 @@ def agreement(results):
         ],
         ["correlation of eTIV with hippodeep's", f"{s['etiv_correlation']:.3f}"],
         [
-            f"hippodeep's eTIV / our network's intracranial volume (eTIV is that volume times {ETIV_SCALE})",
+            f"hippodeep's eTIV / our network's intracranial volume (eTIV is that volume times {ETIV_SCALE}, in 20 brains without skull)",
             _spread(scale, 3),
         ],
         [
@@ -85,6 +86,27 @@ def ordinary_cpu(results):
         f"`python -m tools.ordinary_cpu`: **{s['seconds_a_head']['mean']:.1f} s a head** (worst "
         f"{s['seconds_a_head']['worst']:.1f}), {s['peak_memory_mib'] / 1024:.2f} GiB; `python train_3d.py` takes "
         f"{results['training_minutes']:.0f} minutes and scores {results['dice']:.4f}."
+    )
+
+
+def skull(heads):
+    """Synthetic heads with and without what surrounds the brain."""
+    rows = {"hippocampi found": [], "Dice with the label, whole hippocampus": [], "eTIV / true intracranial volume": []}
+    volumes = {}
+    for name in ("whole head", "brain"):
+        sides = [head[name][side] for head in heads.values() for side in SIDES]
+        volumes[name] = np.array([side["mm3"] for side in sides])
+        scores = np.array([side["dice"] for side in sides])
+        ratio = np.array([head[name]["etiv_mm3"] / head["intracranial_mm3"] for head in heads.values()])
+        cells = [f"{values.mean():.3f} ± {values.std():.3f}" for values in (scores, ratio)]
+        for row, cell in zip(rows.values(), [f"{np.count_nonzero(volumes[name])} of {len(sides)}", *cells]):
+            row.append(cell)
+    table = markdown_table([f"{len(heads)} synthetic heads", "whole", "brain only"], [[k, *v] for k, v in rows.items()])
+    agreement = np.array([head["agreement"][side] for head in heads.values() for side in SIDES])
+    change = 100 * np.abs(volumes["brain"] / volumes["whole head"] - 1)
+    return (
+        f"{table}\n\nDice of one with the other: {agreement.mean():.3f} on average, {agreement.min():.3f} in the worst. Volumes "
+        f"differ by {np.median(change):.1f} % in the median and by {np.percentile(change, 95):.1f} % in the 95th percentile."
     )
 
 

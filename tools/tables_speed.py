@@ -6,19 +6,22 @@ from hippo.scoring.tables import markdown_table
 def sections(published):
     """{name of a block: function that returns it}."""
     return {
-        "models": lambda: models_table(published("benchmark.json")["models"]),
+        "models": lambda: models_table(published("benchmark.json")["models"], published("ordinary_cpu.json")["models"]),
         "peers": lambda: peers_table(published("benchmark.json")),
         "costs": lambda: costs_table(published("benchmark.json")),
     }
 
 
-def models_table(models):
-    """Parameters, multiply-adds and latency of each model."""
+def models_table(with_bf16, without):
+    """Parameters, multiply-adds and latency of each model, on a processor with bf16, where it was measured, and without."""
     rows = []
     for shape, key in (("128 x 128", "2d"), ("40 x 56 x 40", "3d")):
-        for name, parameters, multiply_adds, milliseconds in models[key]:
-            rows.append([name, f"{parameters:,}", shape, f"{multiply_adds / 1e9:.2f} G", milliseconds])
-    return markdown_table(["model", "parameters", "input", "multiply-adds", "ms on two CPU cores"], rows)
+        fast = {name: milliseconds for name, _, _, milliseconds in with_bf16[key]}
+        for name, parameters, multiply_adds, milliseconds in without[key]:
+            row = [name, f"{parameters:,}", shape, f"{multiply_adds / 1e9:.2f} G", fast.get(name, "–"), milliseconds]
+            rows.append(row)
+    header = ["model", "parameters", "input", "multiply-adds", "ms on two cores with bf16", "ms without bf16"]
+    return markdown_table(header, rows)
 
 
 def peers_table(benchmark):

@@ -97,8 +97,8 @@ def search_conclusion(found):
         low, high = part["interval"]
         verdict = "lower" if high < 0 else "higher" if low > 0 else "no difference was found"
         lines.append(f"{groups[key]['label']}: {verdict}, {with_interval(part)}")
-    seeds = min(part["seeds"] for part in comparisons.values())
-    over = "cases only, for there is one seed" if seeds == 1 else f"cases and {seeds} seeds"
+    seeds = sorted({part["seeds"] for part in comparisons.values()})
+    over = "cases only, for there is one seed" if seeds == [1] else f"cases and {' or '.join(map(str, seeds))} seeds"
     over += f"; all {len(lines)} together" * (len(lines) > 1)
     return (
         f"Mean Dice against the U-Net with nothing added, paired by case and seed (95 % intervals over {over}): "
