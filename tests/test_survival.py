@@ -140,7 +140,9 @@ def test_ctrl_c_saves_and_says_how_to_go_on(script, jobs, whole, tmp_path, monke
     assert_same_run(whole[name], tmp_path / "run")
 
 
-def test_a_second_ctrl_c_interrupts_at_once():
+def test_a_second_ctrl_c_interrupts_at_once(request):
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # what runs in the background may ignore it
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     with pytest.raises(KeyboardInterrupt), Interrupt() as interrupt:
         signal.raise_signal(signal.SIGINT)
         assert interrupt.asked
