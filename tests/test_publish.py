@@ -80,7 +80,7 @@ def finished_run(folder, **changes):
 
 
 def test_publishing_copies_json_and_pictures(clone, script, monkeypatch):
-    monkeypatch.setattr(publish, "draw", lambda folder: [])
+    monkeypatch.setattr(publish, "draw", lambda *folders: [])
     finished_run(clone / "results_hippocampus-3D")
     finished_run(clone / "ablations" / "3d_9_something_else")
     finished_run(clone / "ablations" / "3d_9_something_else.previous-1")
@@ -109,7 +109,7 @@ def test_publishing_copies_json_and_pictures(clone, script, monkeypatch):
     ],
 )
 def test_other_runs_are_not_published(clone, script, monkeypatch, changes, words):
-    monkeypatch.setattr(publish, "draw", lambda folder: [])
+    monkeypatch.setattr(publish, "draw", lambda *folders: [])
     finished_run(clone / "results_hippocampus-3D", **changes)
     code, out, err = script(publish)
     assert code == 0 and words in out and git_status() == "", err
@@ -124,7 +124,7 @@ def test_other_runs_are_not_published(clone, script, monkeypatch, changes, words
     ],
 )
 def test_other_searches_are_not_published(clone, script, monkeypatch, settings, keys, words):
-    monkeypatch.setattr(publish, "draw", lambda folder: [])
+    monkeypatch.setattr(publish, "draw", lambda *folders: [])
     folder, cfg = clone / "finetuning_results-3d", configure(vars(grid_search_3d), [])
     points = search.grid_points(cfg) if keys is None else dict.fromkeys(keys)
     save_json(folder / "search.json", {**search.settings(cfg), **settings})

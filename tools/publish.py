@@ -7,6 +7,7 @@ default folder must also be of its default recipe. The pictures of viz.py, of vi
 anew, from the real data. Files that are published already are replaced: git keeps them.
 """
 
+import csv
 import shutil
 import tempfile
 from pathlib import Path
@@ -26,7 +27,7 @@ import viz_aug
 from hippo.data.cases import is_synthetic, list_cases
 from hippo.data.slices import read_index
 from hippo.errors import UserError, require
-from hippo.files import atomic, load_json
+from hippo.files import atomic, load_json, save_json
 from hippo.options import configure, constants, run_script
 from hippo.training.run_folder import same_constants
 from hippo.training.search import FIGURE, RESULTS, grid_points, settings
@@ -41,6 +42,8 @@ PICTURES_DIR = "docs/pictures"  # where the pictures go
 
 _RUN = ("config.json", "history.json", "metrics.json")
 _SEARCH = ("search.json", RESULTS)
+_SAMPLE = "sample.json"  # in RESULTS_DIR: the rows of volumes.csv of HEAD
+_COLUMNS = ("scan", "side", "anterior_mm3", "posterior_mm3", "total_mm3", "etiv_mm3", "quality", "flags")  # in it
 _PLACES = ("data_root", "data_dir")  # where the data were
 _FILES = [benchmark.OUT, benchmark.OUT_HEADS, benchmark.OUT_REPEATABILITY, benchmark.OUT_CONTRASTS]
 _FILES += [
@@ -75,7 +78,7 @@ def run(cfg):
         written += copy(files)
     for folder, names in ((cfg.results_dir, _FILES), (cfg.pictures_dir, _PICTURES)):
         written += copy({Path(name): Path(folder) / name for name in names if Path(name).is_file()})
-    written += draw(Path(cfg.pictures_dir))
+    written += draw(Path(cfg.pictures_dir), Path(cfg.results_dir))
     print(f"{len(written)} files published; next: python -m tools.report")
     return written
 
@@ -166,14 +169,14 @@ def copy(files):
     return list(files.values())
 
 
-def draw(folder):
-    """Draws the pictures that are of no run; returns their paths."""
+def draw(folder, results):
+    """Draws the pictures that are of no run; returns the paths of the files written."""
     paths = [
         generate_architecture_diagram.run(
             configure(vars(generate_architecture_diagram), [], out=f"{folder}/architecture.jpg")
         )
     ]
-    paths += draw_head(Path(benchmark.HEADS) / HEAD, folder)
+    paths += draw_head(Path(benchmark.HEADS) / HEAD, folder, results)
     try:
         require(not is_synthetic(list_cases(viz.DATA_ROOT)[1]), f"{viz.DATA_ROOT} holds SYNTHETIC phantoms")
         paths += viz.run(configure(vars(viz), [], out=f"{folder}/3d_vis.png", interactive="False"))
@@ -187,8 +190,8 @@ def draw(folder):
         return paths + copy({path: folder / path.name.replace("viz_", "slices_") for path in drawn.glob("*.png")})
 
 
-def draw_head(head, folder):
-    """Draws the two pictures of a whole head; returns their paths."""
+def draw_head(head, folder, results):
+    """Draws the two pictures of a whole head, and keeps its rows of the table; returns the paths of the files written."""
     if not head.is_file():
         print(f"not drawn: {head} is missing")
         return []
@@ -197,7 +200,10 @@ def draw_head(head, folder):
         cfg.inputs = [str(head)]
         require(predict.run(cfg), f"{head}: could not be segmented")
         (picture,) = Path(cfg.out_dir).glob("*.png")
-        paths = copy({picture: folder / "head_check.png"})
+        paths = [*copy({picture: folder / "head_check.png"}), results / _SAMPLE]
+        with open(Path(cfg.out_dir) / "volumes.csv", newline="", encoding="utf-8") as table:
+            rows = [{name: row[name] for name in _COLUMNS} for row in csv.DictReader(table)]
+        save_json(results / _SAMPLE, [{**row, "scan": head.name} for row in rows])
     cfg = configure(vars(viz), [], out=f"{folder}/head_3d.png", by_label=True, interactive="False")
     cfg.inputs = [str(head)]
     return paths + viz.run(cfg)

@@ -3,20 +3,17 @@
 import csv
 import io
 
-from hippo.heads.locate import SIDES
 from hippo.scoring.tables import markdown_table, with_interval
 from tools.tables_3d import DEFAULT_SEEDS, mean_dice
 
 import numpy as np
-
-_SAMPLE = "sub-02"  # a head of results/heads.json
 
 
 def sections(published):
     """{name: function that returns Markdown}."""
     return {
         "glance": lambda: glance(published),
-        "sample": lambda: sample(published("heads.json")),
+        "sample": lambda: sample(published("sample.json")),
         "accuracy": lambda: accuracy(published),
     }
 
@@ -55,16 +52,12 @@ def glance(published):
     return markdown_table(["", ""], rows)
 
 
-def sample(results):
-    """The rows of volumes.csv of one head, without the columns that hold seconds, models and studies."""
-    head, text = results["heads"][_SAMPLE], io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow(["scan", "side", "anterior_mm3", "posterior_mm3", "total_mm3", "etiv_mm3", "quality", "flags"])
-    for side in SIDES:
-        parts, flags = head[side]["volumes_mm3"], [*head["flags"], *head[side]["flags"]]
-        volumes = [f"{value:.1f}" for value in (*parts, sum(parts))]
-        numbers = [f"{head['etiv_mm3']:.0f}", f"{head[side]['quality']:.3f}"]
-        table.writerow([f"{_SAMPLE}_T1w.nii.gz", side, *volumes, *numbers, ";".join(flags)])
+def sample(rows):
+    """The first columns of volumes.csv of one head."""
+    text = io.StringIO()
+    table = csv.DictWriter(text, rows[0], lineterminator="\n")
+    table.writeheader()
+    table.writerows(rows)
     return f"```text\n{text.getvalue()}```"
 
 
