@@ -21,6 +21,7 @@ from hippo.data.nifti import ENDINGS, read_nifti
 from hippo.data.spatial import cut
 from hippo.errors import UserError, fail, require
 from hippo.files import atomic, fresh_folder, save_json
+from hippo.heads.locate import SIDES
 from hippo.heads.scan import read_scan
 from hippo.heads.segment import segment
 from hippo.options import configure, run_script
@@ -94,24 +95,18 @@ def run(cfg):
 def crop_sides(item, networks, cfg, out_dir):
     """Writes both crops of an Item; returns their rows of crops.csv."""
     scan, rows, arrays = read_scan(item.path), [], {}
+    masks = {side: read_mask(item, side, scan, cfg) for side in SIDES}
     sides, _ = segment(networks.models, networks.locator, scan, *networks.place, tta=False)
     require(len(sides) == 2, f"{item.path}: a crop already; expected a whole head")
     for side in sides:
         require(not side.problem, f"{item.path}: {side.problem}; no window to cut from")
-        path = find_mask(item, side.side, cfg)
-        mask, image = read_nifti(path)
-        same = mask.shape == scan.array.shape and np.allclose(image.affine, scan.image.affine, atol=1e-2)
-        require(same, f"{path}: not on the grid of {item.path}; resample it to that")
-        fits = not cfg.parts or np.isin(np.unique(mask), (0, 1, 2)).all()
-        require(fits, f"{path}: expected 0, 1 (anterior) and 2 (posterior) with --parts=True; correct the mask")
-        values = {1: mask == 1, 2: mask == 2} if cfg.parts else {1: mask >= max(mask.max() / 2, 1e-6)}
-        require(any(part.any() for part in values.values()), f"{path}: an empty mask")
-        soft = np.stack([cut(part.astype(np.float32), scan.matrix, side.window) for part in values.values()])
+        parts = masks[side.side]
+        soft = np.stack([cut(part.astype(np.float32), scan.matrix, side.window) for part in parts])
         inside = soft.sum(0) >= 0.5
         label = np.where(inside, 1 + soft.argmax(0), 0).astype(np.uint8)
         case = f"{Path(item.name).name.removesuffix('_T1w')}_hemi-{side.side[0].upper()}"
         pixels = cut(scan.array, scan.matrix, side.window)
-        total = sum(np.count_nonzero(part) for part in values.values()) * abs(np.linalg.det(scan.matrix))
+        total = sum(map(np.count_nonzero, parts)) * abs(np.linalg.det(scan.matrix))
         row = {"case": case, "scan": str(item.path), "person": item.participant_id, "side": side.side}
         rows.append({**row, "inside": min(1.0, float(soft.sum() / total))})
         if rows[-1]["inside"] >= cfg.least_inside:
@@ -119,6 +114,19 @@ def crop_sides(item, networks, cfg, out_dir):
     for name, array in arrays.items():  # once both sides went well, so that none is left that no list names
         nib.save(nib.Nifti1Image(array, np.eye(4)), out_dir / name)
     return rows
+
+
+def read_mask(item, side, scan, cfg):
+    """The parts of the mask of a side of an Item, on the grid of its Scan: [bool (D, H, W), ...]."""
+    path = find_mask(item, side, cfg)
+    mask, image = read_nifti(path)
+    same = mask.shape == scan.array.shape and np.allclose(image.affine, scan.image.affine, atol=1e-2)
+    require(same, f"{path}: not on the grid of {item.path}; resample it to that")
+    fits = not cfg.parts or np.isin(np.unique(mask), (0, 1, 2)).all()
+    require(fits, f"{path}: expected 0, 1 (anterior) and 2 (posterior) with --parts=True; correct the mask")
+    parts = [mask == 1, mask == 2] if cfg.parts else [mask >= max(mask.max() / 2, 1e-6)]
+    require(any(part.any() for part in parts), f"{path}: an empty mask")
+    return parts
 
 
 def find_mask(item, side, cfg):
