@@ -185,7 +185,7 @@ def test_what_a_killed_process_left_is_removed(run_study, phantoms, tmp_path):
 
 
 def test_shards_and_workers_give_what_one_run_gives(run_study, phantoms, tmp_path):
-    scans = phantoms / "imagesTr"
+    scans = sorted((phantoms / "imagesTr").iterdir())[:4]
     expected = {}
     for name, options in {
         "one": [("--workers=1",)],
@@ -194,12 +194,12 @@ def test_shards_and_workers_give_what_one_run_gives(run_study, phantoms, tmp_pat
     }.items():
         out = tmp_path / name
         for option in options:
-            inputs = () if "collect" in option[0] else (scans,)
+            inputs = () if "collect" in option[0] else scans
             code, text, err = run_study(*inputs, f"--out_dir={out}", "--pictures=False", *option)
             assert code == 0, err
         expected = expected or content(out, times=False)
         assert content(out, times=False) == expected, name
-    assert "8 segmentations and volumes.csv" in text
+    assert "4 segmentations and volumes.csv" in text
 
 
 def test_shards_may_start_at_the_same_moment(run_study, phantoms, tmp_path):
