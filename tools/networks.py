@@ -2,8 +2,9 @@
 
     python -m tools.networks        3D, three seeds, WORKERS runs at a time, each on its share of the cores
 
-Equal epochs are one search of grid_search_3d.py, in OUT_DIR. Then each network but the first is trained again, for as many
-epochs as fit into the minutes that the first one took, in OUT_DIR_minutes_NAME. A broken comparison goes on where it stopped.
+Equal epochs are one search of grid_search_3d.py, in OUT_DIR. Then each network that takes longer than the first is trained
+again, for as many epochs as come closest to the minutes of the first, in OUT_DIR_minutes_NAME. A broken comparison goes on
+where it stopped.
 """
 
 import sys
@@ -37,17 +38,17 @@ def main():
 
 
 def run(cfg):
-    """Runs what is missing; returns {network but the first: epochs in the minutes of the first}."""
+    """Runs what is missing; returns {network that takes longer than the first: epochs in the minutes of the first}."""
     search(cfg, Path(cfg.out_dir), {**_ALL, "deep_supervision": False, "epochs": cfg.epochs})
     found, seconds = results(Path(cfg.out_dir)), {}
     for name, options in NETWORKS.items():
         keys = grid_points(configure(vars(grid_search_3d), [], seeds=cfg.seeds, **{**_ALONE, **options}))
         seconds[name] = min(found[key]["training_time"] for key in keys)  # other work may have slowed a run
     first, *others = NETWORKS
-    epochs = {name: max(1, int(cfg.epochs * seconds[first] / seconds[name])) for name in others}
-    for name in others:
-        folder = Path(f"{cfg.out_dir}_minutes_{name}")
-        search(cfg, folder, {**_ALONE, **NETWORKS[name], "epochs": epochs[name]})
+    epochs = {name: max(1, round(cfg.epochs * seconds[first] / seconds[name])) for name in others}
+    epochs = {name: count for name, count in epochs.items() if count < cfg.epochs}
+    for name, count in epochs.items():
+        search(cfg, Path(f"{cfg.out_dir}_minutes_{name}"), {**_ALONE, **NETWORKS[name], "epochs": count})
     return epochs
 
 

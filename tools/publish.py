@@ -113,7 +113,7 @@ def parts(cfg):
         Part(Path(grid_search.OUT_DIR), "search_2d", _SEARCH, {FIGURE: "search_2d.png"}, grid_search),
     ]
     drawn = {"2d_original": pictures_2d("2d_original"), "grid_3d_inr_rate": {FIGURE: "search_3d_inr_rate.png"}}
-    drawn |= {"networks": {FIGURE: "search_3d_networks.png"}}
+    drawn |= {"networks": {FIGURE: "search_3d_networks.png"}, "grid_2d_networks": {FIGURE: "search_2d_networks.png"}}
     for folder in sorted(Path(cfg.ablations).glob("*")):
         if folder.is_dir() and ".previous-" not in folder.name and not folder.name.startswith(_SUMMARISED):
             names = _SEARCH if (folder / "search.json").exists() else ("metrics.json",)

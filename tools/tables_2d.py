@@ -19,6 +19,7 @@ def sections(published):
         "2d-3d": lambda: both_table(published),
         "grid-2d": lambda: search_table(published(f"search_2d/{RESULTS}")),
         "grid-2d-rate": lambda: search_table(published(f"ablations/grid_2d_rate/{RESULTS}")),
+        "grid-2d-networks": lambda: search_table(published(f"ablations/grid_2d_networks/{RESULTS}")),
         "original": lambda: original_table(published),
     }
 

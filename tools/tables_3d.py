@@ -2,7 +2,7 @@
 
 import cross_validate
 from hippo.scoring.statistics import bootstrap, paired_differences
-from hippo.scoring.tables import PLAIN, markdown_table, search_groups, search_table, with_interval
+from hippo.scoring.tables import markdown_table, search_table, with_interval
 from hippo.training.search import RESULTS
 
 import numpy as np
@@ -33,7 +33,7 @@ def sections(published):
         "comparison-3d": lambda: comparison_table(published),
         "grid-3d": lambda: search_table(published(f"search_3d/{RESULTS}")),
         "grid-3d-networks": lambda: search_table(published(f"ablations/networks/{RESULTS}")),
-        "grid-3d-networks-minutes": lambda: minutes_table(published(f"ablations/networks/{RESULTS}")),
+        "grid-3d-networks-minutes": lambda: search_table(equal_minutes(published)),
         "grid-3d-inr-rate": lambda: search_table(published(f"ablations/grid_3d_inr_rate/{RESULTS}")),
         "grid-3d-deep": lambda: search_table(published(f"ablations/grid_3d_deep_supervision/{RESULTS}")),
     }
@@ -109,19 +109,12 @@ def tta_table(published):
     return markdown_table(["seed", "mean Dice, one view", "mean Dice, test-time augmentation", "difference"], rows)
 
 
-def minutes_table(found):
-    """The networks of a search after as many epochs as fit into the minutes of the one with nothing added: {key: entry}."""
-
-    def seconds(runs):  # of an epoch; other work may have slowed a run
-        return min(run["training_time"] / run["config"]["epochs"] for run in runs)
-
-    groups = search_groups(found)
-    first, rows = next(part["runs"] for key, part in groups.items() if key[4:] == PLAIN), []
-    for part in groups.values():
-        epochs = int(first[0]["config"]["epochs"] * seconds(first) / seconds(part["runs"]))
-        scores = ", ".join(f"{run['history']['val_dice'][epochs - 1]:.4f}" for run in part["runs"])
-        rows.append([part["label"], f"{seconds(part['runs']) / 60:.1f}", epochs, scores])
-    return markdown_table(["configuration", "minutes an epoch", "epochs", "mean Dice, each seed"], rows)
+def equal_minutes(published):
+    """The search over networks, but those that take longer than No INR with fewer epochs (see tools.networks): {key: entry}."""
+    found = published(f"ablations/networks/{RESULTS}")
+    for folder in sorted(published.folder.glob("ablations/networks_minutes_*")):
+        found |= published(f"ablations/{folder.name}/{RESULTS}")
+    return found
 
 
 def steps_table(published, experiments, reference=()):
