@@ -43,6 +43,7 @@ PEER = "references/nnunet_v1_3d_fullres_oof_dice.csv"  # nnU-Net's out-of-fold D
 EPOCHS = train_3d.EPOCHS  # epochs of the 3D model
 BASE_CHANNELS = train_3d.BASE_CHANNELS  # channels of its first stage
 EPOCHS_2D = 3  # epochs of the 2D model; 0: none, the 3D model alone
+MODEL_2D = train2d.MODEL  # its network; UNetnnUNetSmall trains in a third of the time
 SLICE_SIZE = 64  # pixels along each side of its slices
 SLICES_PER_PLANE = 30  # slices of each plane of a volume, at most
 # system
@@ -141,7 +142,7 @@ def jobs(cfg, fold):
         options["recipe"] = cfg.recipe
         result.append((train_3d, {**options, "out_dir": f"{folder}/3d-{seed}"}))
         if cfg.epochs_2d:
-            options = {**same, "seed": seed, "data_dir": slices, "epochs": cfg.epochs_2d}
+            options = {**same, "seed": seed, "data_dir": slices, "epochs": cfg.epochs_2d, "model": cfg.model_2d}
             options["recipe"] = "short" if cfg.recipe == "crops" else cfg.recipe
             result.append((train2d, {**options, "out_dir": f"{folder}/2d-{seed}"}))
     return result

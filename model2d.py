@@ -71,6 +71,12 @@ class UNetnnUNetLightweight(_Preset):
     """32 channels, 1.75 M parameters: the default, for a laptop."""
 
 
+class UNetnnUNetSmall(_Preset):
+    """16 channels, 0.44 M parameters: trains in a third of the time, to be averaged with other models."""
+
+    channels = 16
+
+
 class UNetnnUNetBalanced(_Preset):
     """48 channels, 3.94 M parameters."""
 
@@ -85,7 +91,13 @@ class UNetnnUNetDeepSupervision(UNetnnUNetBalanced):
 
 MODELS = {
     model.__name__: model
-    for model in (UNetnnUNetWithINR, UNetnnUNetLightweight, UNetnnUNetBalanced, UNetnnUNetDeepSupervision)
+    for model in (
+        UNetnnUNetWithINR,
+        UNetnnUNetSmall,
+        UNetnnUNetLightweight,
+        UNetnnUNetBalanced,
+        UNetnnUNetDeepSupervision,
+    )
 }
 
 

@@ -53,7 +53,7 @@ MOTION_MM = 0.0  # largest swing of the head during the scan, in pixels
 CLIPPING = 0.0  # largest share of the pixels cut off at either end of the intensities
 LOOKUP_TABLES = 0.0  # share of the slices with random tables of the intensities
 # model
-MODEL = "UNetnnUNetLightweight"  # or UNetnnUNetBalanced, UNetnnUNetDeepSupervision, UNetnnUNetWithINR
+MODEL = "UNetnnUNetLightweight"  # or UNetnnUNetSmall, UNetnnUNetBalanced, UNetnnUNetDeepSupervision, UNetnnUNetWithINR
 BASE_CHANNELS = 32  # channels of the first stage (UNetnnUNetWithINR only)
 UNET_DEPTH = 4  # number of poolings (UNetnnUNetWithINR only)
 DEEP_SUPERVISION = False  # auxiliary losses at the coarser decoder stages (UNetnnUNetWithINR only; see the presets)

@@ -26,6 +26,7 @@ SMALL = ("--model=UNetnnUNetWithINR", "--base_channels=4", "--unet_depth=2", "--
     "name, parameters",
     [
         ("UNetnnUNetWithINR", 7.76e6),
+        ("UNetnnUNetSmall", 0.439e6),
         ("UNetnnUNetLightweight", 1.75e6),
         ("UNetnnUNetBalanced", 3.94e6),
         ("UNetnnUNetDeepSupervision", 3.94e6),
