@@ -139,11 +139,11 @@ def jobs(cfg, fold):
     )
     for seed in cfg.seeds:
         options = {**same, "seed": seed, "fold": fold, "epochs": cfg.epochs, "base_channels": cfg.base_channels}
-        options["recipe"] = cfg.recipe
+        options |= {"recipe": cfg.recipe, "validate_every": cfg.epochs}  # the last epoch alone counts
         result.append((train_3d, {**options, "out_dir": f"{folder}/3d-{seed}"}))
         if cfg.epochs_2d:
             options = {**same, "seed": seed, "data_dir": slices, "epochs": cfg.epochs_2d, "model": cfg.model_2d}
-            options["recipe"] = "short" if cfg.recipe == "crops" else cfg.recipe
+            options |= {"recipe": "short" if cfg.recipe == "crops" else cfg.recipe, "validate_every": cfg.epochs_2d}
             result.append((train2d, {**options, "out_dir": f"{folder}/2d-{seed}"}))
     return result
 

@@ -20,7 +20,8 @@ from hippo.options import RENAMED
 from hippo.processes import on_first, world_size
 
 RESUMABLE = ("weights", "optimisers", "scaler", "history", "best", "unfinished_epoch", "random")  # in last.pth
-NOT_PART_OF_A_RUN = ("resume", "num_workers", "out_dir", "device", "recipe")  # constants that --resume=True may change
+# constants that --resume=True may change
+NOT_PART_OF_A_RUN = ("resume", "num_workers", "out_dir", "device", "recipe", "validate_every")
 
 
 def check_training(cfg):
