@@ -3,15 +3,15 @@ case by case with nnU-Net's predictions.
 
     python cross_validate.py          runs the folds, one after another, about 14 minutes each on two CPU cores with
                                       bf16; started again, it goes on where it stopped
+    python cross_validate.py --recipe=ensemble   the same with three seeds of both models, together
     python cross_validate.py --folds="[0]"   one fold only, for a cluster; the same without it then gathers all five
 
 The recipe is the same for all folds, and the final weights count: no epoch is chosen on a scored fold. Writes into
 RUNS/fold_N: 3d-SEED and 2d-SEED (runs of the training scripts), and together_... (their scores together). Writes into
 OUT_DIR: cross_validation.json (per case, per label, per fold; means with bootstrap 95 % intervals; "members": each
-model alone; "gain": of all together over the first) and plots/cross_validation_*.png.
+model alone; "gain": of all together over the first; "border_gain": of BORDER) and plots/cross_validation_*.png.
 """
 
-import csv
 import json
 import shutil
 from pathlib import Path
@@ -21,20 +21,20 @@ import train2d
 import train_3d
 from hippo.data.cases import LABELS, count_labels, list_cases
 from hippo.device import set_up_device
-from hippo.errors import UserError, require
+from hippo.errors import require
 from hippo.files import finite, load_json, save_json, set_aside
 from hippo.options import configure, constants, run_script
 from hippo.pictures import plots
 from hippo.processes import refuse_several_processes
 from hippo.scoring.ensemble import score_ensemble
-from hippo.scoring.statistics import bootstrap, summarise
+from hippo.scoring.folds import collect_members, read_peer, result_name
 from hippo.training.run_folder import same_constants
 
 import numpy as np
 
 # data
 DATA_ROOT = "Task04_Hippocampus"  # Decathlon folder: dataset.json, imagesTr, labelsTr
-RECIPE = "crops"  # of both models: crops, or heads (for other scanners and people); see train_3d.py and train2d.py
+RECIPE = "crops"  # crops; heads: for other scanners and people, see train_3d.py; ensemble: six models; see RECIPES
 FOLDS = [0, 1, 2, 3, 4]  # nnU-Net's folds to run
 RUNS = "cross_validation_runs"  # folder of the runs, one folder for each fold
 OUT_DIR = "results_cross_validation"  # folder for the results of all folds together
@@ -46,6 +46,7 @@ EPOCHS_2D = 3  # epochs of the 2D model; 0: none, the 3D model alone
 MODEL_2D = train2d.MODEL  # its network; UNetnnUNetSmall trains in a third of the time
 SLICE_SIZE = 64  # pixels along each side of its slices
 SLICES_PER_PLANE = 30  # slices of each plane of a volume, at most
+BORDER = "voxel"  # between the parts, of all models together: voxel (the likelier part of each), or plane (coronal)
 # system
 SEEDS = [0]  # of the training; each seed is one more 3D and one more 2D model
 DEVICE = "auto"  # auto (CUDA where there is one, CPU otherwise), cpu, cuda, cuda:1
@@ -54,6 +55,13 @@ NUM_WORKERS = 0  # processes that augment; 0: the main one
 
 RECIPES = {  # what a recipe changes
     "crops": {},
+    "ensemble": {
+        "seeds": [0, 1, 2],
+        "model_2d": "UNetnnUNetSmall",
+        "border": "plane",
+        "runs": f"{RUNS}_ensemble",
+        "out_dir": f"{OUT_DIR}_ensemble",
+    },
     "heads": {
         "epochs": train_3d.RECIPES["heads"]["epochs"],
         "runs": f"{RUNS}_heads",
@@ -115,6 +123,8 @@ def check(cfg):
         cfg.seeds and len(set(cfg.seeds)) == len(cfg.seeds), f"--seeds={cfg.seeds}: expected at least one, each once"
     )
     require(cfg.epochs_2d >= 0, f"--epochs_2d={cfg.epochs_2d}: expected 0 or more")
+    fits = cfg.border == "voxel" or cfg.border == "plane" and len(member_names(cfg)) > 1
+    require(fits, f"--border={cfg.border}: expected voxel or, of several models together, plane")
     for train, options in jobs(cfg, cfg.folds[0]):
         train.check(configure(vars(train), [], **options))
 
@@ -124,26 +134,22 @@ def member_names(cfg):
     return [f"{kind}-{seed}" for seed in cfg.seeds for kind in (["3d", "2d"] if cfg.epochs_2d else ["3d"])]
 
 
-def result_name(names):
-    """The name of the folder of a fold that holds the result of these models."""
-    return names[0] if len(names) == 1 else "_".join(["together", *names])
-
-
 def jobs(cfg, fold):
     """The scripts of a fold, each with its options: [(module, {option: value}), ...]."""
     folder, slices = Path(cfg.runs) / f"fold_{fold}", str(Path(cfg.runs) / f"fold_{fold}" / "slices")
     same = {name: getattr(cfg, name) for name in ("data_root", "device", "amp", "num_workers")}
+    recipe_3d, recipe_2d = ("heads", "heads") if cfg.recipe == "heads" else ("crops", "short")
     size = {"size": cfg.slice_size, "slices_per_plane": cfg.slices_per_plane, **PLAIN_SLICES}
     result = (
         [(data_aug, {"data_root": cfg.data_root, "fold": fold, "out_dir": slices, **size})] if cfg.epochs_2d else []
     )
     for seed in cfg.seeds:
         options = {**same, "seed": seed, "fold": fold, "epochs": cfg.epochs, "base_channels": cfg.base_channels}
-        options |= {"recipe": cfg.recipe, "validate_every": cfg.epochs}  # the last epoch alone counts
+        options |= {"recipe": recipe_3d, "validate_every": cfg.epochs}  # the last epoch alone counts
         result.append((train_3d, {**options, "out_dir": f"{folder}/3d-{seed}"}))
         if cfg.epochs_2d:
             options = {**same, "seed": seed, "data_dir": slices, "epochs": cfg.epochs_2d, "model": cfg.model_2d}
-            options |= {"recipe": "short" if cfg.recipe == "crops" else cfg.recipe, "validate_every": cfg.epochs_2d}
+            options |= {"recipe": recipe_2d, "validate_every": cfg.epochs_2d}
             result.append((train2d, {**options, "out_dir": f"{folder}/2d-{seed}"}))
     return result
 
@@ -198,9 +204,10 @@ def score_fold(cfg, folder, names):
     runs, out_dir = [f"{folder}/{name}" for name in names], folder / result_name(names)
     means = {run: load_json(f"{run}/metrics.json", "python cross_validate.py")["mean"] for run in runs}
     path = out_dir / "metrics.json"
-    if not path.is_file() or load_json(path, "python cross_validate.py").get("members") != means:
+    there = load_json(path, "python cross_validate.py") if path.is_file() else {}
+    if (there.get("members"), there.get("border", "voxel")) != (means, cfg.border):
         device, dtype = set_up_device(cfg.device, cfg.amp)
-        score_ensemble(runs, cfg.data_root, out_dir, True, device, dtype)
+        score_ensemble(runs, cfg.data_root, out_dir, True, device, dtype, cfg.border)
 
 
 def make_slices(cfg):
@@ -212,56 +219,6 @@ def make_slices(cfg):
             return
         shutil.rmtree(folder)
     data_aug.run(cfg)
-
-
-def read_peer(path):
-    """{case: mean Dice} of a CSV with the columns case_id and argmax_foreground_mean_dice."""
-    require(Path(path).is_file(), f"{path}: missing; get it with: git checkout {path}; or --peer= for no comparison")
-    try:
-        with open(path, newline="", encoding="utf-8") as file:
-            return {row["case_id"]: float(row["argmax_foreground_mean_dice"]) for row in csv.DictReader(file)}
-    except (KeyError, ValueError, TypeError, csv.Error):
-        raise UserError(
-            f"{path}: expected a CSV with case_id and argmax_foreground_mean_dice; or --peer= for no comparison"
-        ) from None
-
-
-def collect_members(folders, names, peer):
-    """The content of cross_validation.json: all models together and, under "members", each alone."""
-    result = collect([folder / result_name(names) for folder in folders], peer)
-    result["members"], kept = {}, ("mean", "std", "folds", "training_minutes", "interval", "difference")
-    for name in names:
-        alone = collect([folder / name for folder in folders], peer)
-        dice = {case: values["dice"] for case, values in alone["cases"].items()}
-        result["members"][name] = {**{key: alone[key] for key in kept if key in alone}, "dice": dice}
-    if len(names) > 1:
-        first = result["members"][names[0]]["dice"]
-        result["gain"] = bootstrap([np.mean(v["dice"]) - np.mean(first[case]) for case, v in result["cases"].items()])
-    return result
-
-
-def collect(folders, peer):
-    """The scores of all cases from the folds' metrics.json, with their means and intervals."""
-    parts = [load_json(folder / "metrics.json", "python cross_validate.py") for folder in folders]
-    cases = {
-        case: {"fold": fold, **values} for fold, part in enumerate(parts) for case, values in part["cases"].items()
-    }
-    cases = dict(sorted(cases.items()))
-    scores = {case: float(np.mean(values["dice"])) for case, values in cases.items()}
-    result = {
-        "synthetic": parts[0]["synthetic"],
-        "cases": cases,
-        **summarise({case: {k: v for k, v in values.items() if k != "fold"} for case, values in cases.items()}),
-        "tta": parts[0]["tta"],
-        "training_minutes": [part["training_minutes"] for part in parts],
-        "folds": [{"mean": part["mean"], "cases": len(part["cases"])} for part in parts],
-        "interval": bootstrap(list(scores.values())),
-    }
-    shared = [case for case in scores if case in peer]
-    if shared:
-        result["difference"] = bootstrap([scores[case] - peer[case] for case in shared])
-        result["difference"]["cases"] = len(shared)
-    return result
 
 
 def draw(result, peer, folder):

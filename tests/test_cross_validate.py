@@ -57,7 +57,7 @@ def jobs(monkeypatch):
         save_json(Path(cfg.out_dir) / "settings.json", {key.upper(): value for key, value in vars(cfg).items()})
         asked.append(f"slices {cfg.fold}")
 
-    def together(runs, data_root, out_dir, tta, device, dtype):
+    def together(runs, data_root, out_dir, tta, device, dtype, border):
         fold = int(Path(out_dir).parent.name.removeprefix("fold_"))
         names = [Path(folder).name for folder in runs]
         assert names == ["3d-0", "2d-0", "3d-1", "2d-1"][: len(names)] and len(names) > 1 and tta
@@ -164,6 +164,19 @@ def test_one_model_or_four(script, finished, tmp_path, jobs):
     assert jobs[:4] == ["3d-1 0", "slices 0", "2d-1 0", "together 0"] and len(jobs) == 20
 
 
+def test_a_border_is_scored_anew(script, finished, tmp_path, jobs):
+    where, _ = finished
+    assert script(cross_validate, *where, "--border=plane")[0] == 0 and jobs == [f"together {i}" for i in range(5)]
+
+
+def test_the_ensemble_is_of_six_models_of_the_default_recipes(phantoms):
+    cfg = configure(vars(cross_validate), ["--recipe=ensemble", f"--data_root={phantoms}"])
+    options = [job for module, job in cross_validate.jobs(cfg, 0) if module is not data_aug]
+    assert cross_validate.member_names(cfg) == ["3d-0", "2d-0", "3d-1", "2d-1", "3d-2", "2d-2"]
+    assert [job["recipe"] for job in options] == ["crops", "short"] * 3
+    assert {job["model"] for job in options[1::2]} == {"UNetnnUNetSmall"}
+
+
 def test_another_result_is_set_aside(script, finished, tmp_path):
     where, _ = finished
     (tmp_path / "out" / "cross_validation.json").write_text("{}")
@@ -192,6 +205,8 @@ def test_nnunets_figures_are_there():
         (["--seeds=[0,0]"], ["each once"]),
         (["--epochs_2d=-1"], ["--epochs_2d"]),
         (["--slice_size=3"], ["--size=3"]),
+        (["--border=line"], ["--border=line", "plane"]),
+        (["--border=plane", "--epochs_2d=0"], ["--border=plane", "several models"]),
         (["--epochs=0"], ["--epochs=0"]),
     ],
 )

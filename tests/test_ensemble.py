@@ -11,8 +11,9 @@ from hippo.data.nifti import read_nifti
 from hippo.data.spatial import largest_component
 from hippo.device import pick_device
 from hippo.models.checkpoint import load_model
-from hippo.models.inference import predict_volume
+from hippo.models.inference import decide, predict_volume
 from hippo.options import configure
+from hippo.scoring.ensemble import score_ensemble
 from hippo.scoring.metrics import case_metrics
 from tools import ensemble
 
@@ -35,6 +36,31 @@ def runs(phantoms, tmp_path_factory):
     options = [*SMALL, data, "--model=UNetnnUNetWithINR", "--unet_depth=2", f"--out_dir={folder / '2d'}"]
     train2d.run(configure(vars(train2d), [*options, f"--data_dir={folder / 'slices'}"]))
     return folder
+
+
+def test_the_border_as_the_likeliest_plane():
+    logits = torch.randn(3, 9, 12, 7, generator=torch.Generator().manual_seed(0))
+    logits[1] += torch.linspace(-2, 2, 12)[:, None]  # anterior in front
+    p = logits.softmax(0)
+    labels, plane = decide(p), decide(p, "plane")
+    assert torch.equal(labels > 0, plane > 0) and not torch.equal(labels, plane)
+    behind = torch.arange(12)[:, None]
+    candidates = [torch.where(labels > 0, torch.where(behind < n, 2, 1), 0) for n in range(13)]
+    likely = [sum((p[2, :, :n].sum(), p[1, :, n:].sum())).item() for n in range(13)]
+    assert torch.equal(plane, candidates[int(np.argmax(likely))]) and 0 < np.argmax(likely) < 12
+    assert set(decide(torch.stack([p[0], p[0] * 0, 1 - p[0]]), "plane").unique().tolist()) == {0, 2}  # no anterior part
+
+
+def test_a_border_as_a_plane_is_scored_beside_that_of_each_voxel(runs, phantoms, tmp_path):
+    folders = [str(runs / name) for name in ("3d", "2d")]
+    plane, voxel = (
+        score_ensemble(folders, phantoms, tmp_path / border, True, *pick_device("cpu"), border)
+        for border in ("plane", "voxel")
+    )
+    for case, values in plane["cases"].items():
+        assert values["dice_voxel_border"] == voxel["cases"][case]["dice"]
+        assert values["dice_whole"] == voxel["cases"][case]["dice_whole"]
+    assert "dice_voxel_border" not in voxel["mean"] and plane["border"] == "plane"
 
 
 def test_probabilities_are_averaged(runs, phantoms, script, tmp_path):

@@ -92,6 +92,21 @@ def predict_volume(trained, image, device, dtype, tta=False):
     return total / len(views)
 
 
+def decide(probabilities, border="voxel"):
+    """The label map (D, H, W), integers, of class probabilities (C, D, H, W), a tensor: in each voxel the likeliest class.
+
+    border: between the two parts. voxel: as above; plane: one coronal plane, as most labels of the Decathlon have it, and
+    of all such planes the likeliest. Its normal is axis 1, which points to anterior.
+    """
+    labels = probabilities.argmax(0)
+    if border == "voxel":
+        return labels
+    gain = (probabilities[2] - probabilities[1]).sum((0, 2)).cumsum(0)  # (H,): of all slices up to here as posterior
+    behind = int(torch.cat([gain.new_zeros(1), gain]).argmax())  # so many slices are
+    part = torch.where(torch.arange(labels.shape[1], device=labels.device) < behind, 2, 1)[:, None]  # (H, 1)
+    return torch.where(labels > 0, part, 0)
+
+
 @torch.inference_mode()
 def sample_volume(trained, image, device, dtype, samples, seed=0, batch=4):
     """Class probabilities (samples, C, D, H, W) of one volume, each with other channels left out, as in training (MC

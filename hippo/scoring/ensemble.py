@@ -13,12 +13,12 @@ from hippo.scoring.statistics import summarise
 MADE_BY = "train_3d.py or train2d.py"
 
 
-def score_ensemble(runs, data_root, out_dir, tta, device, dtype):
+def score_ensemble(runs, data_root, out_dir, tta, device, dtype, border="voxel"):
     """Scores finished runs of one split on the cases that it held out; writes metrics.json and plots/ into out_dir.
 
-    runs: folders of train_3d.py and train2d.py; tta: test-time augmentation of the 3D models. Returns the content of
-    metrics.json, with "members": the mean of each run. Raises UserError for a run that is not finished and for runs on
-    different splits.
+    runs: folders of train_3d.py and train2d.py; tta: test-time augmentation of the 3D models; border: as in
+    inference.decide. Returns the content of metrics.json, with "members": the mean of each run. Raises UserError for a
+    run that is not finished and for runs on different splits.
     """
     check_folder(out_dir)
     members, splits, parts = [], [], []
@@ -36,18 +36,19 @@ def score_ensemble(runs, data_root, out_dir, tta, device, dtype):
     for folder, split in zip(runs, splits):
         require(split == splits[0], f"{folder} was trained on other cases than {runs[0]}; name runs on one split")
     val = load_volumes(data_root, splits[0][1])
-    cases, _ = evaluate(members, val, device, dtype, tta)
+    cases, _ = evaluate(members, val, device, dtype, tta, border=border)
     metrics = {
         "synthetic": any(part["synthetic"] for part in parts),
         "cases": cases,
         **summarise(cases),
         "tta": tta,
+        "border": border,
         "training_minutes": round(sum(part["training_minutes"] for part in parts), 2),
         "members": {str(folder): part["mean"] for folder, part in zip(runs, parts)},
     }
     out_dir = fresh_folder(out_dir)
     save_json(out_dir / "metrics.json", metrics)
-    draw_results(members, val, cases, out_dir / "plots", device, dtype, plots.source(metrics["synthetic"]), tta)
+    draw_results(members, val, cases, out_dir / "plots", device, dtype, plots.source(metrics["synthetic"]), tta, border)
     anterior, posterior = metrics["mean"]["dice"]
     alone = ", ".join(f"{folder} {sum(part['mean']['dice']) / 2:.4f}" for folder, part in zip(runs, parts))
     print(f"together: Dice {(anterior + posterior) / 2:.4f} ({anterior:.4f} / {posterior:.4f}); alone: {alone}")

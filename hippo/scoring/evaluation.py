@@ -6,10 +6,10 @@ from hippo.data.cases import labels_of
 from hippo.device import autocast
 from hippo.files import save_json
 from hippo.models.checkpoint import load_checkpoint
-from hippo.models.inference import predict_volume
+from hippo.models.inference import decide, predict_volume
 from hippo.pictures import plots
 from hippo.processes import gather, on_first, rank, world_size
-from hippo.scoring.metrics import case_metrics
+from hippo.scoring.metrics import case_metrics, dice
 from hippo.scoring.statistics import summarise
 
 import numpy as np
@@ -17,10 +17,11 @@ import torch
 import torch.nn.functional as F
 
 
-def evaluate(trained, volumes, device, dtype, tta=False, loss_function=None):
+def evaluate(trained, volumes, device, dtype, tta=False, loss_function=None, border="voxel"):
     """Metrics of each volume on its own grid: ({id: case_metrics}, list of losses, empty without loss_function).
 
-    trained: as in predict_volume. With several processes, each does its share of the volumes, and all get the result.
+    trained: as in predict_volume; border: as in decide. With a plane, "dice_voxel_border" is the Dice without it. With
+    several processes, each does its share of the volumes, and all get the result.
     """
     cases, losses = {}, {}
     for volume in volumes[rank() :: world_size()]:
@@ -29,8 +30,11 @@ def evaluate(trained, volumes, device, dtype, tta=False, loss_function=None):
             label = torch.from_numpy(volume.label)[None].to(device)
             logits = probabilities.clamp_min(1e-9).log()[None]  # softmax(log p) = p
             losses[volume.id] = loss_function(logits, label).item()
-        prediction = probabilities.argmax(0).byte().cpu().numpy()
-        cases[volume.id] = case_metrics(prediction, volume.label, volume.spacing_mm, len(probabilities) - 1)
+        prediction, n = decide(probabilities, border).byte().cpu().numpy(), len(probabilities) - 1
+        cases[volume.id] = case_metrics(prediction, volume.label, volume.spacing_mm, n)
+        if border != "voxel":
+            free = decide(probabilities).cpu().numpy()
+            cases[volume.id]["dice_voxel_border"] = [dice(free == k, volume.label == k) for k in range(1, n + 1)]
     for more_cases, more_losses in gather((cases, losses)):
         cases, losses = {**cases, **more_cases}, {**losses, **more_losses}
     ids = [volume.id for volume in volumes]
@@ -79,7 +83,7 @@ def evaluate_run(trained, val, history, out_dir, device, dtype, data, tta=False,
     return metrics
 
 
-def draw_results(trained, val, final, folder, device, dtype, source, tta):
+def draw_results(trained, val, final, folder, device, dtype, source, tta, border="voxel"):
     """per_case_dice.png, and predictions.png of the best, the median and the worst case. final: {id: case_metrics}."""
     labels = len(next(iter(final.values()))["dice"])
     title = f"Final weights, {len(final)} validation cases: {source}"
@@ -87,7 +91,7 @@ def draw_results(trained, val, final, folder, device, dtype, source, tta):
     order = sorted(val, key=lambda v: np.mean(final[v.id]["dice"]))
     rows = []
     for text, volume in (("best", order[-1]), ("median", order[len(order) // 2]), ("worst", order[0])):
-        prediction = predict_volume(trained, volume.image, device, dtype, tta).argmax(0).cpu().numpy()
+        prediction = decide(predict_volume(trained, volume.image, device, dtype, tta), border).cpu().numpy()
         there = np.argwhere(volume.label > 0)
         x, y, z = there.mean(0).round().astype(int) if len(there) else np.array(volume.label.shape) // 2
         panels = [(a[x], a[:, y], a[:, :, z]) for a in (volume.image, volume.label, prediction)]
