@@ -1,6 +1,6 @@
 # predict.py as a BIDS App, on the CPU:
 #   docker build -t hippo .
-#   docker run --rm -v /data/study:/in:ro -v /data/derivatives:/out hippo /in /out participant --participant_label 01 02
+#   docker run --rm -v /data/study:/in:ro -v /data/derivatives/hippo:/out hippo /in /out participant --participant_label 01 02
 ARG BASE=debian:bookworm-slim
 FROM ${BASE}
 RUN apt-get update && apt-get install -y --no-install-recommends python3-venv && rm -rf /var/lib/apt/lists/*

@@ -1,6 +1,6 @@
 """Segments both hippocampi of a head, anterior and posterior: any T1-weighted scan in, labels and volumes out.
 
-    python predict.py head.nii.gz                  a whole head: .nii, .nii.gz or .mgz; 2 s on two cores with bf16
+    python predict.py head.nii.gz                  a whole head: .nii, .nii.gz or .mgz; 5 s on two cores with bf16, 2 s each in a batch
     python predict.py scans more/head.mgz          files, and folders with all that lies in them
     python predict.py /data/study                  a BIDS data set gives BIDS derivatives; docs/cluster.md is for many heads
     python predict.py Task04_Hippocampus/imagesTs  crops of about 35 x 50 x 36 mm around one hippocampus

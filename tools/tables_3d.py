@@ -220,7 +220,7 @@ def unseen_table(result, config):
         difference = bootstrap([d - theirs[case] for d, case in zip(ours, unseen)])
         rows.append([member_label(name, len(scores) - 1), mean_dice(ours), with_interval(difference)])
     table = markdown_table(["who", f"mean Dice, {len(unseen)} cases", "difference (95 % interval)"], rows)
-    return f"{table}\n\nOn all {len(result['cases'])} cases, 3D and 2D together less 3D alone: {with_interval(result['gain'])}."
+    return f"{table}\n\nOn all {len(result['cases'])} cases, 3D and 2D together minus 3D alone: {with_interval(result['gain'])}."
 
 
 def errors_table(mean):

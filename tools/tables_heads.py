@@ -59,7 +59,7 @@ def rescans(results):
         "segmented",
         "median change, %",
         "largest change, %",
-        "flags raised in at least one head",
+        "flags raised in at least one head (without those of the header and the voxels, such as `thick_slices`)",
     ]
     return markdown_table(titles, rows)
 

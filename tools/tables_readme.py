@@ -33,11 +33,12 @@ def glance(published):
         ],
         [
             "**Out**",
-            "labels on the scan's own grid, a picture to check them by, a table of volumes with eTIV, quality and flags",
+            "labels on the scan's own grid, a picture to check them by, a table of volumes with intracranial volume (eTIV), quality and flags",
         ],
         [
             "**How good**",
-            f"Dice {folds['interval']['mean']:.4f} on {len(folds['cases'])} hand-labelled crops, cross-validated "
+            f"Dice (overlap, 1 is perfect) {folds['interval']['mean']:.4f} on {len(folds['cases'])} hand-labelled crops around "
+            f"one hippocampus, cross-validated "
             f"(nnU-Net: {published.references['cross_validation']['mean_dice']:.4f}); "
             f"{silver['mean']:.2f} ± {silver['std']:.2f} with another network's masks on {len(heads['heads'])} whole heads",
         ],

@@ -93,7 +93,7 @@ def fine_tuning(results):
         f"{count} heads {with_interval(bootstrap(found[tuned, count] - found[scratch, count]), 3)}"
         for count in results["runs"][tuned]
     ]
-    return f"{markdown_table(header, rows)}\n\nFine-tuned less from scratch: {'; '.join(changes)}."
+    return f"{markdown_table(header, rows)}\n\nFine-tuned minus from scratch: {'; '.join(changes)}."
 
 
 def _of_persons(scores):
