@@ -197,6 +197,9 @@ def check_fold(cfg, fold):
             slices = job
         else:
             check_finished(script, job, slices)
+    folder = Path(cfg.runs) / f"fold_{fold}" / result_name(member_names(cfg))
+    border = load_json(folder / "metrics.json", "python cross_validate.py").get("border", "voxel")
+    require(border == cfg.border, f"{folder} was scored with --border={border}; run this again without --folds")
 
 
 def score_fold(cfg, folder, names):

@@ -65,7 +65,7 @@ def jobs(monkeypatch):
         path = Path(out_dir) / "metrics.json"
         parts = {run: json.loads((Path(run) / "metrics.json").read_text()) for run in runs}
         members = {run: part["mean"] for run, part in parts.items()}
-        save_json(path, {**json.loads(path.read_text()), "members": members})
+        save_json(path, {**json.loads(path.read_text()), "members": members, "border": border})
         asked.append(f"together {fold}")
 
     monkeypatch.setattr(train_3d, "run", train("3d", 0.88))
@@ -166,6 +166,9 @@ def test_one_model_or_four(script, finished, tmp_path, jobs):
 
 def test_a_border_is_scored_anew(script, finished, tmp_path, jobs):
     where, _ = finished
+    one_error_line(script(cross_validate, *where, "--border=plane", "--folds=[0]"), "fold_1", "--border=voxel")
+    jobs.clear()
+    (tmp_path / "runs" / "fold_0" / "together_3d-0_2d-0" / "metrics.json").unlink()
     assert script(cross_validate, *where, "--border=plane")[0] == 0 and jobs == [f"together {i}" for i in range(5)]
 
 
