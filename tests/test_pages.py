@@ -88,6 +88,13 @@ def test_every_option_that_the_page_names_is_one(page):
             assert option.replace("-", "_") in known, (script, option)
 
 
+def test_no_command_has_a_comment_behind_it():
+    """An interactive zsh, the shell of macOS, and cmd take such a comment for arguments."""
+    for page, text in PAGES.items():
+        commands = [block for block in re.findall(r"```bash\n(.*?)```", text, re.S) if not block.startswith("#!")]
+        assert not [line for block in commands for line in block.splitlines() if re.search(r"(^|\s)#", line)], page
+
+
 def test_the_code_on_the_pages_runs(capsys):
     for page, text in PAGES.items():
         for block in re.findall(r"```python\n(.*?)```", text, re.S):
