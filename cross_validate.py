@@ -3,7 +3,7 @@ case by case with nnU-Net's predictions.
 
     python cross_validate.py          runs the folds, one after another, about 14 minutes each on two CPU cores with
                                       bf16; started again, it goes on where it stopped
-    python cross_validate.py --recipe=ensemble   the same with three seeds of both models, together
+    python cross_validate.py --recipe=ensemble   the same with two seeds of both models, together
     python cross_validate.py --folds="[0]"   one fold only, for a cluster; the same without it then gathers all five
 
 The recipe is the same for all folds, and the final weights count: no epoch is chosen on a scored fold. Writes into
@@ -34,7 +34,7 @@ import numpy as np
 
 # data
 DATA_ROOT = "Task04_Hippocampus"  # Decathlon folder: dataset.json, imagesTr, labelsTr
-RECIPE = "crops"  # crops; heads: for other scanners and people, see train_3d.py; ensemble: six models; see RECIPES
+RECIPE = "crops"  # crops; heads: for other scanners and people, see train_3d.py; ensemble: four models; see RECIPES
 FOLDS = [0, 1, 2, 3, 4]  # nnU-Net's folds to run
 RUNS = "cross_validation_runs"  # folder of the runs, one folder for each fold
 OUT_DIR = "results_cross_validation"  # folder for the results of all folds together
@@ -56,7 +56,7 @@ NUM_WORKERS = 0  # processes that augment; 0: the main one
 RECIPES = {  # what a recipe changes
     "crops": {},
     "ensemble": {
-        "seeds": [0, 1, 2],
+        "seeds": [0, 1],
         "model_2d": "UNetnnUNetSmall",
         "border": "plane",
         "runs": f"{RUNS}_ensemble",

@@ -100,7 +100,7 @@ def parts(cfg):
     plots_3d |= {name: name for name in ("per_case_dice", "predictions")}
     pictures_3d = {f"plots/{name}.png": f"3d_{published}.png" for name, published in plots_3d.items()}
     folds = {f"plots/cross_validation_{n}.png": f"cross_validation_{n}.png" for n in ("peer", "volumes", "worst")}
-    robust = cross_validate.RECIPES["heads"]["out_dir"]
+    robust, seeds = (cross_validate.RECIPES[recipe]["out_dir"] for recipe in ("heads", "ensemble"))
     result = [
         Part(Path(train_3d.OUT_DIR), "3d", _RUN, pictures_3d, train_3d),
         Part(Path(train2d.OUT_DIR), "2d", _RUN, pictures_2d("2d"), train2d),
@@ -109,6 +109,7 @@ def parts(cfg):
         Part(Path(ensemble.OUT_DIR), "ensemble", ("metrics.json",)),
         Part(Path(cross_validate.OUT_DIR), "", ("cross_validation.json",), folds, cross_validate),
         Part(Path(robust), "cross_validation_heads", ("cross_validation.json",)),
+        Part(Path(seeds), "cross_validation_ensemble", ("cross_validation.json",)),
         Part(Path(grid_search_3d.OUT_DIR), "search_3d", _SEARCH, {FIGURE: "search_3d.png"}, grid_search_3d),
         Part(Path(grid_search.OUT_DIR), "search_2d", _SEARCH, {FIGURE: "search_2d.png"}, grid_search),
     ]

@@ -29,6 +29,7 @@ def sections(published):
         "errors": lambda: errors_table(published("cross_validation.json")["mean"]),
         "cross-validation": lambda: cross_validation_table(published("cross_validation.json"), published.references),
         "unseen": lambda: unseen_table(published("cross_validation.json"), published("3d/config.json")),
+        "cross-validation-ensemble": lambda: several_seeds(published),
         "flips": lambda: flips_table(published),
         "comparison-3d": lambda: comparison_table(published),
         "grid-3d": lambda: search_table(published(f"search_3d/{RESULTS}")),
@@ -219,8 +220,20 @@ def unseen_table(result, config):
         ours = [np.mean(dice[case]) for case in unseen]
         difference = bootstrap([d - theirs[case] for d, case in zip(ours, unseen)])
         rows.append([member_label(name, len(scores) - 1), mean_dice(ours), with_interval(difference)])
+    total = member_label("", len(scores) - 1).strip("*")
     table = markdown_table(["who", f"mean Dice, {len(unseen)} cases", "difference (95 % interval)"], rows)
-    return f"{table}\n\nOn all {len(result['cases'])} cases, 3D and 2D together minus 3D alone: {with_interval(result['gain'])}."
+    return f"{table}\n\nOn all {len(result['cases'])} cases, {total} minus 3D alone: {with_interval(result['gain'])}."
+
+
+def several_seeds(published):
+    """The cross-validation of several seeds of both models, on all cases and on those that chose nothing."""
+    result = published("cross_validation_ensemble/cross_validation.json")
+    tables = [
+        cross_validation_table(result, published.references),
+        unseen_table(result, published("3d/config.json")),
+        f"The border as a plane, instead of voxel by voxel: {with_interval(result['border_gain'])}.",
+    ]
+    return "\n\n".join(tables)
 
 
 def errors_table(mean):

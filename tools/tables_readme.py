@@ -73,6 +73,10 @@ def accuracy(published):
         cost = f"{np.mean(part['training_minutes']):.0f} min a fold"
         score = f"**{part['interval']['mean']:.4f}**"
         rows.append([f"{name}, {crops}", score, nnunet + with_interval(part["difference"]), cost])
+    several = published("cross_validation_ensemble/cross_validation.json")
+    name = f"{len(several['members'])} networks together, {len(several['constants']['SEEDS'])} seeds of each, {crops}"
+    cost = f"{np.mean(several['training_minutes']):.0f} min a fold on one core without bf16"
+    rows.append([name, f"**{several['interval']['mean']:.4f}**", nnunet + with_interval(several["difference"]), cost])
     runs = [published.run(name)[0] for name in DEFAULT_SEEDS]
     scores = [np.mean(metrics["mean"]["dice"]) for metrics in runs]
     spread = f"**{mean_dice(scores)}** (seeds {min(scores):.4f} to {max(scores):.4f})"
