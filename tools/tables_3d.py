@@ -220,13 +220,13 @@ def unseen_table(result, config):
         ours = [np.mean(dice[case]) for case in unseen]
         difference = bootstrap([d - theirs[case] for d, case in zip(ours, unseen)])
         rows.append([member_label(name, len(scores) - 1), mean_dice(ours), with_interval(difference)])
-    total = member_label("", len(scores) - 1).strip("*")
+    first, total = (member_label(name, len(scores) - 1).strip("*") for name in (next(iter(scores)), ""))
     table = markdown_table(["who", f"mean Dice, {len(unseen)} cases", "difference (95 % interval)"], rows)
-    return f"{table}\n\nOn all {len(result['cases'])} cases, {total} minus 3D alone: {with_interval(result['gain'])}."
+    return f"{table}\n\nOn all {len(result['cases'])} cases, {total} minus {first}: {with_interval(result['gain'])}."
 
 
 def several_seeds(published):
-    """The cross-validation of several seeds of both models, on all cases and on those that chose nothing."""
+    """The cross-validation of several seeds of both models, on all cases and on those that did not choose the default recipe."""
     result = published("cross_validation_ensemble/cross_validation.json")
     tables = [
         cross_validation_table(result, published.references),

@@ -74,7 +74,7 @@ def accuracy(published):
         score = f"**{part['interval']['mean']:.4f}**"
         rows.append([f"{name}, {crops}", score, nnunet + with_interval(part["difference"]), cost])
     several = published("cross_validation_ensemble/cross_validation.json")
-    name = f"{len(several['members'])} networks together, {len(several['constants']['SEEDS'])} seeds of each, {crops}"
+    name = f"3D and 2D together, {len(several['constants']['SEEDS'])} seeds of each, {crops}"
     cost = f"{np.mean(several['training_minutes']):.0f} min a fold on one core without bf16"
     rows.append([name, f"**{several['interval']['mean']:.4f}**", nnunet + with_interval(several["difference"]), cost])
     runs = [published.run(name)[0] for name in DEFAULT_SEEDS]
