@@ -19,6 +19,7 @@ def sections(published):
         "epochs-3d": lambda: epochs_table(published("3d/history.json"), published("3d/metrics.json")),
         "labels-3d": lambda: labels_table(published("3d/metrics.json")),
         "seeds-3d": lambda: seeds_table(published),
+        "time-3d": lambda: time_table(published),
         "steps-3d": lambda: steps_table(published, published.ablations("3d_*") | steps),
         "original-3d": lambda: original_3d(published),
         "without-3d": lambda: steps_table(published, default | published.ablations("default_*"), DEFAULT_SEEDS),
@@ -98,6 +99,18 @@ def seeds_table(published):
     text = [[f"{row[0]:.0f}", *(f"{v:.4f}" for v in row[1:5]), f"{row[5]:.1f}"] for row in rows]
     text.append(["**mean**", f"**{mean[1]:.4f}**", *(f"{v:.4f}" for v in mean[2:5]), f"{mean[5]:.1f}"])
     return markdown_table(["seed", "mean Dice", "anterior", "posterior", "NSD at 1 mm", "minutes"], text)
+
+
+def time_table(published):
+    """Dice of each seed of the default recipe after each epoch, and the mean minutes that it took."""
+    histories = [published(f"{name}/history.json") for name in DEFAULT_SEEDS]
+    dice = np.array([np.mean(history["val_dice"], axis=1) for history in histories])  # (seeds, epochs)
+    minutes = np.mean([np.cumsum(history["seconds"]) for history in histories], axis=0) / 60
+    rows = [
+        [epoch + 1, f"{time:.1f}", mean_dice(dice[:, epoch]), ", ".join(map(mean_dice, dice[:, epoch]))]
+        for epoch, time in enumerate(minutes)
+    ]
+    return markdown_table(["epoch", "minutes", "mean Dice, one view", "each seed"], rows)
 
 
 def tta_table(published):
