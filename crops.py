@@ -17,7 +17,8 @@ import sys
 from pathlib import Path
 
 import predict
-from hippo.data.nifti import ENDINGS, read_nifti
+from hippo.data.formats import has_ending
+from hippo.data.nifti import read_nifti
 from hippo.data.spatial import cut
 from hippo.errors import UserError, fail, require
 from hippo.files import atomic, fresh_folder, save_json
@@ -94,6 +95,7 @@ def run(cfg):
 
 def crop_sides(item, networks, cfg, out_dir):
     """Writes both crops of an Item; returns their rows of crops.csv."""
+    require(not item.problem, item.problem)
     scan, rows, arrays = read_scan(item.path), [], {}
     masks = {side: read_mask(item, side, scan, cfg) for side in SIDES}
     sides, _ = segment(networks.models, networks.locator, scan, *networks.place, tta=False)
@@ -133,7 +135,7 @@ def find_mask(item, side, cfg):
     """The mask of a side of an Item: the one file below its participant, and session, whose name fits."""
     folder = Path(cfg.masks) / item.participant_id / item.session_id
     pattern = cfg.left if side == "left" else cfg.right
-    found = sorted(p for p in folder.rglob(pattern) if p.name.endswith(ENDINGS) and not p.name.startswith("."))
+    found = sorted(p for p in folder.rglob(pattern) if has_ending(p) and not p.name.startswith("."))
     stem = item.path.name.partition("_T1w")[0]
     is_one_of_several = stem != "_".join(filter(None, (item.participant_id, item.session_id)))  # runs, acquisitions
     if len(found) > 1 or is_one_of_several:

@@ -26,7 +26,6 @@ its result is taken and flagged. A scan that is doubtful is flagged; one that ca
 "failed: ...", a line, and exit code 2.
 """
 
-import csv
 import os
 import sys
 import time
@@ -38,10 +37,11 @@ from hippo.device import precision
 from hippo.errors import UserError, fail, require
 from hippo.options import configure, run_script
 from hippo.study.batch import join, run_items
-from hippo.study.inputs import find_items, find_t1, is_bids
+from hippo.study.inputs import find_items, find_t1, is_bids, left_out
 from hippo.study.networks import load_networks
-from hippo.study.records import is_done, load_records, load_study, open_study, shard_of, was_begun
-from hippo.study.tables import load_adjustment
+from hippo.study.records import has_result, is_done, load_records, load_study, open_study, shard_of, was_begun
+from hippo.study.sharing import leave
+from hippo.study.tables import etiv_of, load_adjustment, load_etivs
 
 CHECKPOINT = "pretrained/heads_3d.pth"  # trained weights; last.pth and best_model.pth of any run fit as well
 PARTNER = "pretrained/heads_2d.pth"  # a second one, averaged with the first; empty: none
@@ -99,21 +99,45 @@ def run(cfg):
     settings = {name: getattr(cfg, name) for name in _SETTINGS}
     settings |= {"version": __version__, "weights": networks.checksums, "precision": precision(networks.place[1])}
     study = {"settings": settings, "bids": source, "adjustment": adjustment}
-    open_study(cfg.out_dir, study, items, alone=not cfg.shard)
-    mine = items[first::step]
-    left = [item for item in mine if cfg.overwrite or not is_done(cfg.out_dir, item)]
-    if len(left) < len(mine):
-        print(f"{len(mine) - len(left)} of {len(mine)} scans are there already; --overwrite=True does them again")
-    left.sort(key=lambda item: was_begun(cfg.out_dir, item))  # what may have ended a process comes last
+    others = left_out(cfg.inputs, cfg.out_dir)
+    parts = cfg.shard or cfg.participant_label or cfg.session_label
+    roots = [] if parts else [path for path in cfg.inputs if Path(path).is_dir()]
+    items = open_study(cfg.out_dir, study, items, alone=not cfg.shard, left_out=others, roots=roots)
+    if others:
+        print(f"left out: {few([f'{path} ({why})' for path, why in others.items()])}")
+    try:
+        return segment_items(items[first::step], networks, cfg, bool(source))
+    finally:
+        leave(cfg.out_dir)
+
+
+def segment_items(items, networks, cfg, in_bids):
+    """Segments Items, writes the table, and prints what came of them; returns whether all went well."""
+    todo = [item for item in items if cfg.overwrite or not is_done(cfg.out_dir, item)]
+    if len(todo) < len(items):
+        print(f"{len(items) - len(todo)} of {len(items)} scans are there already; --overwrite=True does them again")
+    todo.sort(key=lambda item: was_begun(cfg.out_dir, item))  # what may have ended a process comes last
     start = time.perf_counter()
     try:
-        if left:
-            run_items(left, networks, cfg, bool(source))
+        if todo:
+            run_items(todo, networks, cfg, in_bids)
     finally:
         records = load_records(cfg.out_dir) if cfg.shard else join(cfg.out_dir)
-    seconds = (time.perf_counter() - start) / max(len(left), 1)
-    names = {item.name for item in mine}
-    return report(cfg, [record for record in records if record["name"] in names], f" ({seconds:.2f} s a scan)")
+    seconds = (time.perf_counter() - start) / max(len(todo), 1)
+    names = {item.name for item in items}
+    went_well = report(cfg, [record for record in records if record["name"] in names], f" ({seconds:.2f} s a scan)")
+    lost = sorted(names - {record["name"] for record in records})
+    if lost:
+        text = (
+            f"no record of {few(lost)} in {cfg.out_dir}; was the folder changed meanwhile? Start the same command again"
+        )
+        fail(UserError(text))
+    return went_well and not lost
+
+
+def few(texts):
+    """The first three of some texts, and how many more there are."""
+    return ", ".join(texts[:3]) + (f", and {len(texts) - 3} more" if len(texts) > 3 else "")
 
 
 def collect(cfg):
@@ -122,14 +146,13 @@ def collect(cfg):
     scans = load_study(cfg.out_dir)["scans"]
     missing = sorted(set(scans) - {record["name"] for record in records})
     if missing:
-        few = ", ".join(missing[:3]) + ", ..." * (len(missing) > 3)
-        fail(UserError(f"{len(missing)} of {len(scans)} scans are not done: {few}; start their shards again"))
+        fail(UserError(f"{len(missing)} of {len(scans)} scans are not done: {few(missing)}; start their shards again"))
     return report(cfg, records) and not missing
 
 
 def report(cfg, records, timing=""):
     """Prints what came of the scans of some records; returns whether all went well."""
-    done = sum(any(row["total_mm3"] for row in record["rows"]) for record in records)
+    done = sum(map(has_result, records))
     table = (
         "" if cfg.shard else " and volumes.tsv" if (Path(cfg.out_dir) / "volumes.tsv").is_file() else " and volumes.csv"
     )
@@ -175,22 +198,10 @@ def give_etivs(items, text):
     (as given, or from the folder that was searched) or by the name of the file alone, where no other scan has it."""
     if not text:
         return items
-    try:
-        if not text.lower().endswith(".csv"):
-            values = {"": float(text)}
-        else:
-            with open(text, newline="", encoding="utf-8-sig") as file:
-                rows = [(Path(row["scan"]).as_posix(), float(row["etiv_mm3"])) for row in csv.DictReader(file)]
-            values = dict(rows)
-            twice = [scan for scan, value in rows if value != values[scan]]
-            require(not twice, f"--etiv={text}: {twice[:1]} has several values; name each scan by its path")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        expected = f"--etiv={text}: expected a number of mm3, or a CSV with the columns scan, etiv_mm3 ({error!r})"
-        raise UserError(expected) from None
-    wrong = [value for value in values.values() if not 1e5 <= value <= 1e7]
-    require(not wrong, f"--etiv={text}: {wrong[:1]} is no intracranial volume in mm3; expected about 1500000")
-    if "" in values:
-        return [item._replace(etiv_mm3=values[""]) for item in items]
+    if not text.lower().endswith(".csv"):
+        value = etiv_of(text, f"--etiv={text}")
+        return [item._replace(etiv_mm3=value) for item in items]
+    values = load_etivs(text)
     count = Counter(item.path.name for item in items)
     result = []
     for item in items:

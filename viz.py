@@ -25,12 +25,14 @@ from hippo.errors import require
 from hippo.files import atomic
 from hippo.heads.locate import load_locator, locate
 from hippo.heads.scan import read_scan
-from hippo.heads.segment import joint_labels, segment
+from hippo.heads.segment import joint_labels
 from hippo.models.checkpoint import load_model
 from hippo.models.inference import predict_volume
 from hippo.options import configure, run_script
 from hippo.pictures.plots import COLOURS, source
 from hippo.scoring.metrics import dice
+from hippo.study.networks import load_networks
+from hippo.study.outputs import segment_scan
 
 import numpy as np
 import pyvista as pv
@@ -105,32 +107,36 @@ def head_scenes(cfg, path):
     )
     scan = read_scan(path)
     require(not scan.is_crop, f"{path}: a crop; expected a whole head")
-    device, dtype = set_up_device(cfg.device, cfg.amp)
-    locator = load_locator(cfg.locate).to(device)
     if cfg.segmentation:
+        device, dtype = set_up_device(cfg.device, cfg.amp)
+        locator = load_locator(cfg.locate).to(device)
         labels, image = read_nifti(cfg.segmentation)
         fits = labels.shape == scan.array.shape and np.allclose(image.affine, scan.image.affine, atol=1e-2)
         fits = fits and np.isin(np.unique(labels), range(5)).all()
         require(fits, f"{cfg.segmentation}: expected labels 0 to 4 on the grid of {path}, as predict.py writes them")
-        located = locate(locator, scan, device, dtype)
+        located, flags = locate(locator, scan, device, dtype), []
     else:
         require(cfg.checkpoint, "--checkpoint=: expected a checkpoint, or a --segmentation")
-        shipped = cfg.checkpoint == "auto"
-        first = predict.CHECKPOINT if shipped else cfg.checkpoint
-        models = [load_model(name)[0].to(device) for name in (first, cfg.partner) if name]
-        any_contrast = load_model(cfg.any_contrast)[0].to(device) if shipped and cfg.any_contrast else None
-        sides, located = segment(models, locator, scan, device, dtype, cfg.tta, any_contrast=any_contrast)
+        sides, located = segment_scan(scan, load_networks(as_predict(cfg)), as_predict(cfg))
         for side in sides:
             require(not side.problem, f"{path}: {side.problem}")
-        labels = joint_labels(sides, scan)
+        labels, flags = joint_labels(sides, scan), [f"{side.side} {flag}" for side in sides for flag in side.flags]
     meshes = head_meshes(scan, labels, located)
     if cfg.mesh:
         with atomic(cfg.mesh) as temporary:
             pv.merge([mesh for _, mesh in meshes]).extract_surface(algorithm=None).save(temporary)
         print(f"wrote {cfg.mesh}")
-    flags = [*scan.flags, *located.flags]
+    flags = [*scan.flags, *located.flags, *flags]
     caption = f"{Path(path).name}{': FLAGS ' if flags else ''}{', '.join(flags)}"
     return {Path(cfg.out): ((1, 1), lambda plotter: draw_head(plotter, meshes, cfg.by_label, caption))}
+
+
+def as_predict(cfg):
+    """The configuration of predict.py with which it sees what is drawn here."""
+    checkpoint = predict.CHECKPOINT if cfg.checkpoint == "auto" else cfg.checkpoint
+    names = ("partner", "any_contrast", "locate", "tta", "device", "amp")
+    options = {name: getattr(cfg, name) for name in names}
+    return configure(vars(predict), [], checkpoint=checkpoint, **options)
 
 
 def head_meshes(scan, labels, located):

@@ -1,10 +1,14 @@
 """Files that are written whole or not at all, JSON, and folders for results."""
 
 import contextlib
+import errno
+import functools
 import hashlib
 import json
 import math
 import os
+import re
+import socket
 import threading
 from pathlib import Path
 
@@ -13,7 +17,8 @@ from hippo.errors import UserError, require
 import numpy as np
 
 ROOT = Path(__file__).parent.parent  # the repository
-HALF_WRITTEN = ".[0-9]*.*"  # pattern of the files that `atomic` has not finished
+HALF_WRITTEN = ".half-*"  # pattern of the files that `atomic` has not finished
+_DISK_FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
 
 
 @contextlib.contextmanager
@@ -21,10 +26,11 @@ def atomic(path, durable=True):
     """Yields a temporary path in the same folder and with the same ending, which replaces `path` when the block ends well.
 
     A reader sees the old file or the whole new one. When the block fails, nothing is left. durable: the file survives
-    a power cut too, which is not worth its time for thousands of small files. Raises OSError that names `path`.
+    a power cut too, which is not worth its time for thousands of small files. Raises OSError that names `path`, with
+    the errno of its cause.
     """
     path = Path(path)
-    temporary = path.with_name(f".{os.getpid()}-{threading.get_ident()}.{path.name}")
+    temporary = path.with_name(_half_written(path, machine(), os.getpid(), threading.get_ident()))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
@@ -32,17 +38,70 @@ def atomic(path, durable=True):
             with open(temporary, "rb+") as file:
                 os.fsync(file.fileno())
         os.replace(temporary, path)
-        if durable and os.name == "posix":  # the folder's entry too
-            folder = os.open(path.parent, os.O_RDONLY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
-    except OSError as error:
-        raise OSError(f"{path}: could not be written ({error}); is there room, and permission?") from None
+        if durable and os.name == "posix":
+            _sync_folder(path.parent)
+    except OSError as cause:
+        error = OSError(f"{path}: could not be written ({cause}); is there room, and permission?")
+        error.errno = cause.errno
+        raise error from None
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def _half_written(path, host, pid, thread):
+    """The name of a half-written file. It tells whose it is and of which file, and is short, however long the file's name:
+    a file system takes 255 bytes."""
+    return f".half-{host}-{pid}-{thread}-{_short(path.name)}{''.join(path.suffixes[-2:])[-12:]}"
+
+
+def _short(text):
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:8]
+
+
+@functools.cache
+def machine():
+    """A short word for this machine, or this container, whose process numbers are its own."""
+    name = socket.gethostname()
+    with contextlib.suppress(OSError):
+        name += str(os.stat("/proc/self/ns/pid").st_ino)
+    return _short(name)
+
+
+def _sync_folder(folder):
+    """Syncs the entries of a folder, where the file system can: some network drives refuse it."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def remove_half_written(path):
+    """Removes what a process of this machine that was killed had begun to write in the place of a file, see atomic."""
+    path = Path(path)
+    for left in path.parent.glob(f".half-{machine()}-*-{_short(path.name)}*"):
+        if not is_alive(int(re.match(r"\.half-\w+-(\d+)-", left.name)[1])):
+            left.unlink(missing_ok=True)
+
+
+def is_alive(pid):
+    """Whether a process of this machine runs; on Windows none is asked, so that none counts as alive."""
+    if os.name != "posix" or pid == os.getpid():
+        return False
+    try:
+        os.kill(pid, 0)
+        return True
+    except PermissionError:
+        return True
+    except (ProcessLookupError, OverflowError):
+        return False
+
+
+def is_disk_full(error):
+    """Whether an OSError says that there is no room left, or no more for this user."""
+    return isinstance(error, OSError) and error.errno in _DISK_FULL
 
 
 def save_text(path, text):

@@ -20,18 +20,22 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from hippo.errors import UserError, fail
-from hippo.processes import leave_processes
+from hippo.processes import leave_processes, under_torchrun
 
 RENAMED = {"depth": "unet_depth"}  # older names of constants, in commands and in the files of earlier runs
 
 
 def run_script(main):
-    """Calls main(). A UserError or an operating-system error ends with one line on stderr and exit code 2."""
+    """Calls main(). A UserError or an operating-system error ends with one line on stderr and exit code 2. What the
+    terminal's encoding lacks is printed as its number."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
     try:
         main()
         leave_processes()
     except (UserError, OSError) as error:
-        if int(os.environ.get("LOCAL_RANK", 0)) == 0:  # once on each machine
+        if not under_torchrun() or os.environ["LOCAL_RANK"] == "0":  # once on each machine
             fail(error)
         sys.exit(2)
     except KeyboardInterrupt as stop:

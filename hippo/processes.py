@@ -11,9 +11,14 @@ import torch
 import torch.distributed as dist
 
 
+def under_torchrun():
+    """Whether torchrun, or a launcher like it, started this process; a single one of its variables may be inherited."""
+    return all(os.environ.get(name) for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"))
+
+
 def join_processes():
     """Joins the processes that torchrun started. Without torchrun it does nothing."""
-    if "RANK" in os.environ and not dist.is_initialized():
+    if under_torchrun() and not dist.is_initialized():
         cuda = torch.cuda.is_available() and dist.is_nccl_available()
         dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo")
 
@@ -32,7 +37,7 @@ def leave_processes():
 
 def refuse_several_processes(advice):
     """Raises UserError where torchrun started this process; `advice` says what to do instead."""
-    require("RANK" not in os.environ, f"this script runs in one process: {advice} instead of torchrun")
+    require(not os.environ.get("RANK"), f"this script runs in one process: {advice} instead of torchrun")
 
 
 def rank():

@@ -150,10 +150,19 @@ def test_honest_extensions_are_read(tmp_path, model):
     assert outcome(segment_file, model, tmp_path / "remark.nii.gz") == "ok"
 
 
-@pytest.mark.parametrize("name", ["scan.mgh", "scan.hdr", "scan", "scan.nii.bz2"])
-def test_other_formats_are_refused_by_name(tmp_path, name):
+@pytest.mark.parametrize(
+    "name, words",
+    [
+        ("scan", "expected a NIfTI file.*convert it"),
+        ("scan.nii.bz2", "expected a NIfTI file.*bunzip2"),
+        ("scan.mgh", "gzipped.*rename it to scan.mgz"),
+        ("scan.nii", "gzipped.*rename it to scan.nii.gz"),
+        ("scan.hdr", "its other half is missing"),
+    ],
+)
+def test_other_formats_are_refused_by_name(tmp_path, name, words):
     (tmp_path / name).write_bytes(b"\x1f\x8b" + bytes(400))
-    with pytest.raises(UserError, match="expected a NIfTI file"):
+    with pytest.raises(UserError, match=words):
         read_nifti(tmp_path / name)
 
 

@@ -38,7 +38,7 @@ def test_killed_while_writing_any_file(jobs, whole, tmp_path, monkeypatch, name)
         nonlocal count
         count += 1
         if count == kill_at:
-            half = out_dir / ".99999.last.pth"
+            half = out_dir / ".half-0-99999-0-0.pth"
             half.write_bytes(b"half")
             raise Killed
         real(source, target)

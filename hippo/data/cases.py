@@ -9,8 +9,9 @@ import json
 from pathlib import Path
 from typing import NamedTuple
 
+from hippo.data.formats import ENDINGS, has_ending
 from hippo.data.intensity import normalise
-from hippo.data.nifti import ENDINGS, read_nifti, spacing_mm
+from hippo.data.nifti import read_nifti, spacing_mm
 from hippo.errors import UserError, require
 from hippo.files import digest
 
@@ -39,9 +40,9 @@ class Volume(NamedTuple):
 
 
 def case_id(path):
-    """The file's name without .nii, .nii.gz or .mgz."""
+    """The file's name without .nii, .nii.gz and so on, see formats.ENDINGS."""
     name = Path(path).name
-    return next((name.removesuffix(ending) for ending in ENDINGS if name.endswith(ending)), name)
+    return next((name[: -len(ending)] for ending in ENDINGS if name.lower().endswith(ending)), name)
 
 
 def list_cases(root, max_cases=0):
@@ -116,10 +117,10 @@ def labels_of(count):
 
 
 def list_volumes(folder):
-    """The volumes of a folder, .nii, .nii.gz and .mgz, sorted, without hidden ones (such as macOS's ._ files); none where there is no folder."""
+    """The volumes of a folder, sorted, without hidden ones (such as macOS's ._ files); none where there is no folder."""
     if not folder.is_dir():
         return []
-    return sorted(p for p in folder.iterdir() if p.name.endswith(ENDINGS) and not p.name.startswith("."))
+    return sorted(p for p in folder.iterdir() if has_ending(p) and not p.name.startswith("."))
 
 
 def is_synthetic(info):

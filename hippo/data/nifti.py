@@ -1,4 +1,4 @@
-"""NIfTI and FreeSurfer's .mgz files: reading with checks, and writing on the grid of a source.
+"""NIfTI and FreeSurfer's .mgz and .mgh files: reading with checks, and writing on the grid of a source.
 
 Volumes are (D, H, W) arrays in RAS orientation (x to the right, y to the front, z up).
 """
@@ -8,35 +8,52 @@ import math
 import zlib
 from pathlib import Path
 
+from hippo.data import formats
 from hippo.errors import UserError, require
 from hippo.files import atomic
 
 import nibabel as nib
 import numpy as np
+from nibabel.arrayproxy import ArrayProxy
 from nibabel.filebasedimages import ImageFileError
 from nibabel.imageglobals import LoggingOutputSuppressor
+from nibabel.openers import ImageOpener
 from nibabel.orientations import OrientationError
 from nibabel.spatialimages import HeaderDataError
 
-ENDINGS = (".nii.gz", ".nii", ".mgz")
 MAX_VOXELS = 2**29  # 2 GiB as float32; a header that promises more is refused before any voxel is read
 READ_ERRORS = (OSError, EOFError, ValueError, ArithmeticError, MemoryError, zlib.error)
 READ_ERRORS += (HeaderDataError, ImageFileError, OrientationError)
 _MAX_INTENSITY = 1e15  # beyond it, float32 statistics overflow
 _FORMS_DIFFER_MM = 1.0  # sform and qform that put a corner of the volume so far apart disagree
+_SPACINGS_DIFFER = 0.01  # share by which voxel sizes of the sform and of pixdim may differ
 _MOST_DEFLATED = 1032  # deflate packs at most so many bytes into one
+_MOST_BEHIND = 2**30  # bytes that may follow the voxels of a gzip file
+_LONGEST = 1.01  # of a quaternion that stands for a rotation, whose length is 1
+_FREESURFER = np.array([[-1.0, 0, 0], [0, 0, 1], [0, -1, 0]])  # LIA, where an .mgz file has no orientation
+
+
+def _tolerant(kind):
+    """A nibabel class of NIfTI images that reads a quaternion longer than 1, which it makes shorter, as NIfTI's own code."""
+    header = type("Header", (kind.header_class,), {"quaternion_threshold": 1 - _LONGEST**2})
+    return type(kind.__name__, (kind,), {"header_class": header})
+
+
+_KINDS = {b"n+1": nib.Nifti1Image, b"ni1": nib.Nifti1Pair, b"n+2": nib.Nifti2Image, b"ni2": nib.Nifti2Pair}
+_KINDS = {magic: _tolerant(kind) for magic, kind in _KINDS.items()}
 
 
 def read_nifti(path):
-    """(array in RAS as (D, H, W), nibabel image as stored) of a 3D .nii, .nii.gz or .mgz file of any orientation and type.
+    """(array in RAS as (D, H, W), nibabel image as stored) of a 3D file of any orientation and type,
+    see formats.ENDINGS.
 
     Integer files without scaling stay integer, others become float32. A trailing axis of one is dropped. Raises
     UserError for a file that is missing, truncated, of another format, not 3D, too large, of a type that is no real number,
-    with a broken affine or spacing, or with voxels that are not finite.
+    with a broken affine, spacing or checksum, or with voxels that are not finite.
     """
     path, image = Path(path), open_nifti(path)
     with _readable(path), np.errstate(all="ignore"):  # what overflows is not finite, and is reported below
-        array = np.asanyarray(nib.as_closest_canonical(image).dataobj)
+        array = nib.apply_orientation(_read_voxels(path, image), nib.io_orientation(image.affine))
     if not (-_MAX_INTENSITY < array.min() <= array.max() < _MAX_INTENSITY):  # false for NaN too
         bad = np.count_nonzero(~(np.abs(array.astype(np.float64)) < _MAX_INTENSITY))
         raise UserError(
@@ -48,19 +65,64 @@ def read_nifti(path):
     return np.ascontiguousarray(array.reshape(array.shape[:3])), image
 
 
+def _read_voxels(path, image):
+    """The array of a file as stored. A gzip file is read to its end, where its checksum stands."""
+    if not formats.is_packed(path):
+        return np.asanyarray(image.dataobj)
+    stored = image.dataobj
+    with ImageOpener(path) as file:
+        array = np.asanyarray(ArrayProxy(file, (stored.shape, stored.dtype, stored.offset, stored.slope, stored.inter)))
+        behind = 0
+        while chunk := file.read(2**20):
+            behind += len(chunk)
+            require(behind <= _MOST_BEHIND, f"{path}: longer than its header says; copy or export it again")
+    return array
+
+
 def open_nifti(path):
     """The nibabel image of a file, see read_nifti, whose header is checked; no voxel is read."""
     path = Path(path)
-    require(path.is_file(), f"{path}: no such file")
+    require(path.is_file(), f"{path}: {formats.why_missing(path)}")
     with _readable(path):
-        require(not is_dicom(path), f"{path}: a DICOM file; convert its series: dcm2niix -z y -o FOLDER {path.parent}")
-        known = path.name.endswith(ENDINGS)
-        require(known, f"{path}: expected a NIfTI file, .nii or .nii.gz, or an .mgz file; convert it")
-        if not path.name.endswith(".mgz"):
-            _check_header(path)
-        image = nib.load(path)
+        require(
+            not formats.is_dicom(path),
+            f"{path}: a DICOM file; convert its series: dcm2niix -z y -o FOLDER {path.parent}",
+        )
+        known = formats.has_ending(path)
+        require(known, f"{path}: expected a NIfTI file, .nii or .nii.gz, or an .mgz file; {formats.advice(path)}")
+        require(
+            len(formats.files_of(path)) == 2 or not formats.is_pair(path),
+            f"{path}: its other half is missing: .hdr and .img",
+        )
+        formats.check_packing(path)
+        image = _open_mgh(path) if formats.is_mgh(path) else _check_header(path).from_filename(path)
+        if not formats.is_mgh(path):
+            _shorten_quaternion(image.header)
         _check_image(path, image)
     return image
+
+
+def _open_mgh(path):
+    """The image of an .mgz or .mgh file. One without an orientation has FreeSurfer's, and says so in image.extra."""
+    image = nib.MGHImage.from_filename(path)
+    with ImageOpener(path) as file:
+        has_orientation = (
+            int.from_bytes(file.read(30)[28:], "big", signed=True) > 0
+        )  # nibabel mends the flag when it reads
+    if has_orientation:
+        return image
+    middle = -_FREESURFER @ (np.array(image.shape[:3]) / 2)
+    affine = nib.affines.from_matvec(_FREESURFER, middle)
+    return nib.MGHImage(image.dataobj, affine, image.header, {"no_orientation": True})
+
+
+def _shorten_quaternion(header):
+    """Makes a quaternion that rounding left longer than 1 as long as 1."""
+    names = ("quatern_b", "quatern_c", "quatern_d")
+    length = math.sqrt(sum(float(header[name]) ** 2 for name in names))
+    if 1 < length <= _LONGEST:
+        for name in names:
+            header[name] = float(header[name]) / length
 
 
 @contextlib.contextmanager
@@ -74,22 +136,20 @@ def _readable(path):
         raise UserError(f"{path}: not a readable file ({kind}: {error}); copy or export it again") from None
 
 
-def is_dicom(path):
-    """Whether a file begins as DICOM files do."""
-    with open(path, "rb") as file:
-        return file.read(132)[128:] == b"DICM"
-
-
 def _check_header(path):
-    """Raises UserError for what nibabel would mend without a word, or follow far into the file."""
-    with nib.openers.ImageOpener(path) as file:
+    """The nibabel class that reads a NIfTI file. Raises UserError for what nibabel would mend without a word, or follow far
+    into the file."""
+    header_file = next(file for file in formats.files_of(path) if not file.name.lower().endswith(".img"))
+    with ImageOpener(header_file) as file:
         start = file.read(nib.Nifti2Header.sizeof_hdr + 4)
-        kind = nib.Nifti2Header if start[4:7] == b"n+2" else nib.Nifti1Header
+        kind = nib.Nifti2Header if start[4:7] in (b"n+2", b"ni2") else nib.Nifti1Header
         size = kind.sizeof_hdr
         require(len(start) >= size, f"{path}: too short for a NIfTI file; copy or export it again")
         header = kind(start[:size], check=False)
         magic = bytes(header["magic"].item())[:3]
-        known = magic in (b"n+1", b"n+2") and header["sizeof_hdr"] == size
+        analyze = formats.is_pair(path) and magic not in _KINDS
+        require(not analyze, f"{path}: Analyze 7.5, whose sides cannot be known; convert the DICOM files to NIfTI")
+        known = magic in _KINDS and magic.startswith(b"ni") == formats.is_pair(path) and header["sizeof_hdr"] == size
         require(known, f"{path}: not a NIfTI file (it does not begin like one); convert it")
         offset, spacing = float(header["vox_offset"]), header["pixdim"][1:4].tolist()
         require(0 <= offset <= 2**20, f"{path}: the header puts the voxels at byte {offset:g}; export it again")
@@ -104,6 +164,7 @@ def _check_header(path):
         fits = 16 <= length <= int(offset) - at
         require(fits, f"{path}: the header has an extension of {length} bytes; export it again")
         at += length
+    return _KINDS[magic]
 
 
 def _check_image(path, image):
@@ -119,7 +180,9 @@ def _check_image(path, image):
         f"{path}: the header gives a size of {' x '.join(map(str, shape))}; expected 1 to {MAX_VOXELS:,} voxels: crop it",
     )
     require(dtype.kind in "iuf", f"{path}: expected integer or real voxels, got {dtype}; convert it")
-    room = path.stat().st_size * (_MOST_DEFLATED if path.name.endswith((".gz", ".mgz")) else 1)
+    room = max(file.stat().st_size for file in formats.files_of(path)) * (
+        _MOST_DEFLATED if formats.is_packed(path) else 1
+    )
     promised = math.prod(shape) * dtype.itemsize
     require(promised <= room, f"{path}: shorter than its header says ({promised:,} bytes); copy or export it again")
     affine = image.affine
@@ -151,16 +214,33 @@ def orientation_flags(image):
     spacing alone, with the first axis to the left. sform_only and qform_only say that the other one's code is 0;
     sform_qform_disagree that they put a corner of the volume more than 1 mm apart, and the sform counted;
     sform_qform_sides_differ that one of them mirrors left and right; no_orientation that there is neither.
+    spacing_differs: the sform has another voxel size than pixdim; units_not_mm: the header counts in metres or microns.
     """
     header = image.header
     if isinstance(image, nib.MGHImage):
-        return [] if header["goodRASFlag"] > 0 else ["no_orientation"]
-    sform, qform = int(header["sform_code"]) > 0, int(header["qform_code"]) > 0
+        return ["no_orientation"] * bool(image.extra.get("no_orientation"))
+    flags, sizes = [], nib.affines.voxel_sizes(image.affine)
+    if not np.allclose(sizes / header["pixdim"][1:4], 1, rtol=0, atol=_SPACINGS_DIFFER):
+        flags.append("spacing_differs")
+    if units_of(image) != "mm":
+        flags.append("units_not_mm")
+    return _doubts_of_forms(image) + flags
+
+
+def units_of(image):
+    """The unit of length that the header of a nibabel image names: meter, micron, or mm, which no name stands for too."""
+    unit = image.header.get_xyzt_units()[0] if isinstance(image, nib.Nifti1Pair) else "mm"
+    return "mm" if unit == "unknown" else unit
+
+
+def _doubts_of_forms(image):
+    """The flags of orientation_flags that are about sform and qform."""
+    sform, qform = int(image.header["sform_code"]) > 0, int(image.header["qform_code"]) > 0
     if not (sform and qform):
         return ["sform_only"] if sform else ["qform_only"] if qform else ["no_orientation"]
     try:
         other = image.get_qform()
-    except HeaderDataError:  # no rotation
+    except (HeaderDataError, ValueError):  # no rotation
         return ["sform_only"]
     corners = np.array(list(np.ndindex(2, 2, 2))) * (np.array(image.shape[:3]) - 1)
     apart = nib.affines.apply_affine(image.affine, corners) - nib.affines.apply_affine(other, corners)
@@ -186,9 +266,11 @@ def save_like(path, array, image, description, slope=1.0, synthetic=False):
     """Writes an array (D, H, W) or (D, H, W, N) of uint8 or float32, oriented as stored, as NIfTI on the grid of a nibabel image;
     readers multiply its values by `slope`, which the header holds."""
     if isinstance(image, nib.Nifti1Pair):
-        kind, header = type(image), image.header.copy()
+        kind, header = nib.Nifti1Image, image.header.copy()
+        if isinstance(header, nib.Nifti2Header):
+            kind = nib.Nifti2Image
         synthetic = synthetic or is_phantom(image)
-    else:  # .mgz
+    else:  # .mgz, .mgh
         kind, header = nib.Nifti1Image, nib.Nifti1Header()
         header.set_sform(image.affine, code=1)
         header.set_qform(image.affine, code=1)

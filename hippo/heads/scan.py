@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from hippo.data.nifti import orientation_flags, ras_affine, read_nifti, spacing_mm
+from hippo.data.nifti import orientation_flags, ras_affine, read_nifti, spacing_mm, units_of
 from hippo.errors import require
 
 import nibabel as nib
@@ -11,7 +11,11 @@ import numpy as np
 _LARGEST_CROP_MM = 100  # a scan whose sides are all shorter shows a part of a head
 _SMALLEST_MM = 12
 _THICK_MM, _TOO_THICK_MM = 2.0, 5.05  # voxels longer than this are flagged, or refused
-_ALIKE = 0.5  # share of equal neighbours from which on an array is a label map or a mask
+_BACKGROUND = 0.5  # share of the outermost voxels from which on their commonest value is a background
+_DARKER = 0.05  # share of the other voxels that are darker than a background that is not dark
+_FEW_VALUES = 4  # without the background's, of a label map; other label maps have
+_FLAT = 0.25  # a larger share of voxels with six equal neighbours, scans 0.30 at most, and
+_GRADUAL = 0.6  # a smaller share of edges between neighbouring values, scans of 17 or more grey levels 0.67 at least
 
 
 class Scan(NamedTuple):
@@ -39,7 +43,9 @@ def read_scan(path):
     """The Scan of a file. Raises UserError, see nifti.read_nifti, and for what can be no MRI of a head or a part of one:
     every voxel the same, a mask or label map, voxels longer than 5 mm."""
     array, image = read_nifti(path)
-    spacing = np.array(spacing_mm(image))
+    spacing, unit = np.array(spacing_mm(image)), units_of(image)
+    known = unit == "mm" or (spacing.min() >= 0.1 and spacing.max() <= _TOO_THICK_MM)
+    require(known, f"{path}: voxels of {spacing.max():g} {unit} by the header; write its affine and its unit in mm")
     require(spacing.min() >= 0.1, f"{path}: a spacing of {spacing.min():g} mm; expected 0.1 mm or more: resample it")
     require(
         spacing.max() <= _TOO_THICK_MM,
@@ -55,12 +61,42 @@ def read_scan(path):
     flags = orientation_flags(image) + ["thick_slices"] * bool(spacing.max() > _THICK_MM)
     affine = ras_affine(image)
     middle_mm = nib.affines.apply_affine(affine, (np.array(array.shape) - 1) / 2)
-    return Scan(array, affine[:3, :3], middle_mm, image, flags)
+    return Scan(_with_dark_background(array), affine[:3, :3], middle_mm, image, flags)
+
+
+def _with_dark_background(array):
+    """The array, whose background is made as dark as the rest gets where it is one value that is not the darkest: around a
+    brain that was standardised inside its mask, for instance, lie zeros, and half of the brain is below zero."""
+    faces = np.concatenate([np.take(array, [0, -1], axis)[..., ::2].ravel() for axis in range(3)])
+    values, counts = np.unique(faces, return_counts=True)
+    value = values[counts.argmax()]
+    if counts.max() < _BACKGROUND * len(faces) or value == array.min():
+        return array
+    background = array == value
+    shown = array[~background]
+    if np.mean(shown < value) < _DARKER:
+        return array
+    return np.where(background, np.percentile(shown, 0.5).astype(array.dtype), array)
 
 
 def _is_label_map(array):
-    """Whether neighbours along the first axis are mostly equal where they are not background, as noise forbids."""
-    pairs = array[: len(array) // 2 * 2 : 2, ::3, ::3], array[1::2, ::3, ::3]
-    equal, background = pairs[0] == pairs[1], np.isin(pairs[0], [array.min(), array[0, 0, 0]])
-    counted = ~(equal & background)
-    return not counted.any() or bool(equal[counted].mean() > _ALIKE)
+    """Whether an array has few values, or large areas of one value with edges that skip the values in between. A scan of few
+    grey levels has areas of one value too, and its edges go through those in between.
+
+    Voxels are drawn at random: every n-th would fall in step with slices that were repeated n times.
+    """
+    rng = np.random.default_rng(0)
+    places = np.stack([rng.integers(1, n - 1, 400_000) for n in array.shape])  # (3, N)
+    background = [array.min(), array[0, 0, 0]]
+    here = array[tuple(places)]
+    shown = np.flatnonzero(~np.isin(here, background))[:50_000]
+    places, here = places[:, shown], here[shown]
+    steps = np.concatenate([np.eye(3, dtype=int), -np.eye(3, dtype=int)])
+    beside = np.stack([array[tuple(places + step[:, None])] for step in steps])  # (6, N)
+    values = np.unique(here)
+    if len(values) <= _FEW_VALUES:
+        return True
+    edge = (beside != here) & ~np.isin(beside, background)
+    ranks = np.abs(np.searchsorted(values, beside) - np.searchsorted(values, here))[edge]
+    is_gradual = len(ranks) and np.mean(ranks <= 1) >= _GRADUAL
+    return bool(np.mean((beside == here).all(0)) > _FLAT and not is_gradual)

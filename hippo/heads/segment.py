@@ -106,7 +106,9 @@ def _places_in_crop(locator, scan, side, device, dtype):
     found = locate(locator, scan, device, dtype)
     if all(found.centres[name] is None for name in SIDES):
         name = "" if side == "auto" else side
-        return {name: Hippocampus(name, "no hippocampus found in this crop")}
+        size = " x ".join(f"{side:.0f}" for side in scan.sides_mm)
+        text = f"no hippocampus found in this crop of {size} mm; a whole brain so small has a wrong voxel size in its header"
+        return {name: Hippocampus(name, text)}
     best = max((name for name in SIDES if found.centres[name] is not None), key=found.certainty.get)
     return dict.fromkeys(SIDES, found.centres[best])
 

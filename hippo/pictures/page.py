@@ -34,11 +34,11 @@ _HEAD = ("looked at", "scan", "quality", "left, mm³", "right, mm³", "asymmetry
 _NUMBERS = ("quality", "left, mm³", "right, mm³", "asymmetry, %", "eTIV, ml")
 
 
-def page(title, scans, plot, facts):
+def page(title, scans, plot, facts, left_out=None):
     """The text of the page.
 
     scans: {name: (its rows of the table with statistics, picture as bytes of WebP or None)}; plot: PNG as bytes or None;
-    facts: {word: text} of what was run.
+    facts: {word: text} of what was run; left_out: {file: why} of what was not taken.
     """
     ordered = sorted(scans.items(), key=lambda item: (_worst(item[1][0]), item[0]))
     words = {flag for rows, _ in scans.values() for row in rows for flag in _flags(row)}
@@ -46,10 +46,12 @@ def page(title, scans, plot, facts):
     failures = sum(any("failed: " in row["flags"] for row in rows) for rows, _ in scans.values())
     summary = f"{len(scans)} scans: {colours.count('green')} without doubts, {colours.count('amber')} to look at, "
     summary += f"{colours.count('red')} doubtful or failed ({failures} failed, in part or whole). Worst quality first."
+    left = "; ".join(f"{escape(name)} ({escape(why)})" for name, why in sorted((left_out or {}).items()))
     image = f'<img class="plot" alt="volumes of the study" src="{_data(plot, "png")}">' if plot else ""
     parts = {
         "title": escape(title),
         "summary": summary,
+        "left_out": f"<p>Left out: {left}</p>" if left else "",
         "plot": image,
         "head": "".join(_heading(name) for name in _HEAD),
         "rows": "\n".join(_row(name, rows, picture) for name, (rows, picture) in ordered),

@@ -3,6 +3,8 @@
 import contextlib
 import multiprocessing
 import os
+import signal
+import sys
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -10,13 +12,14 @@ from pathlib import Path
 from hippo import __version__
 from hippo.device import describe_environment
 from hippo.errors import UserError
-from hippo.files import save_json, save_text
+from hippo.files import remove_half_written, save_json, save_text
 from hippo.pictures import plots
 from hippo.pictures.page import page
 from hippo.study import bids, tables
 from hippo.study.networks import load_networks
-from hippo.study.outputs import process
-from hippo.study.records import RECORDS, load_records, load_study, remove_half_written
+from hippo.study.outputs import failed_row, process
+from hippo.study.records import begin, load_records, load_study, save_record, was_begun
+from hippo.study.sharing import RECORDS, locked
 
 import numpy as np
 import torch
@@ -29,14 +32,15 @@ _process_state = {}  # of a worker: its networks and settings
 
 
 def run_items(items, networks, cfg, is_bids):
-    """Segments Items, in cfg.workers processes, or in this one. Raises UserError where a worker dies.
+    """Segments Items, in cfg.workers processes, or in this one. Raises UserError where a worker cannot start, and OSError
+    where the disk is full.
 
     A process of a shard takes one thread: where shards share a machine, more threads than cores wait for each other.
     """
     workers, threads = min(cfg.workers or _usual_workers(items, networks), len(items)), torch.get_num_threads()
     each = 1 if cfg.shard else max(1, threads // workers)
     if workers > 1:
-        _run_in_processes(items, cfg, is_bids, workers, each)
+        _run_in_processes(items, networks, cfg, is_bids, workers, each)
         return
     torch.set_num_threads(each)
     try:
@@ -52,27 +56,74 @@ def _usual_workers(items, networks):
     return max(1, min(torch.get_num_threads(), len(items) // _SCANS_EACH, _MOST)) if on_cpu else 1
 
 
-def _run_in_processes(items, cfg, is_bids, workers, threads):
+def _run_in_processes(items, networks, cfg, is_bids, workers, threads):
+    """Segments Items in worker processes. Where one of them is killed, the scans that it and the others were at are done
+    again, each in a process of its own; the one whose process is killed again is a failed row, and the others go on."""
+    with tqdm(total=len(items), desc="predict", disable=None) as bar:
+        left = _run_pool(items, cfg, is_bids, workers, threads, bar)
+        while left:
+            suspects = [item for item in left if was_begun(cfg.out_dir, item)]
+            if not suspects:
+                raise UserError("a worker process was killed before it began; for want of memory? Try --workers=1")
+            for item in suspects:
+                if _run_pool([item], cfg, is_bids, 1, threads, bar):
+                    reason = "its process was killed, for want of memory or by a fault of a library"
+                    row = failed_row(item, networks.name, reason)
+                    save_record(cfg.out_dir, item, [row], [], begin(cfg.out_dir, item))
+                    bar.update()
+            rest = [item for item in left if item not in suspects]
+            left = _run_pool(rest, cfg, is_bids, workers, threads, bar) if rest else []
+
+
+def _run_pool(items, cfg, is_bids, workers, threads, bar):
+    """Segments Items in new processes; returns those that are not done because a process was killed."""
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, context, _start_worker, (cfg, is_bids, threads))
+    pool = ProcessPoolExecutor(min(workers, len(items)), context, _start_worker, (cfg, is_bids, threads))
+    done = set()
     try:
-        jobs = [pool.submit(_work, item) for item in items]
-        for job in tqdm(as_completed(jobs), desc="predict", total=len(jobs), disable=None):
+        with _interrupts_held():  # Ctrl-C is for this process, which lets the others end what they are at
+            jobs = {pool.submit(_work, item): item for item in items}
+        for job in as_completed(jobs):
             job.result()
+            done.add(jobs[job])
+            bar.update()
     except BrokenProcessPool:
-        text = "a worker process ended, most likely for want of memory; start again to go on, with fewer --workers"
-        raise UserError(text) from None
+        return [item for item in items if item not in done]
+    except KeyboardInterrupt:
+        print("\nstopping after the scans that are being done", file=sys.stderr)
+        raise
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+    return []
+
+
+@contextlib.contextmanager
+def _interrupts_held():
+    """Holds back Ctrl-C; processes that are started meanwhile never get it, on Linux and macOS."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _start_worker(cfg, is_bids, threads):
+    if not hasattr(signal, "pthread_sigmask"):
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(threads)
-    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
-        _process_state["fixed"] = load_networks(cfg), cfg, is_bids
+    try:
+        with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+            _process_state["fixed"] = load_networks(cfg), cfg, is_bids
+    except Exception as error:  # said by the first job, since a pool hides what its processes' start raises
+        _process_state["problem"] = f"a worker process could not start: {type(error).__name__}: {error}"
 
 
 def _work(item):
+    if "problem" in _process_state:
+        raise UserError(_process_state["problem"])
     process(item, *_process_state["fixed"])
 
 
@@ -80,9 +131,15 @@ def join(out_dir, adjustment=None):
     """Writes the table of the records in a folder of results and, of more than one scan, the page; returns the records.
 
     adjustment: for the adjusted volumes, see tables.fit_adjustment; None: that of the study, or a fit to it. Raises
-    UserError where a folder holds no results.
+    UserError where a folder holds no results. Other runs wait meanwhile, so that the last one writes all of them.
     """
-    out_dir, study = Path(out_dir), load_study(out_dir)
+    load_study(out_dir)  # before a lock would make the folder
+    with locked(out_dir):
+        return _join(Path(out_dir), adjustment)
+
+
+def _join(out_dir, adjustment):
+    study = load_study(out_dir)
     records, is_bids = load_records(out_dir), bool(study["bids"])
     for name in (*_JOINED, *bids.FILES, f"{RECORDS}/study.json", f"{RECORDS}/study.png"):
         remove_half_written(out_dir / name)
@@ -120,7 +177,8 @@ def _save_page(out_dir, study, records, rows):
     facts |= {name: f"{digest[:12]}... (SHA-256)" for name, digest in study["settings"]["weights"].items()}
     facts |= {name: str(v) for name, v in study["settings"].items() if name not in ("weights", "version")}
     title = f"Hippocampi: {Path(study['bids']).name}" if study["bids"] else "Hippocampi"
-    save_text(out_dir / "report.html", page(title, scans, plot.read_bytes() if drawn else None, facts))
+    plotted = plot.read_bytes() if drawn else None
+    save_text(out_dir / "report.html", page(title, scans, plotted, facts, study["left_out"]))
 
 
 def _is_whole(row):

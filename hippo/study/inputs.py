@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from hippo.data.cases import GET_DATA, case_id
-from hippo.data.nifti import ENDINGS, is_dicom
+from hippo.data.formats import ENDINGS, advice, has_ending, is_dicom
 from hippo.errors import require
-from hippo.study.records import RECORDS
+from hippo.study.sharing import RECORDS
 
 DESCRIPTION = "dataset_description.json"  # a folder that holds it is a BIDS data set
 
+_BESIDE_SCANS = (".json", ".tsv", ".csv", ".txt", ".md", ".bval", ".bvec", ".png", ".jpg", ".html", ".pdf", ".log")
 _NO_SCANS = ("derivatives", "labels", "labelsTr", "labelsTs")  # folders inside others that hold none
 
 
@@ -36,14 +37,14 @@ def is_bids(path):
 
 
 def find_t1(root, participants="", sessions=""):
-    """The Items of the T1-weighted scans of a BIDS data set, sorted; derivatives and other files are left out.
+    """The Items of the T1-weighted scans of a BIDS data set, sorted; derivatives and other files are left out. A person
+    who has none, in these sessions, is an Item with a problem.
 
     participants, sessions: the labels to take, with or without sub- and ses-, as in "01" or "['01', '02']"; empty: all.
     Raises UserError where a label is not in the data set, and where no scan is left.
     """
     root, found = Path(root), {}
-    files = [p for middle in ("", "ses-*/") for p in root.glob(f"sub-*/{middle}anat/sub-*_T1w.nii*")]
-    for path in sorted(p for p in files if p.name.endswith(ENDINGS)):
+    for path in sorted(path for path in _anatomical(root) if _is_t1(path) and has_ending(path)):
         parts = path.relative_to(root).parts
         name = "/".join((*parts[:-1], case_id(path)))
         found.setdefault(name, Item(name, path, "", parts[0], parts[1] if len(parts) == 4 else ""))
@@ -52,15 +53,77 @@ def find_t1(root, participants="", sessions=""):
         items,
         f"{root}: a BIDS data set without T1-weighted scans; expected files such as sub-01/anat/sub-01_T1w.nii.gz",
     )
-    for text, prefix, field in ((participants, "sub-", "participant_id"), (sessions, "ses-", "session_id")):
-        wanted = {prefix + label.removeprefix(prefix) for label in re.findall(r"[\w+-]+", str(text))}
-        there = sorted({getattr(item, field) for item in items} - {""})
-        missing = ", ".join(sorted(wanted - set(there)))
-        few = ", ".join(there[:5]) + (", ..." if len(there) > 5 else "") or f"none with {prefix}"
-        require(not missing, f"{root}: no T1-weighted scan of {missing}; there are {few}")
-        items = [item for item in items if not wanted or getattr(item, field) in wanted]
+    people = {path.name: path for path in root.glob("sub-*") if path.is_dir()}
+    wanted_people = _wanted(root, participants, "sub-", people)
+    wanted_sessions = _wanted(root, sessions, "ses-", {item.session_id for item in items} - {""})
+    items = [
+        item
+        for item in items
+        if item.participant_id in (wanted_people or people)
+        and (not wanted_sessions or item.session_id in wanted_sessions)
+    ]
+    for name in sorted((wanted_people or people.keys()) - {item.participant_id for item in items}):
+        if not wanted_sessions or any((people[name] / session).is_dir() for session in wanted_sessions):
+            items.append(Item(name, people[name], _why_no_t1(root, people[name]), name))
     require(items, f"{root}: none of these participants has a T1-weighted scan in these sessions")
-    return items
+    return sorted(items, key=lambda item: item.name)
+
+
+def _wanted(root, text, prefix, there):
+    """The labels that an option names, with their prefix; none: empty. Raises UserError for one that is not there."""
+    wanted = {prefix + label.removeprefix(prefix) for label in re.findall(r"[\w+-]+", str(text))}
+    missing, there = ", ".join(sorted(wanted - {*there})), sorted(there)
+    few = ", ".join(there[:5]) + (", ..." if len(there) > 5 else "") or f"none with {prefix}"
+    require(not missing, f"{root}: no T1-weighted scan of {missing}; there are {few}")
+    return wanted
+
+
+def _anatomical(root):
+    """The files in the anat/ folders of a BIDS data set."""
+    return [p for middle in ("", "ses-*/") for p in root.glob(f"sub-*/{middle}anat/*") if not p.name.startswith(".")]
+
+
+def _is_t1(path):
+    """Whether a file of a BIDS data set is a T1-weighted scan by its name."""
+    return path.name.startswith("sub-") and "_T1w." in path.name and not path.name.endswith(_BESIDE_SCANS)
+
+
+def _why_no_t1(root, folder):
+    """What to say of a person without a T1-weighted scan."""
+    images = sorted(path for path in _anatomical(root) if folder in path.parents and has_ending(path))
+    text = f"no T1-weighted scan (_T1w.nii.gz) of {folder.name}"
+    if not images:
+        return text
+    few = ", ".join(path.name for path in images[:3]) + (", ..." if len(images) > 3 else "")
+    return f"{text}, but {few}; where one has T1 contrast, as UNIT1: python predict.py {images[0]}"
+
+
+def left_out(inputs, out_dir):
+    """{file or folder: why it is not taken} of what lies in folders and BIDS data sets and could be meant."""
+    result = {}
+    for root in (Path(path) for path in inputs if Path(path).is_dir()):
+        if is_bids(root):
+            files = [path for path in _anatomical(root) if _is_t1(path) and not has_ending(path)]
+            sessions = [path for path in root.glob("sub-*/ses-*") if not any(map(_is_t1, path.glob("anat/*")))]
+            others = dict.fromkeys(sessions, "no T1-weighted scan in this session")
+        else:
+            files, folders = _walk(root, out_dir)
+            files = [path for path in files if not has_ending(path)]
+            others = dict.fromkeys(folders, "a folder of labels or derivatives, by its name")
+        others |= {path: why for path in files if (why := _why_no_scan(path))}
+        result |= {os.path.abspath(path): why for path, why in others.items()}
+    return result
+
+
+def _why_no_scan(path):
+    """Why a file is left out; empty for one that is no image and goes with the scans, such as a table."""
+    name = path.name.lower()
+    if name.endswith(_BESIDE_SCANS):
+        return ""
+    with contextlib.suppress(OSError):  # a file that cannot be read
+        if is_dicom(path):
+            return "DICOM; convert its series with dcm2niix"
+    return advice(path) if advice(path) != "convert it" else "not one of " + ", ".join(ENDINGS)
 
 
 def find_items(inputs, out_dir):
@@ -82,8 +145,16 @@ def find_items(inputs, out_dir):
 
 
 def search(folder, out_dir):
-    """The scans in a folder and in those inside it, sorted; links are followed, circles are not."""
-    found, seen = [], set()
+    """The scans in a folder and in those inside it, sorted; of a pair the header alone."""
+    found = [path for path in _walk(folder, out_dir)[0] if has_ending(path)]
+    headers = {path.with_suffix("") for path in found if path.suffix.lower() == ".hdr"}
+    return sorted(p for p in found if p.suffix.lower() != ".img" or p.with_suffix("") not in headers)
+
+
+def _walk(folder, out_dir):
+    """(the files in a folder and in those inside it, sorted, but for hidden ones, results, and folders of derivatives and
+    labels; these folders). Links are followed, circles are not."""
+    found, skipped, seen = [], [], set()
     for parent, folders, files in os.walk(folder, followlinks=True):
         parent = Path(parent)
         here = parent.resolve()
@@ -91,9 +162,10 @@ def search(folder, out_dir):
             folders.clear()
             continue
         seen.add(here)
+        skipped += [parent / name for name in folders if name in _NO_SCANS]
         folders[:] = sorted(name for name in folders if name not in _NO_SCANS and not name.startswith("."))
-        found += [parent / name for name in files if name.endswith(ENDINGS) and not name.startswith(".")]
-    return sorted(found)
+        found += [parent / name for name in files if not name.startswith(".")]
+    return sorted(found), sorted(skipped)
 
 
 def _told_apart(items):
@@ -127,4 +199,4 @@ def why_empty(folder):
     with contextlib.suppress(OSError):  # a file that cannot be read
         if any(path.is_file() and is_dicom(path) for path in folder.rglob("*")):
             return f"DICOM files; convert them first, and then predict the new folder: dcm2niix -z y -o FOLDER {folder}"
-    return "no .nii.gz, .nii or .mgz files in this folder; name the folder that holds the scans"
+    return "no .nii.gz, .nii, .mgz, .mgh or .hdr files in this folder; name the folder that holds the scans"

@@ -11,18 +11,20 @@ from hippo.heads.quality import COEFFICIENTS
 from hippo.models.checkpoint import find_checkpoint, load_model
 from hippo.models.inference import has_dropout
 
-SHIPPED = "heads_3d.pth"  # with it, the model for any contrast is compared
+SHIPPED = "pretrained/heads_3d.pth"  # with these weights, the model for any contrast is compared
 
 
 class Networks(NamedTuple):
     """models: list of TrainedModel; locator; any_contrast, sampler: TrainedModel or None; synthetic: one of them learned
-    from phantoms; name: of the models' files; checksums: {option: SHA-256} of all weights; place: (torch.device, autocast dtype or None)."""
+    from phantoms; shipped: the first one's weights are SHIPPED; name: of the models' files; checksums: {option: SHA-256} of all
+    weights; place: (torch.device, autocast dtype or None)."""
 
     models: list
     locator: object
     any_contrast: object
     sampler: object
     synthetic: bool
+    shipped: bool
     name: str
     checksums: dict
     place: tuple
@@ -63,4 +65,5 @@ def load_networks(cfg):
     used = {option: find_checkpoint(path) for option, path in (files | {"locate": cfg.locate}).items()}
     checksums = {option: digest(path) for option, path in (used | {"quality": ROOT / COEFFICIENTS}).items()}
     others = loaded.get("any_contrast"), sampler
-    return Networks(models, locator, *others, synthetic, name, checksums, (device, dtype))
+    shipped = (ROOT / SHIPPED).is_file() and checksums["checkpoint"] == digest(ROOT / SHIPPED)
+    return Networks(models, locator, *others, synthetic, shipped, name, checksums, (device, dtype))

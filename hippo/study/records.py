@@ -1,70 +1,158 @@
-"""What a folder of results holds so far: a record of each scan, written last, so that a study goes on where it stopped."""
+"""What a folder of results holds: a record of each scan, a file of its own that is written last. The table is made of the
+records that are on the disk: so any number of runs may share a folder, and a study goes on where it stopped."""
 
-import glob
 import os
-import re
 from pathlib import Path
 
+from hippo.data.cases import case_id
+from hippo.data.formats import files_of
 from hippo.errors import UserError, require
-from hippo.files import check_folder, digest, load_json, save_json, save_text, set_aside
+from hippo.files import check_folder, digest, load_json, remove_half_written, save_json, save_text, set_aside
+from hippo.study.sharing import RECORDS, enter, is_in_use, locked
 
-RECORDS = ".hippo"  # in the folder of results
-_STUDY = "study.json"  # what its results have in common
+_STUDY = "study.json"  # what its results have in common, and the scans that it is to have
+_SCANS = "scans"  # folder of the records
 _AGAIN = "the same command"
+_GONE = ".gone"  # ending of the records of scans that were taken out of the folder that they were found in
 _BEGUN = ".begun"  # ending of the notes of scans that a process is at
 
 
-def open_study(out_dir, study, items, alone=True):
-    """Makes a folder for results, or takes up one of the same settings. One that holds something else is set aside: results
-    of other settings, or of the Items under other names. Raises UserError where it holds folders and no results.
+def open_study(out_dir, study, items, alone=True, left_out=None, roots=()):
+    """Makes a folder for results, or joins one of the same settings, and says that this run is there, until sharing.leave.
+    Returns the Items under the names that they have there: where another scan has a name, the folder tells them apart.
 
-    study: {"settings", "bids", "adjustment"} of plain values. alone: no other process writes there; else other results
-    are a UserError, too.
+    Results of other settings are set aside. Raises UserError where another run is at work on them, where they differ by
+    the processor alone, where alone is False (of a shard), and for a folder that holds folders and no results.
+
+    study: {"settings", "bids", "adjustment"} of plain values. left_out: {file: why it is no scan} of what this run found.
+    roots: folders that the Items are all scans of; records of others that were there are put aside, and said.
     """
     folder = check_folder(out_dir)
-    if folder.is_dir() and (difference := _differs(folder, study, items)):
+    _check_foreign(folder)
+    with locked(folder) as lock:
+        difference = _differs(folder, study)
+        if not difference:
+            return _join_study(folder, study, items, left_out or {}, roots)
         require(alone, f"{folder} holds {difference}; choose another --out_dir")
+        busy = f"{folder} holds {difference}, and another run is at work there; choose another --out_dir"
+        require(not is_in_use(folder), busy)
+        there = any(os.path.lexists(item.path) for item in items)
         problem = items[0].problem or "no such file"
-        there = any(Path(item.path).is_file() for item in items)
         require(there, f"{items[0].path}: {problem}; the results in {folder} stay as they are")
+        if os.name != "posix":  # Windows renames no folder with an open file
+            lock.release()
         set_aside(folder)
-    earlier = load_study(folder) if (folder / RECORDS / _STUDY).is_file() else {"scans": []}
-    names = {item.name: None for item in items}
-    scans = {name: None for name in earlier["scans"] if name in names or _is_there(_load(folder, name))}
-    content = study | {"scans": [*(scans | names)]}
-    if content != earlier:
-        save_json(folder / RECORDS / _STUDY, content)
+    return open_study(out_dir, study, items, alone, left_out, roots)
 
 
-def _differs(folder, study, items):
-    """Why the results in a folder are not of this study; empty if they are, or if there are none."""
-    if not (folder / RECORDS / _STUDY).is_file():  # another shard may be about to write it
-        there = [path for path in folder.iterdir() if not path.name.startswith(".")]
-        ours = any(path.name.startswith("volumes.") for path in there)
-        text = f"{folder} holds folders, and no results; give them one of their own: --out_dir={folder / 'hippo'}"
-        require(ours or not any(path.is_dir() for path in there), text)
-        return "other files" if there else ""
-    records = {record["name"]: record for record in load_records(folder)}
-    if not records:
-        return ""
+def _check_foreign(folder):
+    """Raises UserError where a folder holds folders that are no results, such as derivatives/ itself."""
+    there = list(folder.iterdir()) if folder.is_dir() and not (folder / RECORDS).exists() else []
+    ours = any(path.name.startswith("volumes.") for path in there)
+    text = f"{folder} holds folders, and no results; give them one of their own: --out_dir={folder / 'hippo'}"
+    require(ours or not any(path.is_dir() for path in there if not path.name.startswith(".")), text)
+
+
+def _differs(folder, study):
+    """Why the results in a folder are not of this study; empty if they are, or if there are none. Raises UserError where
+    the processor makes the only difference."""
+    if not (folder / RECORDS / _STUDY).is_file():
+        return "other files" if any(not path.name.startswith(".") for path in folder.iterdir()) else ""
     earlier = load_study(folder)
     if earlier["bids"] != study["bids"]:
-        return "results of another data set"
-    if earlier["settings"] != study["settings"]:
+        difference = "results of another data set"
+    elif earlier["settings"] != study["settings"]:
         names = [name for name, value in study["settings"].items() if earlier["settings"].get(name) != value]
-        return f"results of other settings ({', '.join(names)})"
-    of_path = {record["path"]: name for name, record in records.items()}
+        difference = f"results of other settings ({', '.join(names)})"
+    else:
+        return ""
+    if not is_in_use(folder) and not load_records(folder):
+        return ""
+    before, now = (settings.get("precision") for settings in (earlier["settings"], study["settings"]))
+    other = f"{folder} holds results in {before}, and this processor computes in {now}; give all runs --amp=False, "
+    require(difference != "results of other settings (precision)", other + "or this one another --out_dir")
+    return difference
+
+
+def _join_study(folder, study, items, left_out, roots):
+    """The Items by their names in the study, which is to have them from now on."""
+    path = folder / RECORDS / _STUDY
+    earlier = load_study(folder) if path.is_file() else {"scans": {}, "left_out": {}}
+    scans = _without_gone(folder, earlier["scans"], items, roots)
+    if study["bids"]:
+        scans |= {item.name: os.path.abspath(item.path) for item in items}
+    else:
+        items = _told_apart(folder, scans, items)
+    still = {file: why for file, why in earlier["left_out"].items() if os.path.lexists(file)}
+    content = study | {"scans": scans, "left_out": still | left_out}
+    if content != earlier:
+        save_json(path, content)
+    enter(folder)
+    return items
+
+
+def _without_gone(folder, scans, items, roots):
+    """{name: path} without what is gone: scans that failed, such as a typing error, or a person whose scan has come, and
+    those that were taken out of a folder that was searched. Their records are renamed, and no result is deleted."""
+    mine = {os.path.abspath(item.path) for item in items}
+    above, roots = (
+        {str(parent) for path in mine for parent in Path(path).parents},
+        {os.path.abspath(root) for root in roots},
+    )
+    kept, taken_out = {}, []
+    for name, path in scans.items():
+        record = None
+        if path not in mine and (path in above or not os.path.lexists(path)):
+            record = load_record(folder, name)
+        searched = not roots.isdisjoint(map(str, Path(path).parents))
+        if record and (searched or not has_result(record)):
+            _path(folder, name).replace(_path(folder, name).with_suffix(_GONE))
+            taken_out += [name] * has_result(record)
+        else:
+            kept[name] = path
+    if taken_out:
+        names = ", ".join(taken_out[:3]) + ", ..." * (len(taken_out) > 3)
+        print(f"out of the table, since the scan is gone: {names}; the results stay in {folder}")
+    return kept
+
+
+def _told_apart(folder, scans, items):
+    """The Items by their names in a study, whose {name: path} they are added to: a file keeps the name that it has, another
+    one of that name gets its folder before it."""
+    names, taken, result = {path: name for name, path in scans.items()}, {name.casefold() for name in scans}, []
     for item in items:
-        record, path = records.get(item.name), os.path.abspath(item.path)
-        if record and record["path"] != path and record["sha256"] != checksum(item.path):
-            return f"results of {record['path']} under the name of {item.path}"
-        if of_path.get(path, item.name) != item.name:
-            return f"results of {item.path} under another name"
-    return ""
+        path, name = os.path.abspath(item.path), item.name
+        if path in names:
+            name = names[path]
+        elif name.casefold() in taken and not _has_moved(folder, scans.get(name), item):
+            name = next(other for other in _longer_names(path, name) if other.casefold() not in taken)
+        scans[name], names[path] = path, name
+        taken.add(name.casefold())
+        result.append(item._replace(name=name))
+    return result
+
+
+def _has_moved(folder, path, item):
+    """Whether an Item is the scan that lay at a path before, and no longer does."""
+    record = load_record(folder, item.name)
+    return bool(path and record and not os.path.lexists(path) and record["sha256"] == checksum(item.path))
+
+
+def _longer_names(path, name):
+    """Names for a file with more and more of its folders, and then with numbers."""
+    parents = Path(path).parts[1:-1]
+    for depth in range(1, len(parents) + 1):
+        longer = "/".join((*parents[-depth:], case_id(path)))
+        yield longer.encode("utf-8", "replace").decode()  # file names of other encodings
+    number = 2
+    while True:
+        yield f"{name}-{number}"
+        number += 1
 
 
 def load_study(out_dir):
-    """What open_study wrote. Raises UserError where a folder holds no results."""
+    """What the runs in a folder of results have in common: open_study's `study`, "scans": {name: path} that it is to have,
+    and "left_out". Raises UserError where a folder holds no results."""
     path = Path(out_dir) / RECORDS / _STUDY
     require(
         path.is_file(),
@@ -74,9 +162,9 @@ def load_study(out_dir):
 
 
 def checksum(path):
-    """The SHA-256 of a file, or empty where it cannot be read."""
+    """The SHA-256 of a scan's file, or files, or empty where one cannot be read."""
     try:
-        return digest(path)
+        return "+".join(map(digest, files_of(path)))
     except OSError:
         return ""
 
@@ -84,7 +172,7 @@ def checksum(path):
 def is_done(out_dir, item):
     """Whether the results of an Item are there, of the same input and eTIV: each side of it, and each file. The results of
     an input that is there no longer stay."""
-    record = _load(out_dir, item.name)
+    record = load_record(out_dir, item.name)
     return bool(
         record
         and not any("failed: " in row["flags"] for row in record["rows"])
@@ -108,7 +196,7 @@ def begin(out_dir, item):
 def save_record(out_dir, item, rows, files, state):
     """Writes the record of an Item: its rows, and its files in the folder of results, which are all written by now. Files of
     an earlier record that are no longer its are removed. state: see begin."""
-    path, earlier = _path(out_dir, item.name), _load(out_dir, item.name)
+    path, earlier = _path(out_dir, item.name), load_record(out_dir, item.name)
     record = {"name": item.name, "path": os.path.abspath(item.path), **state, "own_etiv_mm3": item.etiv_mm3}
     record |= {"participant_id": item.participant_id, "session_id": item.session_id, "files": files, "rows": rows}
     remove_half_written(path)
@@ -119,38 +207,21 @@ def save_record(out_dir, item, rows, files, state):
 
 
 def load_records(out_dir):
-    """The records of a study's scans, in the order in which these were given; one that is broken is as if not there."""
-    records = (_load(out_dir, name) for name in load_study(out_dir)["scans"])
-    return [record for record in records if record]
+    """The records that are in a folder of results, by their names; one that is broken is as if not there."""
+    root = Path(out_dir) / RECORDS / _SCANS
+    names = sorted(path.relative_to(root).as_posix().removesuffix(".json") for path in root.rglob("*.json"))
+    return [record for name in names if (record := load_record(out_dir, name))]
 
 
-def remove_half_written(path):
-    """Removes what a process that was killed had begun to write in the place of a file, see files.atomic."""
-    path = Path(path)
-    for left in path.parent.glob(f".[0-9]*-[0-9]*.{glob.escape(path.name)}"):
-        number = re.fullmatch(rf"\.(\d+)-\d+\.{re.escape(path.name)}", left.name)
-        if number and not _is_alive(int(number[1])):
-            left.unlink(missing_ok=True)
-
-
-def _is_alive(pid):
-    """Whether a process of this machine runs; on Windows none is asked, so that none counts as alive."""
-    if os.name != "posix" or pid == os.getpid():
-        return False
-    try:
-        os.kill(pid, 0)
-        return True
-    except PermissionError:
-        return True
-    except (ProcessLookupError, OverflowError):
-        return False
+def has_result(record):
+    """Whether a record has a volume."""
+    return any(row["total_mm3"] for row in record["rows"])
 
 
 def _stat(path):
-    """[size, time of the last change in ns] of a file; empty where there is none."""
+    """[size, time of the last change in ns] of each file of a scan, in one list; empty where there is none."""
     try:
-        status = os.stat(path)
-        return [status.st_size, status.st_mtime_ns]
+        return [value for file in files_of(path) for value in (os.stat(file).st_size, os.stat(file).st_mtime_ns)]
     except OSError:
         return []
 
@@ -165,18 +236,13 @@ def shard_of(text):
     return first - 1, of
 
 
-def _is_there(record):
-    """Whether the scan of a record is where it was."""
-    return bool(record) and Path(record["path"]).exists()
-
-
 def _path(out_dir, name):
     """The file of a record."""
-    return Path(out_dir) / RECORDS / "scans" / f"{name}.json"
+    return Path(out_dir) / RECORDS / _SCANS / f"{name}.json"
 
 
-def _load(out_dir, name):
-    """A record, or None where there is none, or a broken one."""
+def load_record(out_dir, name):
+    """The record of a scan, or None where there is none, or a broken one."""
     try:
         record = load_json(_path(out_dir, name), _AGAIN)
         return record if record["name"] == name else None

@@ -3,7 +3,7 @@
 import csv
 from pathlib import Path
 
-from hippo.errors import UserError
+from hippo.errors import UserError, require
 from hippo.files import atomic, load_json, save_json
 
 import numpy as np
@@ -86,6 +86,42 @@ def load_adjustment(path):
         expected = f"{path}: expected an adjustment.json that predict.py wrote, of another study for instance"
         raise UserError(expected) from None
     return content
+
+
+def load_etivs(path):
+    """{scan: intracranial volume in mm3} of a CSV with the columns scan, etiv_mm3. Raises UserError that names the row and
+    its fault."""
+    option = f"--etiv={path}"
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            rows, columns = [(reader.line_num, row) for row in reader], reader.fieldnames or []
+    except (OSError, ValueError, csv.Error) as error:
+        raise UserError(f"{option}: expected a CSV with the columns scan, etiv_mm3 ({error})") from None
+    hint = "; it has semicolons: save it with commas" if ";" in "".join(columns) else ""
+    expected = f"{option}: expected the columns scan, etiv_mm3, got {', '.join(columns)!r}{hint}"
+    require({"scan", "etiv_mm3"} <= {*columns}, expected)
+    values = {}
+    for number, row in rows:
+        place = f"{option}, line {number} ({row['scan']})"
+        require(None not in row, f"{place}: more cells than the first line has; write numbers without commas")
+        scan, value = Path(row["scan"] or "").as_posix(), etiv_of(row["etiv_mm3"] or "", place)
+        same = values.setdefault(scan, value) == value
+        require(same, f"{option}: ['{scan}'] has several values; name each scan by its path")
+    return values
+
+
+def etiv_of(text, place):
+    """The intracranial volume in mm3 that a text is. Raises UserError, which begins with `place`, where it is none."""
+    require(text.strip(), f"{place}: the cell etiv_mm3 is empty; give a number of mm3, or leave the scan out")
+    try:
+        value = float(text)
+    except ValueError:
+        separators = any(mark in text for mark in ",.' ") and any(letter.isdigit() for letter in text)
+        hint = ", with neither commas nor dots between thousands" if separators else ""
+        raise UserError(f"{place}: {text!r} is no etiv_mm3; expected a number of mm3 such as 1480000{hint}") from None
+    require(1e5 <= value <= 1e7, f"{place}: {value:g} is no intracranial volume in mm3; expected about 1500000")
+    return value
 
 
 def add_statistics(records, adjustment):

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 from hippo import __version__
 from hippo.data.cases import case_id
-from hippo.data.nifti import ENDINGS
+from hippo.data.formats import ENDINGS
 from hippo.web.gate import Gate
 
 from fastapi import Depends, FastAPI, HTTPException, Request, Response

@@ -9,7 +9,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from hippo.data.nifti import ENDINGS
+from hippo.data.formats import ENDINGS
 from hippo.errors import UserError, require
 from hippo.web.worker import RESULTS, SCAN, start_worker, where
 

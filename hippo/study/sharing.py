@@ -1,0 +1,101 @@
+"""Several runs in one folder of results: what must be changed together is locked, and a run says that it is there.
+
+Locks are those of the operating system, which ends them with their process. Network drives have them as well, as a rule.
+Where a drive has none, runs go on without, and say so: no record of a scan is lost then, but a table may lack scans until
+--collect=True writes it again.
+"""
+
+import contextlib
+import functools
+import os
+import secrets
+import sys
+from pathlib import Path
+
+from hippo.files import machine
+
+from filelock import FileLock, Timeout
+
+RECORDS = ".hippo"  # in the folder of results
+_LOCK = "lock"
+_RUNS = "runs"  # a file for each run, which holds its lock
+_present = {}  # {folder: the lock of this process's run there}
+
+
+@contextlib.contextmanager
+def locked(out_dir):
+    """While the block runs, no other process is in such a block of this folder of results, which is made if need be."""
+    path = Path(out_dir) / RECORDS / _LOCK
+    lock = FileLock(path)
+    while True:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+        before = path.stat().st_ino
+        has_lock = _acquire(lock, -1, path)
+        try:
+            if path.stat().st_ino == before:
+                break
+        except FileNotFoundError:  # the folder was renamed meanwhile
+            pass
+        lock.release()
+    try:
+        yield lock
+    finally:
+        if has_lock:
+            lock.release()
+
+
+def _acquire(lock, timeout, path):
+    """Whether a lock could be had on this drive. Raises Timeout where another process has it."""
+    try:
+        lock.acquire(timeout)
+        return True
+    except Timeout:
+        raise
+    except (OSError, NotImplementedError) as error:
+        _say_once(f"{path.parent}: no locks on this drive ({error}); at the end of all runs: --collect=True")
+        return False
+
+
+@functools.cache
+def _say_once(text):
+    print(text, file=sys.stderr, flush=True)
+
+
+def enter(out_dir):
+    """Says that this process has a run in a folder of results, until `leave`, or its end."""
+    folder = Path(out_dir).resolve()
+    if folder not in _present:
+        path = folder / RECORDS / _RUNS / f"{machine()}-{os.getpid()}-{secrets.token_hex(4)}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+        lock = FileLock(path)
+        _acquire(lock, 0, path)
+        _present[folder] = lock
+
+
+def leave(out_dir):
+    """Takes back what `enter` said."""
+    lock = _present.pop(Path(out_dir).resolve(), None)
+    if lock:
+        lock.release()
+        with contextlib.suppress(OSError):
+            Path(lock.lock_file).unlink(missing_ok=True)
+
+
+def is_in_use(out_dir):
+    """Whether another run is at work in a folder of results. What runs left that were killed is removed."""
+    mine = _present.get(Path(out_dir).resolve())
+    for path in (Path(out_dir) / RECORDS / _RUNS).glob("*"):
+        if mine and path.name == Path(mine.lock_file).name:
+            continue
+        lock = FileLock(path)
+        try:
+            if not _acquire(lock, 0, path):
+                return True  # it cannot be known
+        except Timeout:
+            return True
+        lock.release()
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)
+    return False
