@@ -14,12 +14,16 @@ import phantom
 import predict
 import train2d
 import train_3d
+from hippo.heads.locate import load_locator, locate
+from hippo.heads.scan import read_scan
 from hippo.options import configure, run_script
 
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 from runs import SMALL_2D, SMALL_3D
+from scipy.ndimage import binary_dilation
 
 ROOT = Path(__file__).parent.parent
 DATA = ROOT / "Task04_Hippocampus"
@@ -136,6 +140,31 @@ def nifti(tmp_path):
         return path
 
     return write
+
+
+@pytest.fixture
+def scans(phantoms, tmp_path):
+    """A folder with three crops of phantoms, which a test may change."""
+    folder = tmp_path / "scans"
+    folder.mkdir()
+    for source in sorted((phantoms / "imagesTr").iterdir())[:3]:
+        shutil.copy(source, folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def brain(tmp_path_factory):
+    """(array (D, H, W) of a phantom's brain, zero outside, its folder)."""
+    labels, shape = phantom.make_head(np.random.default_rng(3))
+    array = phantom.scan_head(labels, shape, np.eye(3), np.random.default_rng(4))[0].astype(np.float32)
+    folder = tmp_path_factory.mktemp("head")
+    nib.save(nib.Nifti1Image(array, np.eye(4)), folder / "whole.nii.gz")
+    found = locate(load_locator(predict.LOCATE), read_scan(folder / "whole.nii.gz"), torch.device("cpu"), None)
+    centre = found.window.to_mm(np.argwhere(found.inside > 0.5)) + (np.array(array.shape) - 1) / 2
+    inside = np.zeros(array.shape, bool)
+    inside[tuple(np.clip(np.round(centre).astype(int), 0, np.array(array.shape) - 1).T)] = True
+    brain = binary_dilation(inside, iterations=4)
+    return np.where(brain, np.maximum(array, 1), 0), folder
 
 
 def left_in(folder):

@@ -29,18 +29,10 @@ _FORMS_DIFFER_MM = 1.0  # sform and qform that put a corner of the volume so far
 _SPACINGS_DIFFER = 0.01  # share by which voxel sizes of the sform and of pixdim may differ
 _MOST_DEFLATED = 1032  # deflate packs at most so many bytes into one
 _MOST_BEHIND = 2**30  # bytes that may follow the voxels of a gzip file
+_QUATERNION = ("quatern_b", "quatern_c", "quatern_d")
 _LONGEST = 1.01  # of a quaternion that stands for a rotation, whose length is 1
-_FREESURFER = np.array([[-1.0, 0, 0], [0, 0, 1], [0, -1, 0]])  # LIA, where an .mgz file has no orientation
-
-
-def _tolerant(kind):
-    """A nibabel class of NIfTI images that reads a quaternion longer than 1, which it makes shorter, as NIfTI's own code."""
-    header = type("Header", (kind.header_class,), {"quaternion_threshold": 1 - _LONGEST**2})
-    return type(kind.__name__, (kind,), {"header_class": header})
-
-
 _KINDS = {b"n+1": nib.Nifti1Image, b"ni1": nib.Nifti1Pair, b"n+2": nib.Nifti2Image, b"ni2": nib.Nifti2Pair}
-_KINDS = {magic: _tolerant(kind) for magic, kind in _KINDS.items()}
+_FREESURFER = np.array([[-1.0, 0, 0], [0, 0, 1], [0, -1, 0]])  # LIA, where an .mgz file has no orientation
 
 
 def read_nifti(path):
@@ -116,12 +108,21 @@ def _open_mgh(path):
     return nib.MGHImage(image.dataobj, affine, image.header, {"no_orientation": True})
 
 
+def _with_long_quaternion(kind):
+    """A nibabel class of NIfTI images that reads a quaternion longer than 1, as NIfTI's own code does."""
+    header = type("Header", (kind.header_class,), {"quaternion_threshold": 1 - _LONGEST**2})
+    return type(kind.__name__, (kind,), {"header_class": header})
+
+
+def _length_of_quaternion(header):
+    return math.sqrt(sum(float(header[name]) ** 2 for name in _QUATERNION))
+
+
 def _shorten_quaternion(header):
     """Makes a quaternion that rounding left longer than 1 as long as 1."""
-    names = ("quatern_b", "quatern_c", "quatern_d")
-    length = math.sqrt(sum(float(header[name]) ** 2 for name in names))
+    length = _length_of_quaternion(header)
     if 1 < length <= _LONGEST:
-        for name in names:
+        for name in _QUATERNION:
             header[name] = float(header[name]) / length
 
 
@@ -164,7 +165,8 @@ def _check_header(path):
         fits = 16 <= length <= int(offset) - at
         require(fits, f"{path}: the header has an extension of {length} bytes; export it again")
         at += length
-    return _KINDS[magic]
+    too_long = 1 < _length_of_quaternion(header) <= _LONGEST
+    return _with_long_quaternion(_KINDS[magic]) if too_long else _KINDS[magic]
 
 
 def _check_image(path, image):

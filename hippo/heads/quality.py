@@ -81,12 +81,13 @@ class Limits(NamedTuple):
 
 
 def judge(sides, scan, limits, strict=True):
-    """The list of Hippocampus with the flags of these Limits and, if strict, the problems: no result below least_quality and
-    outside possible_mm3. Without strict they have the flags only, as for models of phantoms, which are sure of nothing."""
+    """The list of Hippocampus with the flags of these Limits and, if strict, the problems: no result below least_quality,
+    outside possible_mm3 and in fluid. Without strict they have the flags only, as for models of phantoms, which are sure of nothing."""
     volumes = [0 if side.problem else sum(side.volumes_mm3(scan)) for side in sides]
     apart = len(sides) == 2 and all(volumes) and abs(volumes[0] - volumes[1]) / (sum(volumes) / 2) > limits.asymmetry
     return [
-        side if side.problem else _judge(side, volume, apart, limits, strict) for side, volume in zip(sides, volumes)
+        side if side.problem else _judge(side, volume, apart, limits, strict)
+        for side, volume in zip(sides, volumes)
     ]
 
 
@@ -103,5 +104,7 @@ def _judge(side, volume, apart, limits, strict):
         problem = f"no hippocampus for sure: quality {side.quality:.2f}, expected {limits.least_quality} or more"
     elif not low <= volume <= high:
         problem = f"{volume:.0f} mm3 is no volume of a hippocampus; expected {low} to {high}"
+    elif side.evidence.get("in_fluid") and limits.least_quality:
+        problem = "what looks like a hippocampus lies in fluid: was it removed? To see it anyway: --least_quality=0"
     flags = (*side.flags, *(name for name, raised in flags.items() if raised))
     return side._replace(flags=flags, problem=problem if strict else "")

@@ -61,7 +61,8 @@ def read_scan(path):
     flags = orientation_flags(image) + ["thick_slices"] * bool(spacing.max() > _THICK_MM)
     affine = ras_affine(image)
     middle_mm = nib.affines.apply_affine(affine, (np.array(array.shape) - 1) / 2)
-    return Scan(_with_dark_background(array), affine[:3, :3], middle_mm, image, flags)
+    scan = Scan(array, affine[:3, :3], middle_mm, image, flags)
+    return scan if scan.is_crop else scan._replace(array=_with_dark_background(array))
 
 
 def _with_dark_background(array):

@@ -5,6 +5,7 @@ from typing import NamedTuple
 from hippo.data.intensity import normalise
 from hippo.data.spatial import Window, cut, largest_component
 from hippo.heads import quality
+from hippo.heads.fluid import in_fluid
 from hippo.heads.locate import SIDES, locate
 from hippo.heads.window import SIZE, VIEWS, foreground, likeliest, on_grid, settle, touches_edge
 from hippo.models.inference import predict_volume
@@ -191,7 +192,10 @@ def segment_side(models, scan, centre_mm, side, device, dtype, tta=True, check=N
     )
     evidence["settled"] = float(settled)
     evidence["inside_window"] = float(whole_crop or not touches_edge(found, (slice(None),) * 3, found.shape))
+    mostly, half = in_fluid(scan, result)
+    evidence["in_fluid"] = float(mostly)
     flags = {
+        "in_fluid": half,
         "window_unsettled": not settled,
         "touches_window": not evidence["inside_window"],
         "models_disagree": evidence["models"] < _AGREE,

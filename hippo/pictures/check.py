@@ -12,6 +12,7 @@ _THUMBNAIL = 0.6  # size of a page's pictures, against the picture of the scan
 _HALF_MM = 38  # of the part of the scan that is shown around a hippocampus
 _PLANES = ("sagittal", "coronal", "axial")
 GREEN, AMBER, RED = "#BFE8CF", "#FFE2A8", "#F7B9AE"
+_SEVERE = {"low_quality", "in_fluid"}  # flags of a result that is likely wrong
 _HARMLESS = {"sform_only", "qform_only"}  # flags that most scans of some programs have
 _OUTLINED = [withStroke(linewidth=2, foreground="black")]  # for bright letters
 _LETTERS = (("P", "A"), ("L", "R"), ("L", "R"))  # at the left and right of each plane
@@ -53,7 +54,7 @@ def verdict(row):
     doubts = [
         flag for flag in row["flags"].split(";") if flag and flag not in _HARMLESS and not flag.startswith("failed")
     ]
-    if not row["total_mm3"] or "low_quality" in doubts:
+    if not row["total_mm3"] or _SEVERE & {*doubts}:
         return RED, doubts
     return (AMBER if doubts else GREEN), doubts
 

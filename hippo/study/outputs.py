@@ -1,5 +1,6 @@
 """From one scan of a study to its files and rows."""
 
+import contextlib
 import time
 import traceback
 from pathlib import Path
@@ -76,7 +77,8 @@ def _process(item, networks, cfg, is_bids, progress):
         if not foreseen:
             state["traceback"] = traceback.format_exc()
         while written:
-            (Path(cfg.out_dir) / written.pop()).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                (Path(cfg.out_dir) / written.pop()).unlink(missing_ok=True)
         rows = [failed_row(item, networks.name, error if foreseen else f"{type(error).__name__}: {error}")]
     save_record(cfg.out_dir, item, rows, written, state)
 

@@ -207,9 +207,13 @@ def save_record(out_dir, item, rows, files, state):
 
 
 def load_records(out_dir):
-    """The records that are in a folder of results, by their names; one that is broken is as if not there."""
-    root = Path(out_dir) / RECORDS / _SCANS
+    """The records that are in a folder of results, those of a BIDS data set by their names, others in the order in which
+    they were given; one that is broken is as if not there."""
+    root, study = Path(out_dir) / RECORDS / _SCANS, load_study(out_dir)
     names = sorted(path.relative_to(root).as_posix().removesuffix(".json") for path in root.rglob("*.json"))
+    if not study["bids"]:
+        place = {name: number for number, name in enumerate(study["scans"])}
+        names.sort(key=lambda name: place.get(name, len(place)))
     return [record for name in names if (record := load_record(out_dir, name))]
 
 

@@ -36,7 +36,7 @@ STATISTICS = {
 }
 FEWEST = 10  # heads that a fit needs
 OF_ETIV = ("intracranial_space_cut", "etiv_implausible")  # flags of the locating network's eTIV
-_DOUBTS = {"low_quality", "implausible_volume", "asymmetric", *OF_ETIV}
+_DOUBTS = {"low_quality", "in_fluid", "implausible_volume", "asymmetric", *OF_ETIV}
 
 
 def empty_row(path):
