@@ -1,6 +1,6 @@
 """Segments both hippocampi of a head, anterior and posterior: any T1-weighted scan in, labels and volumes out.
 
-    python predict.py head.nii.gz                  a whole head: .nii, .nii.gz or .mgz; 5 s on two cores with bf16, 2 s each in a batch
+    python predict.py head.nii.gz                  a whole head: .nii, .nii.gz, .mgz, ...; 5 s on two cores with bf16, 2 s each in a batch
     python predict.py scans more/head.mgz          files, and folders with all that lies in them
     python predict.py /data/study                  a BIDS data set gives BIDS derivatives; docs/cluster.md is for many heads
     python predict.py Task04_Hippocampus/imagesTs  crops of about 35 x 50 x 36 mm around one hippocampus
@@ -17,8 +17,9 @@ Writes into OUT_DIR, on each input's own grid, in folders as those of the inputs
   adjustment.json          of ten heads or more: the slopes on eTIV that the adjusted volumes have
 Of a BIDS data set they are sub-01/anat/sub-01_space-orig_seg-hippocampus_dseg.nii.gz and so on, volumes.tsv, and figures/.
 
-Started again, it goes on where it stopped: a scan is done again if it failed or has changed. Results of other settings
-are kept: OUT_DIR is renamed to OUT_DIR.previous-N first.
+Started again, it goes on where it stopped: a scan is done again if it failed or has changed. Any number of runs may share
+OUT_DIR, at one time or one after the other: the table holds all scans, those of one name told apart by their folders.
+Results of other settings are kept: OUT_DIR is renamed to OUT_DIR.previous-N first, unless another run is at work in it.
 
 NOT FOR CLINICAL USE. Sides come from the header alone. The models learned from T1-weighted crops of one centre; where a
 scan does not look T1-weighted, or the model for any contrast sees another hippocampus and more is to be expected of it,
@@ -78,7 +79,7 @@ _SETTINGS += ["asymmetry", "usual_mm3", "possible_mm3", "samples", "tta", "amp"]
 
 
 def main():
-    cfg = configure(globals(), inputs="scans (.nii, .nii.gz, .mgz), folders of them, or a BIDS data set")
+    cfg = configure(globals(), inputs="scans (.nii, .nii.gz, .mgz, .mgh, .hdr), folders of them, or a BIDS data set")
     if not run(cfg):
         sys.exit(2)
 

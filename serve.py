@@ -3,7 +3,7 @@
     pip install -r requirements-web.txt
     python serve.py                  then open http://127.0.0.1:8000; Ctrl-C ends it
 
-The page takes one scan at a time, .nii, .nii.gz or .mgz, and segments it as predict.py does, in about 3 s on two cores.
+The page takes one scan at a time, .nii, .nii.gz, .mgz or .mgh, and segments it as predict.py does, in about 3 s on two cores.
 It shows the scan with its labels, volumes and flags, and gives the files to save. The API behind it is described at /docs,
 which needs no network either, and in docs/web.md.
 

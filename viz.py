@@ -60,7 +60,7 @@ _TRUE_POSITIVE, _FALSE_POSITIVE, _FALSE_NEGATIVE = "#999999", "#D55E00", "#0072B
 
 
 def main():
-    run(configure(globals(), inputs="a whole head (.nii, .nii.gz, .mgz); none: a case of DATA_ROOT"))
+    run(configure(globals(), inputs="a whole head (.nii, .nii.gz, .mgz, ...); none: a case of DATA_ROOT"))
 
 
 def run(cfg):

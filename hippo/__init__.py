@@ -3,7 +3,7 @@
 import sys
 from importlib.util import find_spec
 
-__version__ = "0.5.0"
+__version__ = "0.6.0"
 
 _PACKAGES = ("torch", "numpy", "nibabel", "scipy", "skimage", "matplotlib", "tqdm", "pyvista")
 

@@ -35,6 +35,15 @@ def resected(array, label, rng):
     return array * (1 - gone) + gone * (np.percentile(array, 3) + rng.normal(0, array.std() * 0.05, array.shape))
 
 
+def anterior_resected(array, label, rng):
+    return resected(array, label == 1, rng)
+
+
+def one_voxel_changed(array, label, rng):
+    label[5, 5, 5] += 1
+    return label
+
+
 def ct(array, label, rng):
     """Air at -1000, soft tissues within 60 units, bone at 1000."""
     low, high = np.percentile(array, (5, 99))
@@ -69,6 +78,8 @@ CROPS = {
         ONE,
     ),
     "its label map": (lambda a, m, r: m, ONE),
+    "its label map, one voxel changed": (one_voxel_changed, ONE),
+    "its label map doubled": (lambda a, m, r: np.repeat(m, 2, 0), np.diag([0.5, 1, 1, 1])),
     "its mask": (lambda a, m, r: 1.0 * (m > 0), ONE),
     "a threshold of it": (lambda a, m, r: 1.0 * (a > np.median(a)), ONE),
     "its edges": (lambda a, m, r: np.linalg.norm(np.gradient(a), axis=0), ONE),
@@ -89,6 +100,7 @@ CROPS = {
     "beside its mirror image": (beside, ONE),
     "half of it empty": (lambda a, m, r: a * (np.arange(a.shape[1]) > 25)[:, None], ONE),
     "the hippocampus taken out": (resected, ONE),
+    "its anterior part taken out": (anterior_resected, ONE),
     "voxels said to be of 2 mm": (lambda a, m, r: a, np.diag([2.0, 2, 2, 1])),
     "voxels said to be of 0.5 mm": (lambda a, m, r: a, np.diag([0.5, 0.5, 0.5, 1])),
     "slices said to be of 3 mm": (lambda a, m, r: a, np.diag([1.0, 1, 3, 1])),
@@ -105,11 +117,20 @@ HEADS = {
     "no brain": (lambda a: a * 0 + np.random.default_rng(0).normal(300, 50, a.shape), None),
     "voxels said to be of 0.4 mm": (lambda a: a, 0.4),
     "voxels said to be of 2 mm": (lambda a: a, 2.0),
+    "voxels said to be of 0.5 mm, and the air cut off": (lambda a: a[25:-25, 20:-20, 20:-20], 0.5),
     "the lower third only": (lambda a: a[:, :, : a.shape[2] // 4], None),
 }
 
 # what the default run tries: one of each kind of mistake; -m slow tries the others
-BY_DEFAULT = {"noise", "the hippocampus taken out", "several volumes", "not a number", "half a head", "no brain"}
+BY_DEFAULT = {
+    "noise",
+    "the hippocampus taken out",
+    "its anterior part taken out",
+    "several volumes",
+    "not a number",
+    "half a head",
+    "no brain",
+}
 
 
 def kinds(named):

@@ -29,7 +29,7 @@ def glance(published):
     rows = [
         [
             "**In**",
-            "a T1-weighted MRI of a head (`.nii`, `.nii.gz`, `.mgz`) in any orientation, a folder, or a BIDS study",
+            "a T1-weighted MRI of a head (`.nii`, `.nii.gz`, `.mgz`, `.mgh`, `.hdr`/`.img`) in any orientation, a folder, or a BIDS study",
         ],
         [
             "**Out**",

@@ -19,6 +19,7 @@ SIDES = ("left", "right")
 # eTIV = this x the volume that the network calls intracranial, see docs/RESULTS.md: of a brain without its skull, of a whole head
 ETIV_SCALE, ETIV_SCALE_WHOLE = 1.076, 1.023
 PLAUSIBLE_ETIV_MM3 = (900_000, 2_200_000)
+_SMALL_ETIV_MM3 = 600_000  # a head below it in which a hippocampus is not found has a wrong voxel size, most likely
 _LEFT = 1  # class
 _MIRRORED_CLASSES = [0, 2, 1, 3, 4]
 _FOUND = 0.9  # least probability of a hippocampus, at its most certain voxel
@@ -78,6 +79,9 @@ def locate(locator, scan, device, dtype):
     if not _is_t1(image, inside):
         flags.append("contrast_not_t1")
     problems, doubts = check(centres, certainty)
+    if etiv < _SMALL_ETIV_MM3:
+        hint = f"; a brain of {etiv / 1000:.0f} ml: check the voxel size in the header"
+        problems = {side: text + hint for side, text in problems.items()}
     return Located(centres, certainty, problems, etiv, inside, window, flags + doubts)
 
 

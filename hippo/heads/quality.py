@@ -84,27 +84,32 @@ def judge(sides, scan, limits, strict=True):
     """The list of Hippocampus with the flags of these Limits and, if strict, the problems: no result below least_quality,
     outside possible_mm3 and in fluid. Without strict they have the flags only, as for models of phantoms, which are sure of nothing."""
     volumes = [0 if side.problem else sum(side.volumes_mm3(scan)) for side in sides]
-    apart = len(sides) == 2 and all(volumes) and abs(volumes[0] - volumes[1]) / (sum(volumes) / 2) > limits.asymmetry
+    problems = [side.problem or strict * _problem(side, volume, limits) for side, volume in zip(sides, volumes)]
+    kept = [volume for volume, problem in zip(volumes, problems) if volume and not problem]
+    apart = len(kept) == 2 and abs(kept[0] - kept[1]) / (sum(kept) / 2) > limits.asymmetry
     return [
-        side if side.problem else _judge(side, volume, apart, limits, strict)
-        for side, volume in zip(sides, volumes)
+        side if side.problem else side._replace(flags=_flags(side, volume, apart, limits), problem=problem)
+        for side, volume, problem in zip(sides, volumes, problems)
     ]
 
 
-def _judge(side, volume, apart, limits, strict):
-    """One side of judge."""
+def _problem(side, volume, limits):
+    """Why a side is no result; empty where it is one."""
+    low, high = limits.possible_mm3
+    if side.quality < limits.least_quality:
+        return f"no hippocampus for sure: quality {side.quality:.2f}, expected {limits.least_quality} or more"
+    if not low <= volume <= high:
+        return f"{volume:.0f} mm3 is no volume of a hippocampus; expected {low} to {high}"
+    if side.evidence.get("in_fluid") and limits.least_quality:
+        return "what looks like a hippocampus lies in fluid: was it removed? To see it anyway: --least_quality=0"
+    return ""
+
+
+def _flags(side, volume, apart, limits):
+    """The flags of a side and those of these Limits."""
     flags = {
         "low_quality": side.quality < limits.low_quality,
         "implausible_volume": not limits.usual_mm3[0] <= volume <= limits.usual_mm3[1],
         "asymmetric": apart,
     }
-    low, high = limits.possible_mm3
-    problem = ""
-    if side.quality < limits.least_quality:
-        problem = f"no hippocampus for sure: quality {side.quality:.2f}, expected {limits.least_quality} or more"
-    elif not low <= volume <= high:
-        problem = f"{volume:.0f} mm3 is no volume of a hippocampus; expected {low} to {high}"
-    elif side.evidence.get("in_fluid") and limits.least_quality:
-        problem = "what looks like a hippocampus lies in fluid: was it removed? To see it anyway: --least_quality=0"
-    flags = (*side.flags, *(name for name, raised in flags.items() if raised))
-    return side._replace(flags=flags, problem=problem if strict else "")
+    return (*side.flags, *(name for name, raised in flags.items() if raised))

@@ -95,7 +95,7 @@ def _why_no_t1(root, folder):
     if not images:
         return text
     few = ", ".join(path.name for path in images[:3]) + (", ..." if len(images) > 3 else "")
-    return f"{text}, but {few}; where one has T1 contrast, as UNIT1: python predict.py {images[0]}"
+    return f"{text}, but {few}; to segment such a scan: python predict.py {images[0]}"
 
 
 def left_out(inputs, out_dir):

@@ -35,7 +35,7 @@ _FORM = {
                 "type": "object",
                 "required": ["file"],
                 "properties": {
-                    "file": {"type": "string", "format": "binary", "description": "a .nii, .nii.gz or .mgz file"}
+                    "file": {"type": "string", "format": "binary", "description": "a .nii, .nii.gz, .mgz or .mgh file"}
                 },
             }
         }
