@@ -82,7 +82,8 @@ def remove_half_written(path):
     """Removes what a process of this machine that was killed had begun to write in the place of a file, see atomic."""
     path = Path(path)
     for left in path.parent.glob(f".half-{machine()}-*-{_short(path.name)}*"):
-        if not is_alive(int(re.match(r"\.half-\w+-(\d+)-", left.name)[1])):
+        number = re.match(r"\.half-\w+-(\d+)-", left.name)
+        if number and not is_alive(int(number[1])):
             left.unlink(missing_ok=True)
 
 

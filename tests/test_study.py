@@ -124,11 +124,20 @@ def test_a_study_goes_on_where_it_stopped(run_study, phantoms, nifti, tmp_path):
     assert content(out, times=False) == before and not list(tmp_path.glob("*.previous-*"))
 
     (scans / "phantom_001.nii.gz").write_text("broken now")
-    (scans / "phantom_002.nii.gz").unlink()
-    assert run_study(scans)[0] == 2
+    taken_out = (scans / "phantom_002.nii.gz").rename(tmp_path / "phantom_002.nii.gz")
+    code, text, _ = run_study(scans)
+    assert code == 2 and "out of the table, since the scan is gone: phantom_002" in text
     now = content(out)
     assert "phantom_001_seg.nii.gz" not in now and b"phantom_002" not in now["volumes.csv"]
+    assert "phantom_002_seg.nii.gz" in now
     assert len(list((out / RECORDS).rglob("*.webp"))) == 8  # not that of what is broken now
+    taken_out.rename(scans / "phantom_002.nii.gz")  # and it is back
+    assert "8 of 9 scans are there already" in run_study(scans)[1]
+    assert b"phantom_002" in (out / "volumes.csv").read_bytes()
+    empty = scans.rename(tmp_path / "unmounted")
+    scans.mkdir()  # as where a drive is not mounted
+    one_error_line(run_study(scans), "no .nii.gz")
+    assert (out / "volumes.csv").read_text().count("phantom_00") == 7 and empty.is_dir()
 
 
 def test_a_scan_that_ends_the_program_does_not_hold_up_the_others(run_study, phantoms, tmp_path, monkeypatch):

@@ -83,6 +83,7 @@ def _join_study(folder, study, items, left_out, roots):
         scans |= {item.name: os.path.abspath(item.path) for item in items}
     else:
         items = _told_apart(folder, scans, items)
+    _bring_back(folder, items)
     still = {file: why for file, why in earlier["left_out"].items() if os.path.lexists(file)}
     content = study | {"scans": scans, "left_out": still | left_out}
     if content != earlier:
@@ -95,17 +96,13 @@ def _without_gone(folder, scans, items, roots):
     """{name: path} without what is gone: scans that failed, such as a typing error, or a person whose scan has come, and
     those that were taken out of a folder that was searched. Their records are renamed, and no result is deleted."""
     mine = {os.path.abspath(item.path) for item in items}
-    above, roots = (
-        {str(parent) for path in mine for parent in Path(path).parents},
-        {os.path.abspath(root) for root in roots},
-    )
+    above = {str(parent) for path in mine for parent in Path(path).parents}
+    searched = above & {os.path.abspath(root) for root in roots}  # a drive that is not mounted holds none of the Items
     kept, taken_out = {}, []
     for name, path in scans.items():
-        record = None
-        if path not in mine and (path in above or not os.path.lexists(path)):
-            record = load_record(folder, name)
-        searched = not roots.isdisjoint(map(str, Path(path).parents))
-        if record and (searched or not has_result(record)):
+        gone = path not in mine and (path in above or not os.path.lexists(path))
+        record = load_record(folder, name) if gone else None
+        if record and not (has_result(record) and searched.isdisjoint(map(str, Path(path).parents))):
             _path(folder, name).replace(_path(folder, name).with_suffix(_GONE))
             taken_out += [name] * has_result(record)
         else:
@@ -114,6 +111,14 @@ def _without_gone(folder, scans, items, roots):
         names = ", ".join(taken_out[:3]) + ", ..." * (len(taken_out) > 3)
         print(f"out of the table, since the scan is gone: {names}; the results stay in {folder}")
     return kept
+
+
+def _bring_back(folder, items):
+    """Takes up the records of Items that were gone before."""
+    for item in items:
+        path = _path(folder, item.name)
+        if not path.exists() and path.with_suffix(_GONE).is_file():
+            path.with_suffix(_GONE).replace(path)
 
 
 def _told_apart(folder, scans, items):

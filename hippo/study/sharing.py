@@ -19,6 +19,7 @@ from filelock import FileLock, Timeout
 RECORDS = ".hippo"  # in the folder of results
 _LOCK = "lock"
 _RUNS = "runs"  # a file for each run, which holds its lock
+_PATIENCE_S = 20  # before a run says that it waits
 _present = {}  # {folder: the lock of this process's run there}
 
 
@@ -31,7 +32,11 @@ def locked(out_dir):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
         before = path.stat().st_ino
-        has_lock = _acquire(lock, -1, path)
+        try:
+            has_lock = _acquire(lock, _PATIENCE_S, path)
+        except Timeout:
+            print(f"{out_dir}: waiting for another run that writes its table", file=sys.stderr, flush=True)
+            has_lock = _acquire(lock, -1, path)
         try:
             if path.stat().st_ino == before:
                 break
@@ -46,11 +51,11 @@ def locked(out_dir):
 
 
 def _acquire(lock, timeout, path):
-    """Whether a lock could be had on this drive. Raises Timeout where another process has it."""
+    """Whether a lock could be had on this drive. Raises Timeout where another process has it so many seconds; -1: never."""
     try:
         lock.acquire(timeout)
         return True
-    except Timeout:
+    except Timeout:  # an OSError, too
         raise
     except (OSError, NotImplementedError) as error:
         _say_once(f"{path.parent}: no locks on this drive ({error}); at the end of all runs: --collect=True")
