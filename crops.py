@@ -23,11 +23,11 @@ from hippo.data.spatial import cut
 from hippo.errors import UserError, fail, require
 from hippo.files import atomic, fresh_folder, save_json
 from hippo.heads.locate import SIDES
+from hippo.heads.networks import load_networks
 from hippo.heads.scan import read_scan
 from hippo.heads.segment import segment
 from hippo.options import configure, run_script
 from hippo.study.inputs import find_t1, is_bids
-from hippo.study.networks import load_networks
 
 import nibabel as nib
 import numpy as np

@@ -36,10 +36,10 @@ from pathlib import Path
 from hippo import __version__
 from hippo.device import precision
 from hippo.errors import UserError, fail, require
+from hippo.heads.networks import load_networks
 from hippo.options import configure, run_script
 from hippo.study.batch import join, run_items
 from hippo.study.inputs import find_items, find_t1, is_bids, left_out
-from hippo.study.networks import load_networks
 from hippo.study.records import has_result, is_done, load_records, load_study, open_study, shard_of, was_begun
 from hippo.study.sharing import leave
 from hippo.study.tables import etiv_of, load_adjustment, load_etivs

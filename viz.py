@@ -24,6 +24,7 @@ from hippo.device import set_up_device
 from hippo.errors import require
 from hippo.files import atomic
 from hippo.heads.locate import load_locator, locate
+from hippo.heads.networks import load_networks
 from hippo.heads.scan import read_scan
 from hippo.heads.segment import joint_labels
 from hippo.models.checkpoint import load_model
@@ -31,7 +32,6 @@ from hippo.models.inference import predict_volume
 from hippo.options import configure, run_script
 from hippo.pictures.plots import COLOURS, source
 from hippo.scoring.metrics import dice
-from hippo.study.networks import load_networks
 from hippo.study.outputs import segment_scan
 
 import numpy as np

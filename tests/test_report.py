@@ -2,8 +2,9 @@
 
 import os
 
-from hippo.pictures.page import FLAGS, page
+from hippo.heads.flags import FLAGS
 from hippo.study import tables
+from hippo.study.page import page
 from tools.cohort import browser, launch
 
 import numpy as np
@@ -144,7 +145,8 @@ def test_nothing_of_a_scan_is_html(scans):
 
 
 def test_every_flag_on_the_page_is_raised_somewhere():
-    code = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "hippo" / "heads").glob("*.py"))
+    paths = [path for path in (ROOT / "hippo" / "heads").glob("*.py") if path.name != "flags.py"]
+    code = "".join(path.read_text(encoding="utf-8") for path in paths)
     code += (ROOT / "hippo" / "data" / "nifti.py").read_text(encoding="utf-8")
     assert all(f'"{flag}"' in code for flag in FLAGS)
 

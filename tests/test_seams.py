@@ -222,7 +222,7 @@ def test_soft_maps_are_described_as_what_they_are(run_study, study, scans, tmp_p
 
 def test_shipped_weights_are_told_by_their_content(scans, tmp_path, whole):
     """Weights of one's own under that name are not compared with the model for any contrast."""
-    from hippo.study.networks import load_networks
+    from hippo.heads.networks import load_networks
 
     mine = shutil.copy(whole["3d"] / "last.pth", tmp_path / "heads_3d.pth")
     theirs = shutil.copy(ROOT / predict.CHECKPOINT, tmp_path / "renamed.pth")

@@ -11,7 +11,9 @@ from pathlib import Path
 
 from hippo.errors import require
 from hippo.files import load_json, save_text
+from hippo.heads.flags import FLAGS
 from hippo.options import configure, run_script
+from hippo.scoring.tables import markdown_table
 from tools import (
     tables_2d,
     tables_3d,
@@ -26,6 +28,7 @@ from tools import (
 PAGES = [
     "README.md",
     "docs/RESULTS.md",
+    "docs/troubleshooting.md",
     "docs/cluster.md",
     "docs/web.md",
     "docs/your_own_data.md",
@@ -95,7 +98,14 @@ def sections(cfg):
         tables_quality,
         tables_study,
     )
-    return {name: block for module in modules for name, block in module.sections(published).items()}
+    blocks = {name: block for module in modules for name, block in module.sections(published).items()}
+    return blocks | {"flag-list": flag_list}
+
+
+def flag_list():
+    """The table of the flags."""
+    rows = [[f"`{flag}`", flag.severity, flag.meaning, flag.what_to_do] for flag in FLAGS.values()]
+    return markdown_table(["flag", "colour", "meaning", "what to do"], rows)
 
 
 if __name__ == "__main__":

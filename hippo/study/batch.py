@@ -13,11 +13,11 @@ from hippo import __version__
 from hippo.device import describe_environment
 from hippo.errors import UserError
 from hippo.files import remove_half_written, save_json, save_text
+from hippo.heads.networks import load_networks
 from hippo.pictures import plots
-from hippo.pictures.page import page
 from hippo.study import bids, tables
-from hippo.study.networks import load_networks
 from hippo.study.outputs import failed_row, process
+from hippo.study.page import page
 from hippo.study.records import begin, load_records, load_study, save_record, was_begun
 from hippo.study.sharing import RECORDS, locked
 

@@ -9,15 +9,16 @@ from typing import NamedTuple
 from hippo.data.nifti import is_phantom, save_labels, save_like, to_stored_orientation
 from hippo.errors import UserError, fail
 from hippo.files import atomic, is_disk_full, remove_half_written
+from hippo.heads.flags import OF_ETIV
+from hippo.heads.picture import picture_of_scan, thumbnail
 from hippo.heads.quality import Limits, judge
 from hippo.heads.scan import read_scan
 from hippo.heads.segment import joint_labels, joint_probabilities, segment
 from hippo.heads.uncertainty import sample_scan
-from hippo.pictures.check import picture_of_scan, thumbnail
 from hippo.study import bids
 from hippo.study.records import begin, is_done, save_record
 from hippo.study.sharing import RECORDS
-from hippo.study.tables import OF_ETIV, PARTS, SPREADS, empty_row
+from hippo.study.tables import PARTS, SPREADS, empty_row
 
 import numpy as np
 

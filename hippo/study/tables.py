@@ -5,6 +5,7 @@ from pathlib import Path
 
 from hippo.errors import UserError, require
 from hippo.files import atomic, load_json, save_json
+from hippo.heads.flags import OF_ETIV
 
 import numpy as np
 
@@ -35,7 +36,6 @@ STATISTICS = {
     },
 }
 FEWEST = 10  # heads that a fit needs
-OF_ETIV = ("intracranial_space_cut", "etiv_implausible")  # flags of the locating network's eTIV
 _DOUBTS = {"low_quality", "in_fluid", "implausible_volume", "asymmetric", *OF_ETIV}
 
 

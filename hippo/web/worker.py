@@ -16,14 +16,13 @@ from hippo.data.cases import LABELS
 from hippo.data.nifti import is_phantom, open_nifti
 from hippo.errors import UserError, require
 from hippo.files import load_json
+from hippo.heads.flags import FLAGS, flags_in, verdict
+from hippo.heads.networks import load_networks
 from hippo.heads.window import SIZE
 from hippo.models.inference import predict_volume
-from hippo.pictures.check import verdict
-from hippo.pictures.page import FLAGS, colour
 from hippo.pictures.plots import COLOURS
 from hippo.study import bids
 from hippo.study.inputs import Item
-from hippo.study.networks import load_networks
 from hippo.study.outputs import process
 from hippo.study.records import RECORDS
 from hippo.study.tables import PARTS, add_statistics, save_table
@@ -133,7 +132,7 @@ def segment_upload(folder, label, networks, settings, most_mb, progress):
         "sides": sides,
         "etiv_mm3": _number(first["etiv_mm3"]),
         "asymmetry": _number(first["asymmetry"]),
-        "flags": {flag: FLAGS[flag] for side in sides for flag in side["flags"]},
+        "flags": {flag: FLAGS[flag].explanation for side in sides for flag in side["flags"]},
         "labels": {index: {"name": name, "colour": tint} for index, (name, _, tint) in labels.items()},
         "seconds": float(first["seconds"]),
         "model": first["model"],
@@ -143,13 +142,15 @@ def segment_upload(folder, label, networks, settings, most_mb, progress):
 
 def _side(row):
     """What the page shows of a row of volumes.csv."""
+    flags = flags_in(row["flags"])
+    colour, doubts = verdict(flags, bool(row["total_mm3"]))
     return {
         "side": row["side"],
         **{f"{part}_mm3": _number(row[f"{part}_mm3"]) for part in PARTS},
         "quality": _number(row["quality"]),
-        "verdict": colour([row]),
-        "doubts": verdict(row)[1],
-        "flags": [flag for flag in row["flags"].split(";") if flag in FLAGS],
+        "verdict": colour,
+        "doubts": [str(flag) for flag in doubts],
+        "flags": [str(flag) for flag in flags],
         "problem": row["flags"].partition("failed: ")[2],
         "middle_mm": None,
     }

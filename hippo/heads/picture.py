@@ -1,6 +1,7 @@
 """The picture of a scan to check its segmentation by."""
 
 from hippo.data.cases import labels_of
+from hippo.heads.flags import AMBER, GREEN, RED, flags_in, verdict
 from hippo.pictures.plots import COLOURS, panels, save
 
 import matplotlib.image
@@ -11,9 +12,7 @@ from matplotlib.patheffects import withStroke
 _THUMBNAIL = 0.6  # size of a page's pictures, against the picture of the scan
 _HALF_MM = 38  # of the part of the scan that is shown around a hippocampus
 _PLANES = ("sagittal", "coronal", "axial")
-GREEN, AMBER, RED = "#BFE8CF", "#FFE2A8", "#F7B9AE"
-_SEVERE = {"low_quality", "in_fluid"}  # flags of a result that is likely wrong
-_HARMLESS = {"sform_only", "qform_only"}  # flags that most scans of some programs have
+_COLOURS = {GREEN: "#BFE8CF", AMBER: "#FFE2A8", RED: "#F7B9AE"}
 _OUTLINED = [withStroke(linewidth=2, foreground="black")]  # for bright letters
 _LETTERS = (("P", "A"), ("L", "R"), ("L", "R"))  # at the left and right of each plane
 
@@ -48,28 +47,18 @@ def thumbnail(picture, path):
     matplotlib.image.thumbnail(picture, path, _THUMBNAIL, interpolation="antialiased")
 
 
-def verdict(row):
-    """(colour, the flags that speak against the result) of a row of volumes.csv: red where it is doubtful or missing, amber
-    where it should be looked at, green where nothing speaks against it."""
-    doubts = [
-        flag for flag in row["flags"].split(";") if flag and flag not in _HARMLESS and not flag.startswith("failed")
-    ]
-    if not row["total_mm3"] or _SEVERE & {*doubts}:
-        return RED, doubts
-    return (AMBER if doubts else GREEN), doubts
-
-
 def caption(side, row):
     """(a line or two on one side: its volumes, or why there are none, and what to think of it; the colour of that)."""
     name = (side.side or "side unknown").upper()
-    colour, doubts = verdict(row)
+    colour, doubts = verdict(flags_in(row["flags"]), bool(row["total_mm3"]))
+    doubts = ", ".join(map(str, doubts))
     if side.problem:
-        return f"{name}: FAILED, {side.problem}", RED
+        return f"{name}: FAILED, {side.problem}", _COLOURS[RED]
     parts = [part for part in ("anterior", "posterior", "total") if row[f"{part}_mm3"]]
     text = ", ".join(f"{part} {float(row[f'{part}_mm3']):,.0f}" for part in parts)
     text = f"{name}: {text} mm³, quality {side.quality:.3f}"
-    words = {RED: f"DOUBTFUL: {', '.join(doubts)}", AMBER: f"LOOK: {', '.join(doubts)}", GREEN: "no doubts"}
-    return f"{text}\n{words[colour]}", colour
+    words = {RED: f"DOUBTFUL: {doubts}", AMBER: f"LOOK: {doubts}", GREEN: "no doubts"}
+    return f"{text}\n{words[colour]}", _COLOURS[colour]
 
 
 def _draw_plane(axis, scan, side, plane):

@@ -6,33 +6,8 @@ import re
 from html import escape
 from pathlib import Path
 
-from hippo.pictures.check import GREEN, RED, verdict
+from hippo.heads.flags import AMBER, FLAGS, GREEN, RED, flags_in, verdict
 
-FLAGS = {
-    "sform_only": "the header has one form of where the volume lies, the sform; sides come from it alone",
-    "qform_only": "the header has one form of where the volume lies, the qform; sides come from it alone",
-    "no_orientation": "the header does not say where the volume lies; sides are a guess",
-    "sform_qform_disagree": "both forms put the volume elsewhere; the sform counted",
-    "sform_qform_sides_differ": "one form mirrors left and right; the sform counted",
-    "spacing_differs": "the header gives two voxel sizes, in pixdim and in the sform; the sform counted, and volumes hang on it",
-    "units_not_mm": "the header says metres or microns, and its numbers are those of mm, which counted",
-    "thick_slices": "voxels longer than 2 mm",
-    "contrast_not_t1": "fluid is not dark: inverted, T2-weighted or the like",
-    "any_contrast": "the result is of the model for any contrast: not validated with labels",
-    "contrast_doubtful": "the model for any contrast sees another hippocampus than the models of T1",
-    "low_quality": "the Dice to expect is low: motion, blur, another contrast, an unusual anatomy",
-    "models_disagree": "the 3D and the 2D model say different things",
-    "asymmetric": "left and right differ by more than is usual",
-    "implausible_volume": "a volume outside the usual",
-    "in_fluid": "half of it is as dark, or as bright, as fluid: removed in part, a cyst, or strong atrophy",
-    "touches_window": "the hippocampus reaches the edge of where the models looked",
-    "touches_field_of_view": "the hippocampus reaches the edge of the scan",
-    "window_unsettled": "the place to look at did not settle: something beside it may be added",
-    "head_turned": "left to right lies more than 35 degrees off the axis",
-    "intracranial_space_cut": "the intracranial volume is of what is in view",
-    "etiv_implausible": "the intracranial volume is outside the usual",
-    "side_doubtful": "of a crop: both sides look alike, or the other one than told fits better",
-}
 _HEAD = ("looked at", "scan", "quality", "left, mm³", "right, mm³", "asymmetry, %", "eTIV, ml", "flags", "pictures")
 _NUMBERS = ("quality", "left, mm³", "right, mm³", "asymmetry, %", "eTIV, ml")
 
@@ -44,7 +19,7 @@ def page(title, scans, plot, facts, left_out=None):
     facts: {word: text} of what was run; left_out: {file: why} of what was not taken.
     """
     ordered = sorted(scans.items(), key=lambda item: (_worst(item[1][0]), item[0]))
-    words = {flag for rows, _ in scans.values() for row in rows for flag in _flags(row)}
+    raised = {flag.name for rows, _ in scans.values() for row in rows for flag in flags_in(row["flags"])}
     colours = [colour(rows) for rows, _ in scans.values()]
     failures = sum(any("failed: " in row["flags"] for row in rows) for rows, _ in scans.values())
     summary = f"{len(scans)} scans: {colours.count('green')} without doubts, {colours.count('amber')} to look at, "
@@ -58,15 +33,14 @@ def page(title, scans, plot, facts, left_out=None):
         "plot": image,
         "head": "".join(_heading(name) for name in _HEAD),
         "rows": "\n".join(_row(name, rows, picture) for name, (rows, picture) in ordered),
-        "flags": "".join(f"<dt>{flag}</dt><dd>{text}</dd>" for flag, text in FLAGS.items() if flag in words) or "none",
+        "flags": "".join(
+            f"<dt>{flag}</dt><dd>{escape(flag.explanation)}</dd>" for name, flag in FLAGS.items() if name in raised
+        )
+        or "none",
         "facts": "".join(f"<dt>{escape(word)}</dt><dd>{escape(text)}</dd>" for word, text in facts.items()),
     }
     template = (Path(__file__).parent / "page.html").read_text(encoding="utf-8")
     return re.sub(r"\{\{(\w+)\}\}", lambda mark: parts[mark[1]], template)
-
-
-def _flags(row):
-    return [flag for flag in row["flags"].split(";") if flag and not flag.startswith("failed: ")]
 
 
 def _worst(rows):
@@ -76,8 +50,8 @@ def _worst(rows):
 
 def colour(rows):
     """green, amber or red: the worst of its sides."""
-    colours = [verdict(row)[0] for row in rows]
-    return "red" if RED in colours else "green" if set(colours) == {GREEN} else "amber"
+    colours = {verdict(flags_in(row["flags"]), bool(row["total_mm3"]))[0] for row in rows}
+    return next(found for found in (RED, AMBER, GREEN) if found in colours)
 
 
 def _data(content, kind):
@@ -130,7 +104,7 @@ def _scaled(text, factor, form):
 
 def _words(row, of):
     """The flags of a side, each with its meaning on hovering, and why there is no result."""
-    words = [f'<abbr title="{FLAGS.get(flag, "")}">{flag}</abbr>' for flag in _flags(row)]
+    words = [f'<abbr title="{escape(flag.explanation)}">{flag}</abbr>' for flag in flags_in(row["flags"])]
     _, _, reason = row["flags"].partition("failed: ")
     words += [f"failed: {escape(reason)}"] if reason else []
     return (f"{row['side']}: " if of > 1 else "") + ", ".join(words) if words else ""
