@@ -32,6 +32,7 @@ def finished(phantoms, tmp_path_factory):
     return {"3d": folder / "3d", "2d": folder / "2d"}
 
 
+@pytest.mark.promise("all_cases")
 @pytest.mark.parametrize("kind, cases", [("3d", 5), ("2d", 8)])
 def test_a_run_on_all_cases(finished, kind, cases):
     folder = finished[kind]
@@ -48,6 +49,7 @@ def test_a_run_on_all_cases(finished, kind, cases):
     assert all(torch.equal(last["model_state_dict"][k], v) for k, v in best["model_state_dict"].items())
 
 
+@pytest.mark.promise("all_cases")
 def test_an_unfinished_run_on_all_cases_goes_on(finished, script, phantoms):
     folder = finished["3d"]
     before = numbers(folder)

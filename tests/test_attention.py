@@ -18,6 +18,7 @@ def mlp(gate, vector):
     return gate[2].weight @ F.relu(gate[0].weight @ vector + gate[0].bias) + gate[2].bias
 
 
+@pytest.mark.promise("formulas")
 @pytest.mark.parametrize("dim", [2, 3])
 def test_squeeze_and_excitation_by_its_formula(dim):
     """Hu et al. 2018, equations 2 to 4: s = sigmoid(W2 relu(W1 z)), z the mean of each channel; the channel times s."""
@@ -30,6 +31,7 @@ def test_squeeze_and_excitation_by_its_formula(dim):
             assert torch.allclose(out, channel * factor)
 
 
+@pytest.mark.promise("formulas")
 @pytest.mark.parametrize("dim", [2, 3])
 def test_cbam_by_its_formula(dim):
     """Woo et al. 2018, equations 2 and 3: sigmoid(MLP(mean) + MLP(max)) for channels; then sigmoid(conv7([mean; max]))."""
@@ -121,6 +123,7 @@ def from_monai(theirs, ours):
     conv(ours.head, theirs.out.conv)
 
 
+@pytest.mark.promise("formulas")
 def test_unetr_is_monais():
     """The same output with the same weights, and the same number of parameters but for the scale and shift of our instance
     norms, and for a norm of MONAI's blocks that is never used."""

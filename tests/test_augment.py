@@ -39,6 +39,7 @@ def test_no_augmentation_is_the_volume_itself(phantoms):
     assert np.allclose(image[0], volume.image, atol=1e-4) and np.array_equal(label, volume.label)
 
 
+@pytest.mark.promise("half_a_voxel")
 def test_a_larger_patch_replicates_edges(phantoms):
     volume = volume_of(phantoms)
     patch = [s + 4 for s in volume.image.shape]

@@ -109,6 +109,7 @@ def test_a_crop_in_a_bids_data_set_is_numbered_by_its_side(run_study, study, tmp
     assert set(np.unique(labels)) <= {0, 3, 4} and labels.any()
 
 
+@pytest.mark.promise("bids")
 @pytest.mark.skipif(not VALIDATOR, reason="no bids-validator-deno (requirements-dev.txt)")
 def test_the_official_validator(run_study, study, tmp_path):
     run_study(study, "--probabilities=True")

@@ -34,6 +34,7 @@ def study(tmp_path_factory):
     return root
 
 
+@pytest.mark.promise("splits")
 def test_crops_hold_their_masks_and_persons(script, study, tmp_path):
     out = tmp_path / "crops"
     how = (study, f"--masks={study}/derivatives/masks", f"--out_dir={out}", "--least_inside=0.5", "--device=cpu")
@@ -69,6 +70,7 @@ def test_crops_hold_their_masks_and_persons(script, study, tmp_path):
     assert metrics["labels"] == ["hippocampus"] and set(metrics["cases"]) == {"sub-02_hemi-L", "sub-02_hemi-R"}
 
 
+@pytest.mark.promise("splits")
 def test_persons_stay_on_one_side_of_every_split():
     names = [f"sub-{i:02d}_{side}" for i in range(9) for side in "LR"]
     info = {"persons": {name: name[:6] for name in names}}

@@ -79,6 +79,7 @@ def test_slices_are_those_of_the_resampled_volume(slices, phantoms):
             assert np.array_equal(mask, label.take(position, axis)) and mask.any()
 
 
+@pytest.mark.promise("half_a_voxel")
 @pytest.mark.parametrize("shape", [(128, 128, 128), (20, 60, 17), (9, 9, 9)])
 def test_resampling_is_that_of_scikit_image(phantoms, shape):
     volume = load_case(list_cases(phantoms)[0][0])

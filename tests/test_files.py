@@ -27,6 +27,7 @@ def test_atomic_leaves_the_old_file_or_the_new_one(tmp_path):
     assert json.loads(path.read_text())["b"] == 1.5 and list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.promise("files")
 def test_threads_that_write_one_file_do_not_meet(tmp_path):
     """Each writes a file of its own beside the target; one whole content remains, and nothing else."""
     path, texts, seen = tmp_path / "result.txt", [str(n) * 100_000 for n in range(8)], set()

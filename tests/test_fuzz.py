@@ -30,11 +30,7 @@ ARGS = {"base_channels": 2, "depth": 1, "convs": 1}
 def checkpoint(path, **changes):
     """A small checkpoint, some of its entries replaced."""
     model = {"name": "UNet3DWithINR", "args": ARGS}
-    content = {
-        "model": model,
-        "model_state_dict": UNet3DWithINR(**ARGS).state_dict(),
-        "synthetic": False,
-    }
+    content = {"model": model, "model_state_dict": UNet3DWithINR(**ARGS).state_dict(), "synthetic": False}
     save_checkpoint(path, {**content, **changes})
     return path
 
@@ -84,6 +80,7 @@ def outcome(function, *args):
 # ---- headers
 
 
+@pytest.mark.promise("hostile_files")
 @pytest.mark.parametrize("ending", [".nii", ".nii.gz"])
 @pytest.mark.parametrize(
     "fields",
@@ -116,14 +113,14 @@ def test_hostile_headers(tmp_path, model, fields, ending):
     assert outcome(segment_file, model, path) == "refused"
 
 
+@pytest.mark.promise("hostile_files")
 def test_gz_bombs(tmp_path, model):
     whole = gzip.decompress(volume(tmp_path / "scan.nii.gz").read_bytes())
     # a valid volume with 256 MiB of zeros behind it: what the header promises is read, no more
     bomb = zlib.compressobj(9, zlib.DEFLATED, 31)
     zeros = b"\0" * 2**20
-    (tmp_path / "tail.nii.gz").write_bytes(
-        bomb.compress(whole) + b"".join(bomb.compress(zeros) for _ in range(256)) + bomb.flush()
-    )
+    content = bomb.compress(whole) + b"".join(bomb.compress(zeros) for _ in range(256)) + bomb.flush()
+    (tmp_path / "tail.nii.gz").write_bytes(content)
     assert outcome(segment_file, model, tmp_path / "tail.nii.gz") == "ok"
     # extensions of the header that reach far into the zeros
     header = nib.Nifti1Header(whole[:348], check=False)
@@ -173,6 +170,7 @@ HOSTILE_UNETR = [{}, {"patch": 0}, {"patch": 5}, {"width": 0}, {"width": 1024, "
 HOSTILE_UNETR += [{"heads": 0}, {"heads": 3}, {"features": -1}, {"window": [10**9] * 3}, {"attention": "se"}]
 
 
+@pytest.mark.promise("hostile_files")
 @pytest.mark.parametrize(
     "changes",
     [
@@ -230,6 +228,7 @@ def test_a_compressed_checkpoint_is_refused(tmp_path):
     assert outcome(load_model, packed) == "refused"
 
 
+@pytest.mark.promise("hostile_files")
 def test_a_malicious_pickle_runs_nothing(script, tmp_path, phantoms, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
@@ -291,6 +290,7 @@ def test_a_hundred_mutations(tmp_path, model):
     assert counts["refused"] > 20 and counts["ok"] > 10
 
 
+@pytest.mark.promise("hostile_files")
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_thousands_of_mutations(tmp_path, model):

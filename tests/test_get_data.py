@@ -154,6 +154,7 @@ def test_no_network(script, tmp_path):
     assert not (tmp_path / "x").exists()
 
 
+@pytest.mark.promise("archives")
 @pytest.mark.parametrize(
     "name, kind, link",
     [

@@ -40,6 +40,7 @@ def rewritten(path, target, **fields):
     return target
 
 
+@pytest.mark.promise("headers")
 @pytest.mark.parametrize("ending", [".mgz", ".mgh"])
 def test_an_mgz_without_an_orientation_has_freesurfers_and_a_flag(tmp_path, ending):
     """nibabel mends the flag when it reads, and turns the axes otherwise than FreeSurfer, whose default is LIA at 1 mm."""
@@ -78,6 +79,7 @@ def test_a_quaternion_a_little_too_long_is_a_rotation(run_study, scans, tmp_path
             read_nifti(broken)
 
 
+@pytest.mark.promise("headers")
 def test_two_voxel_sizes_are_a_flag(scans, tmp_path):
     image = nib.load(scans / "phantom_001.nii.gz")
     affine = image.affine.copy()
@@ -88,6 +90,7 @@ def test_two_voxel_sizes_are_a_flag(scans, tmp_path):
     assert "spacing_differs" not in orientation_flags(image)
 
 
+@pytest.mark.promise("headers")
 def test_a_checksum_that_fails_is_no_scan(nifti, tmp_path):
     """Flipped bits in what is unpacked without an error."""
     whole = bytearray(
@@ -104,6 +107,7 @@ def test_a_checksum_that_fails_is_no_scan(nifti, tmp_path):
     assert refused == 24 and read_nifti(tmp_path / "whole.nii.gz")
 
 
+@pytest.mark.promise("headers")
 def test_names_and_contents_that_do_not_fit_have_the_right_advice(scans, tmp_path):
     packed = (scans / "phantom_001.nii.gz").read_bytes()
     mgh = io.BytesIO()
@@ -191,6 +195,7 @@ def test_scans_of_few_grey_levels_or_doubled_slices_are_no_label_maps():
 # ---- what is no hippocampus
 
 
+@pytest.mark.promise("fluid")
 @pytest.mark.data
 def test_a_hippocampus_in_fluid_is_none(tmp_path):
     """Cut out, with 2 mm around it, and fluid in its place: the networks draw one, and are sure of it."""

@@ -119,6 +119,7 @@ def test_freesurfers_labels_and_a_table_of_etiv(script, head, tmp_path):
 ORIENTATIONS = ["".join(c) for axes in itertools.permutations(("RL", "AP", "SI")) for c in itertools.product(*axes)]
 
 
+@pytest.mark.promise("orientations")
 @pytest.mark.parametrize(
     "codes", [["LPI", "ASR"], pytest.param(ORIENTATIONS, marks=pytest.mark.slow)], ids=["two", "all"]
 )
@@ -131,6 +132,7 @@ def test_every_orientation_gives_the_same_labels(models, head, found, tmp_path, 
         assert np.array_equal(run(models, tmp_path / "turned.nii")[0], expected), code
 
 
+@pytest.mark.promise("orientations")
 def test_sides_come_from_the_header(models, head, found, nifti):
     """Data and affine flipped together: the same; the affine's sign alone: the sides are exchanged."""
     expected = found[0]
@@ -145,6 +147,7 @@ def test_sides_come_from_the_header(models, head, found, nifti):
         assert dice(exchanged == theirs, expected == ours) > 0.9 and dice(exchanged == ours, expected == theirs) > 0.9
 
 
+@pytest.mark.promise("volumes")
 def test_volumes_follow_a_known_affine(models, drawn_head, nifti):
     """The same head 9 % larger and turned: its volumes change by the determinant, nearly."""
     volumes, change = [], 1.03 * phantom.turn((5, 0, 5))
@@ -155,6 +158,7 @@ def test_volumes_follow_a_known_affine(models, drawn_head, nifti):
     assert np.allclose(volumes[1], volumes[0], rtol=0.06), volumes
 
 
+@pytest.mark.promise("volumes")
 @pytest.mark.parametrize(
     "change",
     [
@@ -186,6 +190,7 @@ def test_other_contrasts_are_flagged(models, head, found, nifti):
     assert "contrast_not_t1" not in found[2].flags
 
 
+@pytest.mark.promise("no_hippocampus")
 def test_what_holds_no_hippocampus_fails(script, nifti, tmp_path):
     rng = np.random.default_rng(0)
     grid = np.indices((90, 90, 90)) / 45 - 1
@@ -244,6 +249,7 @@ def test_labels_on_thick_slices_hold_the_volume_of_the_window():
     assert (views[0, 0] < 0.5).sum() * voxel < 0.9 * volume
 
 
+@pytest.mark.promise("contrasts")
 @pytest.mark.parametrize(
     "contrast, doubts, qualities, flags",
     [

@@ -41,6 +41,7 @@ def test_the_gradient_is_finite(size, gamma):
         assert loss.item() > 0 and torch.isfinite(logits.grad).all()
 
 
+@pytest.mark.promise("half_a_voxel")
 @pytest.mark.parametrize("factor", [2, 4])
 def test_the_target_of_a_coarser_output_is_in_place(factor):
     """A coarse output is best where it says the share of each class in its voxels, not what one corner of them holds."""

@@ -163,6 +163,7 @@ def test_good_crops_raise_no_flag(tmp_path):
         assert not row["flags"] and float(row["quality"]) > 0.8, (name, row)
 
 
+@pytest.mark.promise("misuse")
 @pytest.mark.data
 @pytest.mark.parametrize("name", kinds(CROPS))
 def test_a_misused_crop_is_flagged_or_refused(tmp_path, name):
@@ -174,6 +175,7 @@ def test_a_misused_crop_is_flagged_or_refused(tmp_path, name):
     assert_doubtful(rows_of([path], tmp_path / "out")["misused"])
 
 
+@pytest.mark.promise("misuse")
 @pytest.mark.data
 def test_the_wrong_side_of_a_crop_is_flagged(tmp_path):
     """Told to be of the other side than it is: all of these crops look like left ones."""
@@ -193,6 +195,7 @@ def a_head(request):
     return respaced(np.asarray(image.dataobj, np.float32), image.affine, (1, 1, 1))[0]
 
 
+@pytest.mark.promise("misuse")
 @pytest.mark.parametrize("name", kinds(HEADS))
 def test_misused_heads_are_flagged_or_refused(a_head, tmp_path, name):
     change, spacing = HEADS[name]

@@ -40,6 +40,7 @@ def header_with(path, **values):
 VOLUME = np.arange(6 * 7 * 8, dtype=np.float32).reshape(6, 7, 8)
 
 
+@pytest.mark.promise("hostile_files")
 @pytest.mark.parametrize(
     "values, words",
     [
@@ -89,6 +90,7 @@ def test_a_head_of_small_voxels_is_not_too_large(nifti, monkeypatch):
         read_nifti(small)
 
 
+@pytest.mark.promise("hostile_files")
 @pytest.mark.parametrize("ending", [".nii", ".nii.gz"])
 def test_a_file_shorter_than_its_header_says(nifti, tmp_path, ending):
     """Refused before memory is asked for: 800^3 voxels in a file of kilobytes."""
@@ -120,6 +122,7 @@ def test_dicom_is_told_of_its_converter(tmp_path):
 # ---- resampling
 
 
+@pytest.mark.promise("half_a_voxel")
 def test_resampling_keeps_places():
     """A ramp stays the same ramp: half a voxel off would fail."""
     n, m = 40, 23
@@ -138,6 +141,7 @@ def test_integers_are_not_truncated_when_they_shrink():
     assert resample(array, array.shape).dtype == np.float32 and resample(array, (9, 9, 9), order=0).dtype == np.uint8
 
 
+@pytest.mark.promise("orientations")
 @pytest.mark.parametrize(
     "sform, qform, flags",
     [

@@ -122,6 +122,7 @@ def test_every_option_of_every_script_says_what_it_means():
                 assert comment, (path.name, name)
 
 
+@pytest.mark.promise("all_cases")
 def test_a_recipe_changes_what_the_command_line_does_not_name():
     plain, heads = configure("--recipe=crops"), configure("--recipe=heads")
     changed = {name: value for name, value in vars(heads).items() if value != getattr(plain, name)}

@@ -3,15 +3,16 @@
 import re
 import subprocess
 
+from hippo.errors import UserError
 from hippo.heads.flags import FLAGS
 from hippo.options import RENAMED, configure, constants
 from tools import report
+from tools.tables_promises import PROMISES, marked_tests, promises
 
 import pytest
 from conftest import ROOT
 
 WRITTEN_BY_HAND = [
-    "docs/DEVELOPING.md",
     "CONTRIBUTING.md",
     "CHANGELOG.md",
     "Task04_Hippocampus/README.md",
@@ -30,6 +31,24 @@ def test_every_block_is_on_a_page(monkeypatch):
     monkeypatch.chdir(ROOT)
     marks = set(re.findall(r"^<!-- /(\S+) -->$", "\n".join(PAGES.values()), re.M)) - {"test"}
     assert marks == set(report.sections(configure(vars(report), [])))
+
+
+def test_promises_have_the_tests_that_are_marked(tmp_path):
+    (tmp_path / "test_some.py").write_text(
+        "@pytest.mark.promise('seed')\n@pytest.mark.slow\ndef test_a(): pass\n"
+        "@pytest.mark.parametrize('n', [1, pytest.param(2, marks=pytest.mark.slow)])\n"
+        '@pytest.mark.promise("seed")\ndef test_b(n): pass\n'
+        "@pytest.mark.promise('seed')\ndef test_c(): pass\n"
+        "def test_d(): pass\n"
+    )
+    tests = marked_tests(tmp_path)
+    assert tests == {"seed": [("`test_a`", True), ("`test_b` (in part slow)", False), ("`test_c`", False)]}
+    others = {key: [("`test_e`", False)] for key in PROMISES}
+    assert "| `test_b` (in part slow), `test_c`; slow: `test_a` |\n" in promises({**others, **tests})
+    with pytest.raises(UserError, match="no test shows the promise 'resume'"):
+        promises(tests)
+    with pytest.raises(UserError, match="`test_e`: there is no promise 'x'"):
+        promises({**others, "x": others["resume"]})
 
 
 def test_a_row_for_each_finished_run(tmp_path, monkeypatch):

@@ -42,6 +42,7 @@ def finish(process, seconds=240):
         raise
 
 
+@pytest.mark.promise("torchrun")
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["3d", "2d"])
 def test_two_processes_give_what_one_gives(jobs, whole, tmp_path, name):
@@ -62,6 +63,7 @@ def test_two_processes_give_what_one_gives(jobs, whole, tmp_path, name):
     assert json.loads((tmp_path / "two" / "config.json").read_text())["processes"] == 2
 
 
+@pytest.mark.promise("torchrun")
 def test_a_batch_is_shared_without_repeats():
 
     whole = list(EpochSampler(7, 4, 3, min_steps=3))
@@ -76,6 +78,7 @@ def test_a_batch_is_shared_without_repeats():
     assert list(sampler) == whole[2:] and len(sampler) == len(whole)
 
 
+@pytest.mark.promise("torchrun")
 @pytest.mark.slow
 def test_weights_are_equal_on_all_ranks(jobs, tmp_path):
     module, options = jobs["3d"]
@@ -103,6 +106,7 @@ def test_weights_are_equal_on_all_ranks(jobs, tmp_path):
     assert all(torch.equal(one[k], other[k]) for k in one)
 
 
+@pytest.mark.promise("torchrun")
 @pytest.mark.slow
 def test_a_rank_that_dies_ends_the_job_and_leaves_a_resumable_run(jobs, tmp_path):
     module, options = jobs["3d"]

@@ -46,6 +46,7 @@ def git_status():
     return subprocess.run(["git", "status", "--porcelain"], capture_output=True, text=True).stdout
 
 
+@pytest.mark.promise("clean")
 def test_what_a_user_runs_leaves_the_repository_clean(clone, script, phantoms):
     """Every script with its default folders; twice where a folder is renamed the second time."""
     data = f"--data_root={phantoms}"

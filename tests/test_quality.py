@@ -48,6 +48,7 @@ def test_evidence_of_what_agrees_and_of_what_does_not():
         assert apart[name] < agreed[name], name
 
 
+@pytest.mark.promise("quality")
 @pytest.mark.parametrize("kind", ["both", "one", "any"])
 def test_less_agreement_never_raises_the_expected_dice(kind):
     coefficients = json.loads((ROOT / quality.COEFFICIENTS).read_text())[kind]
@@ -59,6 +60,7 @@ def test_less_agreement_never_raises_the_expected_dice(kind):
         assert values == sorted(values, reverse=True) and 0 <= values[-1] < values[0], name
 
 
+@pytest.mark.promise("quality")
 def test_flags_and_refusals():
     assert [s.flags for s in judged(side(), side(3300, name="right"))] == [(), ()]
     assert [s.flags for s in judged(side(2000), side(3000, name="right"))] == [("asymmetric",)] * 2
@@ -70,6 +72,7 @@ def test_flags_and_refusals():
     assert judged(side(), failed)[1] == failed and judged(side(), failed)[0].flags == ()
 
 
+@pytest.mark.promise("quality")
 def test_the_thresholds_are_constants_of_predict(script, tmp_path, phantoms):
     cfg = configure(vars(predict), ["--low_quality=0.9", "--usual_mm3=[2000, 5000]"], inputs="scans")
     assert limits_of(cfg) == LIMITS._replace(low_quality=0.9, usual_mm3=[2000, 5000], possible_mm3=[300, 12_000])

@@ -81,6 +81,7 @@ def test_the_worst_come_first_and_the_table_sorts(opened):
     assert names(opened) == ["poor"]
 
 
+@pytest.mark.promise("report")
 def test_keys_lead_through_the_scans_and_ticks_are_kept(opened, tmp_path):
     opened.keyboard.press("ArrowDown")
     opened.keyboard.press("ArrowDown")
@@ -118,6 +119,7 @@ def test_pictures_are_loaded_and_enlarged(opened):
     assert opened.evaluate("document.querySelector('#large img').naturalWidth") == 72
 
 
+@pytest.mark.promise("report")
 def test_a_thousand_scans_open_in_seconds(scans, tmp_path):
     """With pictures of 60 kB each; tools.cohort measures it without other work beside it."""
     rows, _ = scans["good"]

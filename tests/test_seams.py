@@ -33,6 +33,7 @@ CROP = ROOT / "Task04_Hippocampus/imagesTr/hippocampus_338.nii.gz"
 # ---- one scan's failure ends no batch
 
 
+@pytest.mark.promise("rows")
 def test_an_unforeseen_error_is_a_row_with_its_traceback(run_study, scans, tmp_path, monkeypatch):
     real = outputs.segment
 
@@ -54,6 +55,7 @@ def test_an_unforeseen_error_is_a_row_with_its_traceback(run_study, scans, tmp_p
     assert "Traceback" in record["traceback"] and "nobody thought of this" in record["traceback"]
 
 
+@pytest.mark.promise("rows")
 @pytest.mark.skipif(os.name == "nt", reason="names of 255 bytes")
 def test_a_long_name_and_what_cannot_be_written_are_rows(run_study, scans, tmp_path):
     fits, too_long = "sub-0001_v" + "v" * 225, "sub-0002_v" + "v" * 238
@@ -69,6 +71,7 @@ def test_a_long_name_and_what_cannot_be_written_are_rows(run_study, scans, tmp_p
     assert (tmp_path / "out" / f"{fits}_seg.nii.gz").is_file()
 
 
+@pytest.mark.promise("rows")
 def test_a_full_disk_ends_the_run(run_study, scans, monkeypatch):
     seen = []
 
@@ -106,6 +109,7 @@ def test_a_worker_that_cannot_start_says_why(whole, tmp_path):
         batch._process_state.clear()
 
 
+@pytest.mark.promise("rows")
 @pytest.mark.skipif(os.name != "posix", reason="SIGKILL")
 def test_a_scan_that_kills_its_process_is_a_row(scans, whole, tmp_path):
     """As the system does where memory ends: the others are done."""
@@ -131,6 +135,7 @@ def test_a_scan_that_kills_its_process_is_a_row(scans, whole, tmp_path):
 # ---- nothing is left out without a word
 
 
+@pytest.mark.promise("named")
 def test_capitals_pairs_and_mgh_are_read_and_the_rest_is_named(run_study, scans, tmp_path):
     image = nib.load(scans / "phantom_001.nii.gz")
     array = np.asarray(image.dataobj).astype(np.float32)
@@ -165,6 +170,7 @@ def test_a_changed_half_of_a_pair_is_done_again(run_study, scans):
     assert "are there already" not in run_study(scans / "c.hdr", "--pictures=False")[1]
 
 
+@pytest.mark.promise("named")
 def test_a_person_without_a_t1_is_a_row(run_study, study, tmp_path):
     (study / "sub-03" / "anat").mkdir(parents=True)
     shutil.copy(study / "sub-02/anat/sub-02_T1w.nii.gz", study / "sub-03/anat/sub-03_UNIT1.nii.gz")

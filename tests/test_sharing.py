@@ -75,6 +75,7 @@ def table(path):
         return list(csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ","))
 
 
+@pytest.mark.promise("shared_folder")
 @posix
 @pytest.mark.parametrize("runs, rounds", [(6, 1), pytest.param(16, 20, marks=pytest.mark.slow)])
 def test_runs_that_begin_together_lose_nothing(phantoms, whole, tmp_path, runs, rounds):
@@ -115,6 +116,7 @@ def _stay(out, settings, ready, end):
     end.wait(60)
 
 
+@pytest.mark.promise("settings")
 def test_a_folder_in_use_is_never_renamed(tmp_path, capsys):
     """A second run with other settings is refused while the first one is at work; then the results are set aside."""
     context = multiprocessing.get_context("spawn")
@@ -134,6 +136,7 @@ def test_a_folder_in_use_is_never_renamed(tmp_path, capsys):
     assert (tmp_path / "out.previous-1").is_dir() and list(load_study(out)["scans"]) == ["b"]
 
 
+@pytest.mark.promise("settings")
 def test_another_processor_sets_nothing_aside(tmp_path):
     """Half of a cluster computes in bfloat16: the other half is refused, and renames nothing."""
     item = Item("a", Path(__file__))
@@ -147,11 +150,13 @@ def test_another_processor_sets_nothing_aside(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
+@pytest.mark.promise("shared_folder")
 def test_a_run_without_a_record_of_its_own_says_so(run_study, phantoms, monkeypatch):
     monkeypatch.setattr(outputs, "save_record", lambda *_: None)
     one_error_line(run_study(phantoms / "imagesTr" / "phantom_001.nii.gz"), "no record of phantom_001", "again")
 
 
+@pytest.mark.promise("shared_folder")
 def test_a_drive_without_locks_loses_no_record(run_study, phantoms, tmp_path, monkeypatch):
     class NoLock(sharing.FileLock):
         def acquire(self, *_, **__):
@@ -165,6 +170,7 @@ def test_a_drive_without_locks_loses_no_record(run_study, phantoms, tmp_path, mo
     assert len(table(tmp_path / "out" / "volumes.csv")) == 2
 
 
+@pytest.mark.promise("shared_folder")
 def test_one_name_in_many_folders_is_one_table(run_study, phantoms, tmp_path):
     """for s in subj*; do python predict.py $s/T1.nii.gz; done, with equal scans too."""
     a, b = sorted((phantoms / "imagesTr").iterdir())[:2]
@@ -202,6 +208,7 @@ def test_a_half_written_file_of_another_machine_stays(run_study, phantoms, tmp_p
     assert theirs.exists() and not mine.exists()
 
 
+@pytest.mark.promise("rows")
 @posix
 def test_ctrl_c_while_workers_start_is_one_line(phantoms, whole, tmp_path):
     model = f"--checkpoint={whole['3d'] / 'last.pth'}"

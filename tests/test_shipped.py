@@ -100,6 +100,7 @@ def test_a_crops_side_and_its_mirror_image(script, nifti, tmp_path):
     assert (tmp_path / "out" / "mirrored_hippocampus.png").is_file()
 
 
+@pytest.mark.promise("contrasts")
 @pytest.mark.data
 def test_an_inverted_crop_is_for_the_model_of_any_contrast(script, nifti, tmp_path):
     """The choice, and that the models of T1 alone do not pass without a word on another contrast."""
@@ -123,6 +124,7 @@ def test_an_inverted_crop_is_for_the_model_of_any_contrast(script, nifti, tmp_pa
     assert "contrast_doubtful" in doubtful["flags"] or "failed" in doubtful["flags"]
 
 
+@pytest.mark.promise("contrasts")
 @pytest.mark.data
 def test_the_model_of_any_contrast_gives_its_published_results():
     """On every eighth of the 52 held-out crops, as they are, inverted and through random tables."""

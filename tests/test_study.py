@@ -99,6 +99,7 @@ def test_own_intracranial_volumes_by_path_or_name(tmp_path):
     assert {item.etiv_mm3 for item in predict.give_etivs(items, "1480000")} == {1_480_000}
 
 
+@pytest.mark.promise("batch")
 def test_a_study_goes_on_where_it_stopped(run_study, phantoms, nifti, tmp_path):
     scans, out = tmp_path / "scans", tmp_path / "out"
     shutil.copytree(phantoms / "imagesTr", scans)
@@ -158,6 +159,7 @@ def test_a_scan_that_ends_the_program_does_not_hold_up_the_others(run_study, pha
     assert seen == [a.name, c.name, b.name] and not begun.exists()
 
 
+@pytest.mark.promise("settings")
 def test_results_of_other_settings_or_scans_are_kept(run_study, phantoms, nifti, tmp_path):
     a, b = sorted((phantoms / "imagesTr").iterdir())[:2]
     run_study(a, "--pictures=False")
@@ -180,6 +182,7 @@ def test_results_of_other_settings_or_scans_are_kept(run_study, phantoms, nifti,
     assert not (tmp_path / "out.previous-2").exists()
 
 
+@pytest.mark.promise("batch")
 def test_what_a_killed_process_left_is_removed(run_study, phantoms, tmp_path):
     scan = phantoms / "imagesTr" / "phantom_001.nii.gz"
     run_study(scan)
@@ -192,6 +195,7 @@ def test_what_a_killed_process_left_is_removed(run_study, phantoms, tmp_path):
     assert content(tmp_path / "out", times=False) == expected
 
 
+@pytest.mark.promise("batch")
 def test_shards_and_workers_give_what_one_run_gives(run_study, phantoms, tmp_path):
     scans = sorted((phantoms / "imagesTr").iterdir())[:4]
     expected = {}
@@ -261,6 +265,7 @@ def test_shards():
     )
 
 
+@pytest.mark.promise("batch")
 @pytest.mark.slow
 def test_a_batch_killed_at_random_moments_goes_on(phantoms, whole, tmp_path):
     """Killed and started again, with two processes: the same files."""

@@ -28,6 +28,7 @@ class Killed(BaseException):
     """Stands in for SIGKILL: nothing catches it, and no temporary file is taken away."""
 
 
+@pytest.mark.promise("resume")
 @pytest.mark.parametrize("name", ["3d", "2d"])
 def test_killed_while_writing_any_file(jobs, whole, tmp_path, monkeypatch, name):
     """The run is killed at its first write (a part of the file being there), resumed, killed at its second, ..."""
@@ -79,6 +80,7 @@ def kill_until_done(module, options, folder, kills, longest):
             done += 1
 
 
+@pytest.mark.promise("resume")
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["3d", "2d"])
 def test_killed_at_random_moments(jobs, tmp_path, name):
@@ -92,6 +94,7 @@ def test_killed_at_random_moments(jobs, tmp_path, name):
     assert not list(tmp_path.glob("*.previous-*"))
 
 
+@pytest.mark.promise("resume")
 @pytest.mark.slow
 def test_a_killed_search_goes_on(jobs, tmp_path, phantoms):
     options = [o.replace("--depth", "--unet_depth") for o in (*SMALL_3D, f"--data_root={phantoms}", "--seeds=[0,1]")]
@@ -119,6 +122,7 @@ def test_resume_without_a_checkpoint_starts_from_the_beginning(script, jobs, tmp
 # ---- Ctrl-C
 
 
+@pytest.mark.promise("ctrl_c")
 @pytest.mark.parametrize("name", ["3d", "2d"])
 def test_ctrl_c_saves_and_says_how_to_go_on(script, jobs, whole, tmp_path, monkeypatch, name):
     module, options = jobs[name]
@@ -161,6 +165,7 @@ def small_disk():
     resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
+@pytest.mark.promise("files")
 @pytest.mark.parametrize("name", ["3d", "2d"])
 def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(script, jobs, tmp_path, small_disk, name):
     module, options = jobs[name]
@@ -171,6 +176,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(script, jobs, t
     assert [p.name for p in (tmp_path / "run").iterdir()] == ["config.json"]
 
 
+@pytest.mark.promise("files")
 def test_a_full_disk_loses_no_earlier_result(script, jobs, whole, tmp_path, small_disk):
     module, options = jobs["3d"]
     copy = shutil.copytree(whole["3d"], tmp_path / "run")
@@ -199,6 +205,7 @@ def test_a_place_that_cannot_be_written(script, jobs, tmp_path, place):
     assert (tmp_path / "file").read_text() == "a file, not a folder"
 
 
+@pytest.mark.promise("read_only")
 def test_data_may_be_read_only_and_behind_links(script, jobs, phantoms, tmp_path):
     data = shutil.copytree(phantoms, tmp_path / "Daten für später")
     for path in [*data.rglob("*"), data]:

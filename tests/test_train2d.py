@@ -131,6 +131,7 @@ def test_a_slice_of_a_validation_case_is_never_trained_on(slices, run_folder):
     assert not set(train.cases) & set(val.cases)
 
 
+@pytest.mark.promise("half_a_voxel")
 @pytest.mark.parametrize("size", [128, 40, 24])
 def test_volumes_are_fused_from_slices_in_place(size):
     """A model that only looks at its own pixel gives each voxel back its own value: half a voxel off would fail."""
@@ -174,6 +175,7 @@ def test_predict_takes_a_2d_checkpoint(script, run_folder, phantoms, tmp_path):
     assert code == 0 and (tmp_path / "out" / "phantom_007_seg.nii.gz").is_file(), err
 
 
+@pytest.mark.promise("other_constants")
 def test_resume_on_other_slices_is_refused(script, run_folder, phantoms, slices, tmp_path):
     folder, other = shutil.copytree(run_folder, tmp_path / "r"), tmp_path / "other"
     script(

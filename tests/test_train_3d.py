@@ -97,6 +97,7 @@ def test_metrics_are_per_case_means_of_the_final_weights(run_folder):
     assert load_checkpoint(run_folder / "last.pth")["epoch"] == 2
 
 
+@pytest.mark.promise("seed")
 def test_config_holds_what_a_repeat_needs(run_folder):
     config = json.loads((run_folder / "config.json").read_text())
     assert set(config["constants"]) == set(constants(vars(train_3d))) and config["constants"]["EMA"] == 0.9
@@ -115,6 +116,7 @@ def test_config_holds_what_a_repeat_needs(run_folder):
     )
 
 
+@pytest.mark.promise("seed")
 def test_the_same_seed_gives_the_same_history_and_weights(script, phantoms, tmp_path):
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         options = ("--epochs=1", "--max_cases=5", f"--data_root={phantoms}", f"--out_dir={tmp_path / name}")
@@ -124,6 +126,7 @@ def test_the_same_seed_gives_the_same_history_and_weights(script, phantoms, tmp_
     assert same(weights(tmp_path / "a" / "last.pth"), weights(tmp_path / "b" / "last.pth"))
 
 
+@pytest.mark.promise("other_constants")
 def test_resume_with_other_constants_is_refused(script, run_folder, phantoms, tmp_path):
     copy = shutil.copytree(run_folder, tmp_path / "copy")
     before = {p: p.read_bytes() for p in copy.rglob("*") if p.is_file()}

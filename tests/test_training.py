@@ -37,6 +37,7 @@ def losses(monkeypatch):
     return break_at
 
 
+@pytest.mark.promise("not_finite")
 def test_a_step_that_is_not_finite_is_skipped_and_counted(script, jobs, tmp_path, losses):
     module, options = jobs["3d"]
     options = (*options, "--max_cases=0")  # three steps an epoch
@@ -68,6 +69,7 @@ def test_validations_may_be_left_out(script, jobs, whole, tmp_path, kind):
     assert (tmp_path / "plots").is_dir()
 
 
+@pytest.mark.promise("not_finite")
 def test_a_run_that_keeps_failing_stops(script, jobs, whole, tmp_path, monkeypatch, losses):
     module, options = jobs["3d"]
     options = (*options, "--max_cases=0")  # three steps an epoch
@@ -126,6 +128,7 @@ class FakeScaler:
         self.scale_ = state["scale"]
 
 
+@pytest.mark.promise("not_finite")
 def test_the_path_of_the_gradient_scaler(script, jobs, tmp_path, monkeypatch):
     """As on CUDA: fp16 with a scaler, in the right order, its state saved and resumed."""
     module, options = jobs["3d"]
@@ -151,6 +154,7 @@ def test_the_path_of_the_gradient_scaler(script, jobs, tmp_path, monkeypatch):
 # ---- resumed runs
 
 
+@pytest.mark.promise("resume")
 def test_random_numbers_go_on_where_they_stopped(script, jobs, tmp_path, monkeypatch):
     """With dropout in the network, an interrupted run still ends as one that never was."""
     module, options = jobs["3d"]
@@ -183,6 +187,7 @@ def test_random_numbers_go_on_where_they_stopped(script, jobs, tmp_path, monkeyp
     assert {"git_commit", "version", "torch"} <= resumed[0]["environment"].keys()
 
 
+@pytest.mark.promise("other_constants")
 def test_a_constant_that_an_older_run_lacks_counts_as_its_default(script, jobs, whole, tmp_path):
     module, options = jobs["3d"]
     folder = shutil.copytree(whole["3d"], tmp_path / "run")
@@ -196,6 +201,7 @@ def test_a_constant_that_an_older_run_lacks_counts_as_its_default(script, jobs, 
     one_error_line(script(module, *resume, "--unet_depth=3"), "--unet_depth=2, not 3")
 
 
+@pytest.mark.promise("other_constants")
 def test_other_data_of_the_same_size_are_noticed(script, jobs, whole, phantoms, tmp_path):
     module, options = jobs["3d"]
     folder, data = shutil.copytree(whole["3d"], tmp_path / "run"), shutil.copytree(phantoms, tmp_path / "data")

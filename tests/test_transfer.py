@@ -41,6 +41,7 @@ def parts(phantoms, tmp_path_factory):
     return out / "last.pth"
 
 
+@pytest.mark.promise("fine_tuning")
 def test_from_two_labels_to_one(script, whole_only, parts, tmp_path):
     """The body is kept, the head starts from the sum of both parts', and all files speak of one label."""
     out, how = tmp_path / "run", (*SMALL, f"--data_root={whole_only}", f"--init={parts}")
@@ -74,6 +75,7 @@ def test_from_two_labels_to_one(script, whole_only, parts, tmp_path):
     one_error_line(script(predict, crop, *how, "--probabilities=True"), "need a model of both parts")
 
 
+@pytest.mark.promise("fine_tuning")
 def test_a_frozen_encoder_stays_as_it_is(script, phantoms, parts, tmp_path):
     out = tmp_path / "run"
     how = (*SMALL, f"--data_root={phantoms}", f"--init={parts}", "--freeze=encoder", f"--out_dir={out}")

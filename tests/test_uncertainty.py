@@ -47,6 +47,7 @@ def dropout_run(phantoms, tmp_path_factory):
     return folder
 
 
+@pytest.mark.promise("dropout")
 def test_dropout_is_off_outside_training(image):
     """The same weights, and the same result as without; in train mode it leaves whole channels out, in 2D too."""
     plain, dropped = model_with(0), model_with(0.5)
@@ -68,6 +69,7 @@ def test_only_a_network_that_drops_something_is_one_with_dropout():
     assert not has_dropout(model_with(0)) and has_dropout(model_with(0.1))
 
 
+@pytest.mark.promise("dropout")
 def test_samples_are_repeatable_and_differ(image):
     model = model_with(0.3)
     state = torch.random.get_rng_state()
@@ -153,6 +155,7 @@ def test_the_comparison(whole, dropout_run, phantoms, tmp_path):
         assert 0 <= method["calibration_error"]["mean"] <= 1 and method["seconds"] > 0
 
 
+@pytest.mark.promise("dropout")
 def test_predict_writes_maps_and_spreads(script, dropout_run, phantoms, tmp_path):
     """On the scan's own grid, oblique and of two orientations; the same again; more samples are other ones."""
     scan = next(iter(sorted((phantoms / "imagesTr").glob("*.nii.gz"))))

@@ -26,6 +26,7 @@ def no_display(monkeypatch):
 # ---- viz.py
 
 
+@pytest.mark.promise("read_only")
 def test_a_case_and_its_prediction(script, phantoms, tmp_path):
     out = tmp_path / "vue 1.png"
     code, text, err = script(

@@ -82,6 +82,7 @@ def test_delete_removes_all(client, crops, server):
         assert status == 404 and "send the scan again" in body["detail"]
 
 
+@pytest.mark.promise("web")
 def test_a_scan_is_deleted_once_it_is_segmented(client, crops, server):
     client.segment("a.nii.gz", next(iter(crops.values())))
     assert not uploads_in(server[3])
@@ -126,6 +127,7 @@ def test_mutated_files(client, crops, server):
 # ---- many scans
 
 
+@pytest.mark.promise("web")
 def test_fifty_uploads_at_once(client, crops, server):
     """Each is done or told to come again; none is lost, and each result is of its own scan."""
     names = [sorted(crops)[i % 5] for i in range(50)]
@@ -149,6 +151,7 @@ def volume(job):
 # ---- who may ask, and what
 
 
+@pytest.mark.promise("web")
 def test_only_the_page_and_this_machine_may_ask(client, crops):
     content = next(iter(crops.values()))
     for host in ("evil.example", f"evil.example:{client.port}", "127.0.0.1.evil.example", "", "[", "a@127.0.0.1:x"):
@@ -193,6 +196,7 @@ def test_names_are_no_paths(client, crops, server, tmp_path):
         assert client.ask(path)[0] in (404, 405), path
 
 
+@pytest.mark.promise("web")
 def test_uploads_have_a_limit(client, server):
     large = b"\0" * 1_200_000
     assert client.send("a.nii", large)[0] == 413

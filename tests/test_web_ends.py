@@ -23,6 +23,7 @@ from hippo.web import jobs as room
 posix = pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
 
 
+@pytest.mark.promise("web")
 def test_a_job_ends_by_time_or_by_its_user(monkeypatch, model, crops, tmp_path):
     monkeypatch.setattr(room, "_EXPIRY_SECONDS", 0.1)
     checkpoint, content = model[0].partition("=")[2], next(iter(crops.values()))
@@ -46,6 +47,7 @@ def test_a_job_ends_by_time_or_by_its_user(monkeypatch, model, crops, tmp_path):
     assert tmp_path.is_dir() and not list(tmp_path.iterdir())
 
 
+@pytest.mark.promise("web")
 @posix
 def test_a_worker_and_a_server_are_killed_in_the_middle_of_a_job(model, tmp_path, crops):
     """A worker costs its job alone. Of a server the worker ends too; the next one removes what is left, and says that the job

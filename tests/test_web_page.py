@@ -94,6 +94,7 @@ def set_opacity(tab, value):
     tab.wait_for_timeout(300)
 
 
+@pytest.mark.promise("web_page")
 def test_from_drop_to_deletion(tab, server, head, tmp_path):
     tab.evaluate(DROP, base64.b64encode(head.read_bytes()).decode())
     wait_until(lambda: tab.evaluate(DRAWN))

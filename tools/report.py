@@ -2,8 +2,8 @@
 
     python -m tools.report        rewrites what stands between <!-- name --> and <!-- /name --> in each page
 
-Reads RESULTS (see tools.publish) and, for what others published, references/. Conclusions are written by a person,
-beside the tables.
+Reads RESULTS (see tools.publish), references/ for what others published, and tests/ for what the code promises.
+Conclusions are written by a person, beside the tables.
 """
 
 import re
@@ -18,6 +18,7 @@ from tools import (
     tables_2d,
     tables_3d,
     tables_heads,
+    tables_promises,
     tables_quality,
     tables_readme,
     tables_robust,
@@ -27,6 +28,7 @@ from tools import (
 
 PAGES = [
     "README.md",
+    "docs/DEVELOPING.md",
     "docs/RESULTS.md",
     "docs/troubleshooting.md",
     "docs/cluster.md",
@@ -44,7 +46,7 @@ def main():
     texts = {page: rewrite(Path(page).read_text(encoding="utf-8"), blocks) for page in cfg.pages}
     for page, text in texts.items():
         save_text(page, text)
-        print(f"{page} is up to date with {cfg.results}/")
+        print(f"{page} is up to date")
 
 
 def rewrite(text, blocks):
@@ -97,6 +99,7 @@ def sections(cfg):
         tables_robust,
         tables_quality,
         tables_study,
+        tables_promises,
     )
     blocks = {name: block for module in modules for name, block in module.sections(published).items()}
     return blocks | {"flag-list": flag_list}

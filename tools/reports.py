@@ -22,7 +22,7 @@ HEAD = ""  # a T1-weighted head without its skull, for the larger inputs; empty:
 ONLY = ""  # a word in the name of the inputs to run; empty: all
 
 # what is run: (name, arguments of predict.py, variables of the environment); {r}: REPORTS, {l}: the larger inputs
-RUNS = [
+_RUNS = [
     ("folder", ["{r}/folder"], {}),
     ("bids", ["{r}/bids"], {}),
     *((f"quaternion/{name}", [f"{{r}}/quaternion/{name}"], {}) for name in ("qform_only.nii", "sform_valid.nii")),
@@ -71,7 +71,7 @@ def run(cfg):
         large = Path(folder) / "large"
         if cfg.head:
             subprocess.run([sys.executable, reports / "make_large.py", cfg.head, large], check=True)
-        for number, (name, arguments, variables) in enumerate(RUNS):
+        for number, (name, arguments, variables) in enumerate(_RUNS):
             is_large = "{l}" in arguments[0]
             if cfg.only in name and (cfg.head or not is_large):
                 places = {"r": reports, "l": large}
