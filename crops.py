@@ -16,17 +16,15 @@ import csv
 import sys
 from pathlib import Path
 
-import predict
 from hippo.data.formats import has_ending
 from hippo.data.nifti import read_nifti
 from hippo.data.spatial import cut
 from hippo.errors import UserError, fail, require
 from hippo.files import atomic, fresh_folder, save_json
 from hippo.heads.locate import SIDES
-from hippo.heads.networks import load_networks
 from hippo.heads.scan import read_scan
-from hippo.heads.segment import segment
 from hippo.options import configure, run_script
+from hippo.segmenter import Segmenter
 from hippo.study.inputs import find_t1, is_bids
 
 import nibabel as nib
@@ -62,14 +60,15 @@ def run(cfg):
     require(cfg.masks and Path(cfg.masks).is_dir(), f"--masks={cfg.masks}: no such folder; give the one with the masks")
     items = find_t1(cfg.inputs[0], cfg.participant_label, cfg.session_label)
     held_out = {item.participant_id for item in find_t1(cfg.inputs[0], cfg.validation)} if cfg.validation else set()
-    options = {"checkpoint": cfg.checkpoint, "partner": "", "any_contrast": "", "device": cfg.device, "amp": cfg.amp}
-    networks = load_networks(configure(vars(predict), [], **options))
+    segmenter = Segmenter.load(
+        checkpoint=cfg.checkpoint, partner="", any_contrast="", tta=False, device=cfg.device, amp=cfg.amp
+    )
     out_dir, rows, failures = fresh_folder(cfg.out_dir), [], []
     for name in ("imagesTr", "labelsTr"):
         (out_dir / name).mkdir()
     for item in tqdm(items, desc="heads", disable=None):
         try:
-            rows += crop_sides(item, networks, cfg, out_dir)
+            rows += crop_sides(item, segmenter, cfg, out_dir)
         except UserError as error:
             failures.append(error)
     kept = [row for row in rows if row["inside"] >= cfg.least_inside]
@@ -93,21 +92,21 @@ def run(cfg):
     return not failures
 
 
-def crop_sides(item, networks, cfg, out_dir):
+def crop_sides(item, segmenter, cfg, out_dir):
     """Writes both crops of an Item; returns their rows of crops.csv."""
     require(not item.problem, item.problem)
     scan, rows, arrays = read_scan(item.path), [], {}
     masks = {side: read_mask(item, side, scan, cfg) for side in SIDES}
-    sides, _ = segment(networks.models, networks.locator, scan, *networks.place, tta=False)
+    sides = segmenter(scan).sides
     require(len(sides) == 2, f"{item.path}: a crop already; expected a whole head")
     for side in sides:
         require(not side.problem, f"{item.path}: {side.problem}; no window to cut from")
         parts = masks[side.side]
-        soft = np.stack([cut(part.astype(np.float32), scan.matrix, side.window) for part in parts])
+        soft = np.stack([cut(part.astype(np.float32), scan.matrix, side.found.window) for part in parts])
         inside = soft.sum(0) >= 0.5
         label = np.where(inside, 1 + soft.argmax(0), 0).astype(np.uint8)
         case = f"{Path(item.name).name.removesuffix('_T1w')}_hemi-{side.side[0].upper()}"
-        pixels = cut(scan.array, scan.matrix, side.window)
+        pixels = cut(scan.array, scan.matrix, side.found.window)
         total = sum(map(np.count_nonzero, parts)) * abs(np.linalg.det(scan.matrix))
         row = {"case": case, "scan": str(item.path), "person": item.participant_id, "side": side.side}
         rows.append({**row, "inside": min(1.0, float(soft.sum() / total))})

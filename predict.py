@@ -36,8 +36,8 @@ from pathlib import Path
 from hippo import __version__
 from hippo.device import precision
 from hippo.errors import UserError, fail, require
-from hippo.heads.networks import load_networks
 from hippo.options import configure, run_script
+from hippo.segmenter import Segmenter, Settings
 from hippo.study.batch import join, run_items
 from hippo.study.inputs import find_items, find_t1, is_bids, left_out
 from hippo.study.records import has_result, is_done, load_records, load_study, open_study, shard_of, was_begun
@@ -92,9 +92,10 @@ def run(cfg):
     adjustment, (first, step) = load_adjustment(cfg.adjustment) if cfg.adjustment else {}, shard_of(cfg.shard)
     items, source = find_inputs(cfg)
     items = give_etivs(items, cfg.etiv)
-    networks = load_networks(cfg)
-    if networks.whole:
-        require(not cfg.samples and not cfg.probabilities, "--samples and --probabilities need a model of both parts")
+    segmenter = Segmenter.load(**vars(Settings.of(cfg)))
+    networks = segmenter.networks
+    if networks.single_label:
+        require(not cfg.probabilities, "--samples and --probabilities need a model of both parts")
         print(f"{cfg.checkpoint} tells no parts apart: --labels=freesurfer")
         cfg.labels = "freesurfer"
     settings = {name: getattr(cfg, name) for name in _SETTINGS}
@@ -107,12 +108,12 @@ def run(cfg):
     if others:
         print(f"left out: {few([f'{path} ({why})' for path, why in others.items()])}")
     try:
-        return segment_items(items[first::step], networks, cfg, bool(source))
+        return segment_items(items[first::step], segmenter, cfg, bool(source))
     finally:
         leave(cfg.out_dir)
 
 
-def segment_items(items, networks, cfg, in_bids):
+def segment_items(items, segmenter, cfg, in_bids):
     """Segments Items, writes the table, and prints what came of them; returns whether all went well."""
     todo = [item for item in items if cfg.overwrite or not is_done(cfg.out_dir, item)]
     if len(todo) < len(items):
@@ -121,7 +122,7 @@ def segment_items(items, networks, cfg, in_bids):
     start = time.perf_counter()
     try:
         if todo:
-            run_items(todo, networks, cfg, in_bids)
+            run_items(todo, segmenter, cfg, in_bids)
     finally:
         records = load_records(cfg.out_dir) if cfg.shard else join(cfg.out_dir)
     seconds = (time.perf_counter() - start) / max(len(todo), 1)
@@ -167,14 +168,7 @@ def report(cfg, records, timing=""):
 
 def check(cfg):
     """Raises UserError for options that are not to be had, or contradict each other."""
-    require(cfg.side in ("auto", "left", "right"), f"--side={cfg.side}: expected auto, left or right")
-    require(cfg.contrast in ("auto", "t1", "any"), f"--contrast={cfg.contrast}: expected auto, t1 or any")
-    require(cfg.any_contrast or cfg.contrast != "any", "--contrast=any needs weights: give --any_contrast=FILE")
-    require(cfg.labels in ("parts", "freesurfer"), f"--labels={cfg.labels}: expected parts or freesurfer")
-    require(not (cfg.mirror and cfg.side == "left"), "--mirror=True and --side=left contradict each other; give --side")
-    require(cfg.samples == 0 or cfg.samples > 1, f"--samples={cfg.samples}: expected 2 or more, or 0 for none")
-    missing = "--samples needs a 3D model that was trained with --dropout; give --sampler=FILE"
-    require(cfg.sampler or not cfg.samples, missing)
+    Settings.of(cfg).check()
     require(cfg.workers >= 0, f"--workers={cfg.workers}: expected a number of processes, or 0")
 
 

@@ -24,7 +24,6 @@ from hippo.device import set_up_device
 from hippo.errors import require
 from hippo.files import atomic
 from hippo.heads.locate import load_locator, locate
-from hippo.heads.networks import load_networks
 from hippo.heads.scan import read_scan
 from hippo.heads.segment import joint_labels
 from hippo.models.checkpoint import load_model
@@ -32,7 +31,7 @@ from hippo.models.inference import predict_volume
 from hippo.options import configure, run_script
 from hippo.pictures.plots import COLOURS, source
 from hippo.scoring.metrics import dice
-from hippo.study.outputs import segment_scan
+from hippo.segmenter import Segmenter, Settings
 
 import numpy as np
 import pyvista as pv
@@ -117,10 +116,11 @@ def head_scenes(cfg, path):
         located, flags = locate(locator, scan, device, dtype), []
     else:
         require(cfg.checkpoint, "--checkpoint=: expected a checkpoint, or a --segmentation")
-        sides, located = segment_scan(scan, load_networks(as_predict(cfg)), as_predict(cfg))
-        for side in sides:
+        result = segmenter_of(cfg)(path)
+        for side in result.sides:
             require(not side.problem, f"{path}: {side.problem}")
-        labels, flags = joint_labels(sides, scan), [f"{side.side} {flag}" for side in sides for flag in side.flags]
+        labels, located = joint_labels([side.found for side in result.sides], scan), result.located
+        flags = [f"{side.side} {flag}" for side in result.sides for flag in side.flags]
     meshes = head_meshes(scan, labels, located)
     if cfg.mesh:
         with atomic(cfg.mesh) as temporary:
@@ -131,12 +131,12 @@ def head_scenes(cfg, path):
     return {Path(cfg.out): ((1, 1), lambda plotter: draw_head(plotter, meshes, cfg.by_label, caption))}
 
 
-def as_predict(cfg):
-    """The configuration of predict.py with which it sees what is drawn here."""
+def segmenter_of(cfg):
+    """The Segmenter that predict.py has, with the weights of a configuration."""
     checkpoint = predict.CHECKPOINT if cfg.checkpoint == "auto" else cfg.checkpoint
     names = ("partner", "any_contrast", "locate", "tta", "device", "amp")
     options = {name: getattr(cfg, name) for name in names}
-    return configure(vars(predict), [], checkpoint=checkpoint, **options)
+    return Segmenter.load(**vars(Settings.of(configure(vars(predict), [], checkpoint=checkpoint, **options))))
 
 
 def head_meshes(scan, labels, located):

@@ -1,9 +1,11 @@
 """Several processes, as torchrun starts them (torchrun --nproc_per_node=2 train_3d.py), and Ctrl-C."""
 
+import multiprocessing
 import os
 import signal
 import sys
 import threading
+from multiprocessing.connection import wait
 
 from hippo.errors import UserError, require
 
@@ -101,6 +103,16 @@ class Interrupt:
     def __exit__(self, *_):
         if self.before is not None:
             signal.signal(signal.SIGINT, self.before)
+
+
+def end_with_parent():
+    """Ends this process, from a thread of its own, when the one that started it ends, even where that is killed."""
+
+    def wait_for_it():
+        wait([multiprocessing.parent_process().sentinel])
+        os._exit(1)
+
+    threading.Thread(target=wait_for_it, daemon=True).start()
 
 
 def ignore_interrupts(*_):

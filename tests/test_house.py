@@ -9,7 +9,19 @@ from importlib.util import find_spec
 import pytest
 from conftest import ROOT
 
-ROOMS = ["errors", "", "data", "models", "pictures", "scoring", "training", "heads", "study", "web"]  # "": hippo/*.py
+ROOMS = [
+    "errors",
+    "",
+    "data",
+    "models",
+    "pictures",
+    "scoring",
+    "training",
+    "heads",
+    "segmenter",
+    "study",
+    "web",
+]  # "": hippo/*.py
 MODEL_MODULES = {"model2d", "unet_inr_3d"}
 PYTHON = sorted(p for p in ROOT.rglob("*.py") if not set(p.relative_to(ROOT).parts) & {".venv", "build"})
 SOURCES = {p.relative_to(ROOT).as_posix(): ast.parse(p.read_text(encoding="utf-8")) for p in PYTHON}

@@ -7,9 +7,9 @@ from types import SimpleNamespace
 import predict
 from hippo.heads import quality
 from hippo.heads.picture import caption
+from hippo.heads.quality import limits_of
 from hippo.heads.segment import Hippocampus
 from hippo.options import configure
-from hippo.study.outputs import limits_of
 from tools import observations
 from tools import quality as learning
 

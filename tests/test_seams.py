@@ -11,10 +11,11 @@ from pathlib import Path
 
 import predict
 import viz
-from hippo import files
+from hippo import files, segmenter
 from hippo.errors import UserError
+from hippo.heads import save
 from hippo.options import configure, run_script
-from hippo.study import batch, outputs
+from hippo.study import batch
 from hippo.study.inputs import find_items, find_t1, left_out
 from hippo.study.records import RECORDS
 from hippo.study.tables import load_etivs
@@ -35,14 +36,14 @@ CROP = ROOT / "Task04_Hippocampus/imagesTr/hippocampus_338.nii.gz"
 
 @pytest.mark.promise("rows")
 def test_an_unforeseen_error_is_a_row_with_its_traceback(run_study, scans, tmp_path, monkeypatch):
-    real = outputs.segment
+    real = segmenter.segment
 
     def segment(models, locator, scan, *rest):
         if "phantom_002" in scan.image.get_filename():
             raise KeyError("nobody thought of this")
         return real(models, locator, scan, *rest)
 
-    monkeypatch.setattr(outputs, "segment", segment)
+    monkeypatch.setattr(segmenter, "segment", segment)
     code, text, err = run_study(scans, "--pictures=False")
     assert code == 2 and "2 segmentations" in text and "phantom_002" in err and "KeyError" in err
     rows = table(tmp_path / "out" / "volumes.csv")
@@ -80,7 +81,7 @@ def test_a_full_disk_ends_the_run(run_study, scans, monkeypatch):
         with files.atomic(path):
             raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(outputs, "save_labels", save_labels)
+    monkeypatch.setattr(save, "save_labels", save_labels)
     one_error_line(run_study(scans, "--pictures=False", "--workers=1"), "could not be written", "is there room")
     assert len(seen) == 1
 

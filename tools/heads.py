@@ -21,13 +21,12 @@ from hippo.errors import require
 from hippo.files import ROOT, save_json
 from hippo.heads.locate import ETIV_SCALE, SIDES, locate
 from hippo.heads.networks import load_networks
-from hippo.heads.quality import Limits, judge
+from hippo.heads.quality import Limits, judge, limits_of
 from hippo.heads.scan import Scan, read_scan
 from hippo.heads.segment import joint_labels, segment
 from hippo.models.inference import TrainedModel
 from hippo.options import configure
 from hippo.scoring.metrics import dice
-from hippo.study.outputs import limits_of
 from tools import rescan
 
 import nibabel as nib

@@ -13,10 +13,10 @@ import json
 import predict
 from hippo.files import ROOT, save_json, save_text
 from hippo.heads import quality
+from hippo.heads.quality import limits_of
 from hippo.options import configure, run_script
 from hippo.pictures import plots
 from hippo.scoring.statistics import bootstrap_of
-from hippo.study.outputs import limits_of
 from tools.heads import load_tools
 from tools.observations import DEGRADATIONS, MISUSES, observe_all
 from tools.observed_heads import observe_heads

@@ -62,7 +62,7 @@ def main():
 
 def run(cfg):
     """Measures, and writes the JSON file and the picture."""
-    paths = [item.path for item in find_t1(cfg.heads)]
+    paths = [item.path for item in find_t1(cfg.heads) if not item.problem]
     heads = {path.name: path.read_bytes() for path in paths}
     results = {"cores": os.cpu_count()}
     with tempfile.TemporaryDirectory() as folder, running(folder) as (server, client, log):

@@ -1,12 +1,21 @@
-"""Names and first bytes of files: which of them are scans, and what to say of those that are not, or not as they are."""
+"""Formats of files: which of them are scans by their names and first bytes, what to say of those that are not, and headers that
+nibabel does not read as they are meant."""
 
+import math
 import os
 from pathlib import Path
 
 from hippo.errors import UserError, require
 
+import nibabel as nib
+import numpy as np
+from nibabel.openers import ImageOpener
+
 ENDINGS = (".nii.gz", ".nii", ".mgz", ".mgh", ".hdr", ".img")  # of the files that are read; in capitals, too
 _PACKERS = {".bz2": "bunzip2", ".xz": "unxz", ".zst": "unzstd", ".zip": "unzip", ".z": "uncompress"}
+_QUATERNION = ("quatern_b", "quatern_c", "quatern_d")
+_LONGEST = 1.01  # of a quaternion that stands for a rotation, whose length is 1
+_FREESURFER = np.array([[-1.0, 0, 0], [0, 0, 1], [0, -1, 0]])  # LIA, where an .mgz file has no orientation
 _BEGINNINGS = (b"\0\0\1\x5c", b"\x5c\1\0\0", b"\0\0\2\x1c", b"\x1c\2\0\0", b"\0\0\0\1")  # NIfTI 1 and 2, MGH
 
 
@@ -21,7 +30,8 @@ def files_of(path):
     if not is_pair(path):
         return [path]
     names = {path.name, *(path.stem + ending for ending in (".hdr", ".img", ".HDR", ".IMG"))}
-    return sorted({p.resolve(): p for p in map(path.with_name, names) if p.is_file()}.values())
+    found = {(os.stat(p).st_dev, os.stat(p).st_ino): p for p in sorted(map(path.with_name, names)) if p.is_file()}
+    return sorted(found.values())  # disks that ignore case have one file under two names
 
 
 def is_pair(path):
@@ -77,3 +87,38 @@ def is_dicom(path):
     """Whether a file begins as DICOM files do."""
     with open(path, "rb") as file:
         return file.read(132)[128:] == b"DICM"
+
+
+def open_mgh(path):
+    """The image of an .mgz or .mgh file. One without an orientation has FreeSurfer's, and says so in image.extra."""
+    image = nib.MGHImage.from_filename(path)
+    with ImageOpener(path) as file:
+        flag = int.from_bytes(file.read(30)[28:], "big", signed=True)  # nibabel mends it when it reads
+    if flag > 0:
+        return image
+    middle = -_FREESURFER @ (np.array(image.shape[:3]) / 2)
+    affine = nib.affines.from_matvec(_FREESURFER, middle)
+    return nib.MGHImage(image.dataobj, affine, image.header, {"no_orientation": True})
+
+
+def has_long_quaternion(header):
+    """Whether rounding left the quaternion of a NIfTI header a little longer than 1."""
+    return 1 < _length_of_quaternion(header) <= _LONGEST
+
+
+def for_long_quaternion(kind):
+    """A nibabel class of NIfTI images that reads such a quaternion, as NIfTI's own code does."""
+    header = type("Header", (kind.header_class,), {"quaternion_threshold": 1 - _LONGEST**2})
+    return type(kind.__name__, (kind,), {"header_class": header})
+
+
+def shorten_quaternion(header):
+    """Makes such a quaternion as long as 1."""
+    if has_long_quaternion(header):
+        length = _length_of_quaternion(header)
+        for name in _QUATERNION:
+            header[name] = float(header[name]) / length
+
+
+def _length_of_quaternion(header):
+    return math.sqrt(sum(float(header[name]) ** 2 for name in _QUATERNION))

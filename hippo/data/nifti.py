@@ -29,10 +29,7 @@ _FORMS_DIFFER_MM = 1.0  # sform and qform that put a corner of the volume so far
 _SPACINGS_DIFFER = 0.01  # share by which voxel sizes of the sform and of pixdim may differ
 _MOST_DEFLATED = 1032  # deflate packs at most so many bytes into one
 _MOST_BEHIND = 2**30  # bytes that may follow the voxels of a gzip file
-_QUATERNION = ("quatern_b", "quatern_c", "quatern_d")
-_LONGEST = 1.01  # of a quaternion that stands for a rotation, whose length is 1
 _KINDS = {b"n+1": nib.Nifti1Image, b"ni1": nib.Nifti1Pair, b"n+2": nib.Nifti2Image, b"ni2": nib.Nifti2Pair}
-_FREESURFER = np.array([[-1.0, 0, 0], [0, 0, 1], [0, -1, 0]])  # LIA, where an .mgz file has no orientation
 
 
 def read_nifti(path):
@@ -45,7 +42,27 @@ def read_nifti(path):
     """
     path, image = Path(path), open_nifti(path)
     with _readable(path), np.errstate(all="ignore"):  # what overflows is not finite, and is reported below
-        array = nib.apply_orientation(_read_voxels(path, image), nib.io_orientation(image.affine))
+        array = _read_voxels(path, image)
+    return _checked(path, array, image), image
+
+
+def read_image(image):
+    """The same of a nibabel image, which another program opened or made."""
+    name = name_of(image)
+    _check_image(name, image)
+    with _readable(name), np.errstate(all="ignore"):
+        array = np.asanyarray(image.dataobj)
+    return _checked(name, array, image), image
+
+
+def name_of(image):
+    """What messages call a nibabel image: its file, if it has one."""
+    return image.get_filename() or "image"
+
+
+def _checked(path, array, image):
+    """The voxels of an image (D, H, W) in RAS. Raises UserError where one is not finite."""
+    array = nib.apply_orientation(array, nib.io_orientation(image.affine))
     if not (-_MAX_INTENSITY < array.min() <= array.max() < _MAX_INTENSITY):  # false for NaN too
         bad = np.count_nonzero(~(np.abs(array.astype(np.float64)) < _MAX_INTENSITY))
         raise UserError(
@@ -54,7 +71,7 @@ def read_nifti(path):
         )
     if array.dtype.kind == "f":
         array = array.astype(np.float32)
-    return np.ascontiguousarray(array.reshape(array.shape[:3])), image
+    return np.ascontiguousarray(array.reshape(array.shape[:3]))
 
 
 def _read_voxels(path, image):
@@ -87,43 +104,12 @@ def open_nifti(path):
             f"{path}: its other half is missing: .hdr and .img",
         )
         formats.check_packing(path)
-        image = _open_mgh(path) if formats.is_mgh(path) else _check_header(path).from_filename(path)
+        image = formats.open_mgh(path) if formats.is_mgh(path) else _check_header(path).from_filename(path)
         if not formats.is_mgh(path):
-            _shorten_quaternion(image.header)
+            formats.shorten_quaternion(image.header)
         _check_image(path, image)
+        _check_size(path, image)
     return image
-
-
-def _open_mgh(path):
-    """The image of an .mgz or .mgh file. One without an orientation has FreeSurfer's, and says so in image.extra."""
-    image = nib.MGHImage.from_filename(path)
-    with ImageOpener(path) as file:
-        has_orientation = (
-            int.from_bytes(file.read(30)[28:], "big", signed=True) > 0
-        )  # nibabel mends the flag when it reads
-    if has_orientation:
-        return image
-    middle = -_FREESURFER @ (np.array(image.shape[:3]) / 2)
-    affine = nib.affines.from_matvec(_FREESURFER, middle)
-    return nib.MGHImage(image.dataobj, affine, image.header, {"no_orientation": True})
-
-
-def _with_long_quaternion(kind):
-    """A nibabel class of NIfTI images that reads a quaternion longer than 1, as NIfTI's own code does."""
-    header = type("Header", (kind.header_class,), {"quaternion_threshold": 1 - _LONGEST**2})
-    return type(kind.__name__, (kind,), {"header_class": header})
-
-
-def _length_of_quaternion(header):
-    return math.sqrt(sum(float(header[name]) ** 2 for name in _QUATERNION))
-
-
-def _shorten_quaternion(header):
-    """Makes a quaternion that rounding left longer than 1 as long as 1."""
-    length = _length_of_quaternion(header)
-    if 1 < length <= _LONGEST:
-        for name in _QUATERNION:
-            header[name] = float(header[name]) / length
 
 
 @contextlib.contextmanager
@@ -165,13 +151,12 @@ def _check_header(path):
         fits = 16 <= length <= int(offset) - at
         require(fits, f"{path}: the header has an extension of {length} bytes; export it again")
         at += length
-    too_long = 1 < _length_of_quaternion(header) <= _LONGEST
-    return _with_long_quaternion(_KINDS[magic]) if too_long else _KINDS[magic]
+    return formats.for_long_quaternion(_KINDS[magic]) if formats.has_long_quaternion(header) else _KINDS[magic]
 
 
 def _check_image(path, image):
-    """Raises UserError for an image that is not 3D, too large for the checks or for its file, not of real numbers, or
-    whose affine cannot be inverted. No voxel is read."""
+    """Raises UserError for an image that is not 3D, too large for the checks, not of real numbers, or whose affine cannot be
+    inverted. No voxel is read."""
     kind, dtype, shape = type(image).__name__, image.get_data_dtype(), tuple(map(int, image.shape))
     known = isinstance(image, (nib.Nifti1Pair, nib.MGHImage))
     require(known, f"{path}: expected a NIfTI file (.nii or .nii.gz) or an .mgz file, got {kind}")
@@ -182,14 +167,18 @@ def _check_image(path, image):
         f"{path}: the header gives a size of {' x '.join(map(str, shape))}; expected 1 to {MAX_VOXELS:,} voxels: crop it",
     )
     require(dtype.kind in "iuf", f"{path}: expected integer or real voxels, got {dtype}; convert it")
-    room = max(file.stat().st_size for file in formats.files_of(path)) * (
-        _MOST_DEFLATED if formats.is_packed(path) else 1
-    )
-    promised = math.prod(shape) * dtype.itemsize
-    require(promised <= room, f"{path}: shorter than its header says ({promised:,} bytes); copy or export it again")
     affine = image.affine
     invertible = np.isfinite(affine).all() and 1e-9 < abs(np.linalg.det(affine[:3, :3])) < 1e9
     require(invertible, f"{path}: the affine in the header is not invertible; correct the header")
+
+
+def _check_size(path, image):
+    """Raises UserError where a file is shorter than its header says."""
+    room = max(file.stat().st_size for file in formats.files_of(path)) * (
+        _MOST_DEFLATED if formats.is_packed(path) else 1
+    )
+    promised = math.prod(map(int, image.shape)) * image.get_data_dtype().itemsize
+    require(promised <= room, f"{path}: shorter than its header says ({promised:,} bytes); copy or export it again")
 
 
 def spacing_mm(image):
@@ -230,9 +219,9 @@ def orientation_flags(image):
 
 
 def units_of(image):
-    """The unit of length that the header of a nibabel image names: meter, micron, or mm, which no name stands for too."""
-    unit = image.header.get_xyzt_units()[0] if isinstance(image, nib.Nifti1Pair) else "mm"
-    return "mm" if unit == "unknown" else unit
+    """The unit of length that the header of a nibabel image names: meter, micron, or mm, which any other one stands for too."""
+    code = int(image.header["xyzt_units"]) & 7 if isinstance(image, nib.Nifti1Pair) else 0
+    return {1: "meter", 3: "micron"}.get(code, "mm")
 
 
 def _doubts_of_forms(image):

@@ -30,7 +30,7 @@ class Networks(NamedTuple):
     place: tuple
 
     @property
-    def whole(self):
+    def single_label(self):
         """Whether the models tell no parts apart."""
         return _classes(self.models[0]) == 2
 

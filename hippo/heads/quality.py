@@ -80,6 +80,11 @@ class Limits(NamedTuple):
     possible_mm3: tuple  # what is outside is refused
 
 
+def limits_of(settings):
+    """The Limits that settings, or the configuration of a script, hold."""
+    return Limits(*(getattr(settings, name) for name in Limits._fields))
+
+
 def judge(sides, scan, limits, strict=True):
     """The list of Hippocampus with the flags of these Limits and, if strict, the problems: no result below least_quality,
     outside possible_mm3 and in fluid. Without strict they have the flags only, as for models of phantoms, which are sure of nothing."""

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from hippo.data.nifti import orientation_flags, ras_affine, read_nifti, spacing_mm, units_of
+from hippo.data.nifti import name_of, orientation_flags, ras_affine, read_image, read_nifti, spacing_mm, units_of
 from hippo.errors import require
 
 import nibabel as nib
@@ -39,10 +39,12 @@ class Scan(NamedTuple):
         return bool(self.sides_mm.max() <= _LARGEST_CROP_MM)
 
 
-def read_scan(path):
-    """The Scan of a file. Raises UserError, see nifti.read_nifti, and for what can be no MRI of a head or a part of one:
-    every voxel the same, a mask or label map, voxels longer than 5 mm."""
-    array, image = read_nifti(path)
+def read_scan(source):
+    """The Scan of a file, or of a nibabel image. Raises UserError, see nifti.read_nifti, and for what can be no MRI of a
+    head or a part of one: every voxel the same, a mask or label map, voxels longer than 5 mm."""
+    in_memory = isinstance(source, nib.spatialimages.SpatialImage)
+    array, image = read_image(source) if in_memory else read_nifti(source)
+    path = name_of(image) if in_memory else source
     spacing, unit = np.array(spacing_mm(image)), units_of(image)
     known = unit == "mm" or (spacing.min() >= 0.1 and spacing.max() <= _TOO_THICK_MM)
     require(known, f"{path}: voxels of {spacing.max():g} {unit} by the header; write its affine and its unit in mm")

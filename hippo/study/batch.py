@@ -13,8 +13,9 @@ from hippo import __version__
 from hippo.device import describe_environment
 from hippo.errors import UserError
 from hippo.files import remove_half_written, save_json, save_text
-from hippo.heads.networks import load_networks
 from hippo.pictures import plots
+from hippo.processes import end_with_parent
+from hippo.segmenter import Segmenter, Settings
 from hippo.study import bids, tables
 from hippo.study.outputs import failed_row, process
 from hippo.study.page import page
@@ -28,24 +29,27 @@ from tqdm import tqdm
 _MOST = 61  # processes of a pool on Windows
 _SCANS_EACH = 5  # of a process, at least, so that it is worth its start of 3 s
 _JOINED = ("volumes.csv", "volumes.tsv", "volumes.json", "adjustment.json", "report.html")
-_process_state = {}  # of a worker: its networks and settings
+_process_state = {}  # of a worker: its Segmenter and settings
 
 
-def run_items(items, networks, cfg, is_bids):
+def run_items(items, segmenter, cfg, is_bids):
     """Segments Items, in cfg.workers processes, or in this one. Raises UserError where a worker cannot start, and OSError
     where the disk is full.
 
     A process of a shard takes one thread: where shards share a machine, more threads than cores wait for each other.
     """
-    workers, threads = min(cfg.workers or _usual_workers(items, networks), len(items)), torch.get_num_threads()
+    workers, threads = (
+        min(cfg.workers or _usual_workers(items, segmenter.networks), len(items)),
+        torch.get_num_threads(),
+    )
     each = 1 if cfg.shard else max(1, threads // workers)
     if workers > 1:
-        _run_in_processes(items, networks, cfg, is_bids, workers, each)
+        _run_in_processes(items, segmenter.networks.name, cfg, is_bids, workers, each)
         return
     torch.set_num_threads(each)
     try:
         for item in tqdm(items, desc="predict", disable=None):
-            process(item, networks, cfg, is_bids)
+            process(item, segmenter, cfg, is_bids)
     finally:
         torch.set_num_threads(threads)
 
@@ -56,7 +60,7 @@ def _usual_workers(items, networks):
     return max(1, min(torch.get_num_threads(), len(items) // _SCANS_EACH, _MOST)) if on_cpu else 1
 
 
-def _run_in_processes(items, networks, cfg, is_bids, workers, threads):
+def _run_in_processes(items, model, cfg, is_bids, workers, threads):
     """Segments Items in worker processes. Where one of them is killed, the scans that it and the others were at are done
     again, each in a process of its own; the one whose process is killed again is a failed row, and the others go on."""
     with tqdm(total=len(items), desc="predict", disable=None) as bar:
@@ -68,7 +72,7 @@ def _run_in_processes(items, networks, cfg, is_bids, workers, threads):
             for item in suspects:
                 if _run_pool([item], cfg, is_bids, 1, threads, bar):
                     reason = "its process was killed, for want of memory or by a fault of a library"
-                    row = failed_row(item, networks.name, reason)
+                    row = failed_row(item, model, reason)
                     save_record(cfg.out_dir, item, [row], [], begin(cfg.out_dir, item))
                     bar.update()
             rest = [item for item in left if item not in suspects]
@@ -113,10 +117,12 @@ def _interrupts_held():
 def _start_worker(cfg, is_bids, threads):
     if not hasattr(signal, "pthread_sigmask"):
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if multiprocessing.parent_process():
+        end_with_parent()
     torch.set_num_threads(threads)
     try:
         with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
-            _process_state["fixed"] = load_networks(cfg), cfg, is_bids
+            _process_state["fixed"] = Segmenter.load(**vars(Settings.of(cfg))), cfg, is_bids
     except Exception as error:  # said by the first job, since a pool hides what its processes' start raises
         _process_state["problem"] = f"a worker process could not start: {type(error).__name__}: {error}"
 

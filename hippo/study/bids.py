@@ -9,12 +9,13 @@ from urllib.parse import quote
 
 from hippo import __version__
 from hippo.errors import UserError
-from hippo.files import load_json, save_json, save_text
+from hippo.files import load_json, remove_half_written, save_json, save_text
 from hippo.study.inputs import DESCRIPTION
 
 _LAST = ("res", "den", "label", "desc")  # entities that stand behind seg- in a name
 _SEGMENTATION = "seg-hippocampus"
 _SUBCORTICAL = 9  # BIDS' own index of subcortical grey matter
+KINDS = ("dseg", "probseg", "uncertainty")  # of results, with a sidecar each
 LABELS = {  # index: (name, abbreviation, colour)
     False: {
         1: ("left anterior hippocampus", "L-ant", "#56B4E9"),
@@ -63,7 +64,7 @@ def output_name(name, kind):
 
 
 def save_sidecar(out_dir, item, kind, whole=False):
-    """Writes the JSON file beside a result. whole: the labels are FreeSurfer's."""
+    """Writes the JSON file beside a result; returns its path. whole: the labels are FreeSurfer's."""
     uri = f"bids:raw:{item.name}{item.path.name.removeprefix(item.name.rpartition('/')[2])}"
     words = _WORDS["whole" if whole and kind == "dseg" else kind]
     content = {"Description": words, "Sources": [uri], "SpatialReference": uri}
@@ -71,7 +72,10 @@ def save_sidecar(out_dir, item, kind, whole=False):
         content["Manual"] = False
     elif kind == "probseg":
         content["LabelMap"] = [abbreviation for _, abbreviation, _ in LABELS[False].values()]
-    save_json(Path(out_dir) / f"{output_name(item.name, kind)}.json", content)
+    path = Path(out_dir) / f"{output_name(item.name, kind)}.json"
+    remove_half_written(path)
+    save_json(path, content)
+    return path
 
 
 def save_description(out_dir, source, models, commit, whole=False):

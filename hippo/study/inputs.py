@@ -9,11 +9,14 @@ from typing import NamedTuple
 from hippo.data.cases import GET_DATA, case_id
 from hippo.data.formats import ENDINGS, advice, has_ending, is_dicom
 from hippo.errors import require
-from hippo.study.sharing import RECORDS
+from hippo.heads.result import readable
+from hippo.study.sharing import holds_results
 
 DESCRIPTION = "dataset_description.json"  # a folder that holds it is a BIDS data set
 
 _BESIDE_SCANS = (".json", ".tsv", ".csv", ".txt", ".md", ".bval", ".bvec", ".png", ".jpg", ".html", ".pdf", ".log")
+_NO_PEOPLE = ("sub-emptyroom",)  # of MEG data sets
+_DICOM = "DICOM files; convert their series with dcm2niix"
 _NO_SCANS = ("derivatives", "labels", "labelsTr", "labelsTs")  # folders inside others that hold none
 
 
@@ -44,7 +47,8 @@ def find_t1(root, participants="", sessions=""):
     Raises UserError where a label is not in the data set, and where no scan is left.
     """
     root, found = Path(root), {}
-    for path in sorted(path for path in _anatomical(root) if _is_t1(path) and has_ending(path)):
+    scans = (path for path in _anatomical(root) if _is_t1(path) and has_ending(path))
+    for path in sorted(path for path in scans if case_id(path).endswith("_T1w")):
         parts = path.relative_to(root).parts
         name = "/".join((*parts[:-1], case_id(path)))
         found.setdefault(name, Item(name, path, "", parts[0], parts[1] if len(parts) == 4 else ""))
@@ -53,7 +57,7 @@ def find_t1(root, participants="", sessions=""):
         items,
         f"{root}: a BIDS data set without T1-weighted scans; expected files such as sub-01/anat/sub-01_T1w.nii.gz",
     )
-    people = {path.name: path for path in root.glob("sub-*") if path.is_dir()}
+    people = {path.name: path for path in root.glob("sub-*") if path.is_dir() and path.name not in _NO_PEOPLE}
     wanted_people = _wanted(root, participants, "sub-", people)
     wanted_sessions = _wanted(root, sessions, "ses-", {item.session_id for item in items} - {""})
     items = [
@@ -64,7 +68,7 @@ def find_t1(root, participants="", sessions=""):
     ]
     for name in sorted((wanted_people or people.keys()) - {item.participant_id for item in items}):
         if not wanted_sessions or any((people[name] / session).is_dir() for session in wanted_sessions):
-            items.append(Item(name, people[name], _why_no_t1(root, people[name]), name))
+            items.append(Item(name, people[name], _why_no_t1(root, people[name], wanted_sessions), name))
     require(items, f"{root}: none of these participants has a T1-weighted scan in these sessions")
     return sorted(items, key=lambda item: item.name)
 
@@ -88,10 +92,11 @@ def _is_t1(path):
     return path.name.startswith("sub-") and "_T1w." in path.name and not path.name.endswith(_BESIDE_SCANS)
 
 
-def _why_no_t1(root, folder):
-    """What to say of a person without a T1-weighted scan."""
+def _why_no_t1(root, folder, sessions):
+    """What to say of a person without a T1-weighted scan, in these sessions if there are any."""
     images = sorted(path for path in _anatomical(root) if folder in path.parents and has_ending(path))
-    text = f"no T1-weighted scan (_T1w.nii.gz) of {folder.name}"
+    images = [path for path in images if not sessions or sessions & {*path.parts}]
+    text = " ".join((f"no T1-weighted scan (_T1w.nii.gz) of {folder.name}", *sorted(sessions)))
     if not images:
         return text
     few = ", ".join(path.name for path in images[:3]) + (", ..." if len(images) > 3 else "")
@@ -109,9 +114,11 @@ def left_out(inputs, out_dir):
         else:
             files, folders = _walk(root, out_dir)
             files = [path for path in files if not has_ending(path)]
-            others = dict.fromkeys(folders, "a folder of labels or derivatives, by its name")
-        others |= {path: why for path in files if (why := _why_no_scan(path))}
-        result |= {os.path.abspath(path): why for path, why in others.items()}
+            others = dict.fromkeys(folders, "a folder of results, labels or derivatives")
+        for path in files:
+            if path.parent not in others and (why := _why_no_scan(path)):
+                others[path.parent if why is _DICOM else path] = why
+        result |= {readable(os.path.abspath(path)): why for path, why in others.items()}
     return result
 
 
@@ -121,8 +128,8 @@ def _why_no_scan(path):
     if name.endswith(_BESIDE_SCANS):
         return ""
     with contextlib.suppress(OSError):  # a file that cannot be read
-        if is_dicom(path):
-            return "DICOM; convert its series with dcm2niix"
+        if path.is_file() and is_dicom(path):
+            return _DICOM
     return advice(path) if advice(path) != "convert it" else "not one of " + ", ".join(ENDINGS)
 
 
@@ -158,7 +165,8 @@ def _walk(folder, out_dir):
     for parent, folders, files in os.walk(folder, followlinks=True):
         parent = Path(parent)
         here = parent.resolve()
-        if here in seen or here == Path(out_dir).resolve() or (parent / RECORDS).exists():
+        if here in seen or here == Path(out_dir).resolve() or holds_results(parent):
+            skipped += [parent] * (here not in seen and here != Path(out_dir).resolve())
             folders.clear()
             continue
         seen.add(here)

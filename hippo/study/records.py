@@ -1,6 +1,8 @@
 """What a folder of results holds: a record of each scan, a file of its own that is written last. The table is made of the
 records that are on the disk: so any number of runs may share a folder, and a study goes on where it stopped."""
 
+import hashlib
+import itertools
 import os
 from pathlib import Path
 
@@ -8,10 +10,10 @@ from hippo.data.cases import case_id
 from hippo.data.formats import files_of
 from hippo.errors import UserError, require
 from hippo.files import check_folder, digest, load_json, remove_half_written, save_json, save_text, set_aside
-from hippo.study.sharing import RECORDS, enter, is_in_use, locked
+from hippo.study.sharing import RECORDS, STUDY, enter, holds_results, is_in_use, locked
 
-_STUDY = "study.json"  # what its results have in common, and the scans that it is to have
 _SCANS = "scans"  # folder of the records
+_LONGEST_NAME = 200  # bytes of a record's name
 _AGAIN = "the same command"
 _GONE = ".gone"  # ending of the records of scans that were taken out of the folder that they were found in
 _BEGUN = ".begun"  # ending of the notes of scans that a process is at
@@ -36,7 +38,7 @@ def open_study(out_dir, study, items, alone=True, left_out=None, roots=()):
         require(alone, f"{folder} holds {difference}; choose another --out_dir")
         busy = f"{folder} holds {difference}, and another run is at work there; choose another --out_dir"
         require(not is_in_use(folder), busy)
-        there = any(os.path.lexists(item.path) for item in items)
+        there = any(not item.problem and os.path.isfile(item.path) for item in items)
         problem = items[0].problem or "no such file"
         require(there, f"{items[0].path}: {problem}; the results in {folder} stay as they are")
         if os.name != "posix":  # Windows renames no folder with an open file
@@ -47,7 +49,7 @@ def open_study(out_dir, study, items, alone=True, left_out=None, roots=()):
 
 def _check_foreign(folder):
     """Raises UserError where a folder holds folders that are no results, such as derivatives/ itself."""
-    there = list(folder.iterdir()) if folder.is_dir() and not (folder / RECORDS).exists() else []
+    there = list(folder.iterdir()) if folder.is_dir() and not holds_results(folder) else []
     ours = any(path.name.startswith("volumes.") for path in there)
     text = f"{folder} holds folders, and no results; give them one of their own: --out_dir={folder / 'hippo'}"
     require(ours or not any(path.is_dir() for path in there if not path.name.startswith(".")), text)
@@ -56,7 +58,7 @@ def _check_foreign(folder):
 def _differs(folder, study):
     """Why the results in a folder are not of this study; empty if they are, or if there are none. Raises UserError where
     the processor makes the only difference."""
-    if not (folder / RECORDS / _STUDY).is_file():
+    if not holds_results(folder):
         return "other files" if any(not path.name.startswith(".") for path in folder.iterdir()) else ""
     earlier = load_study(folder)
     if earlier["bids"] != study["bids"]:
@@ -76,14 +78,17 @@ def _differs(folder, study):
 
 def _join_study(folder, study, items, left_out, roots):
     """The Items by their names in the study, which is to have them from now on."""
-    path = folder / RECORDS / _STUDY
+    path = folder / RECORDS / STUDY
     earlier = load_study(folder) if path.is_file() else {"scans": {}, "left_out": {}}
     scans = _without_gone(folder, earlier["scans"], items, roots)
     if study["bids"]:
         scans |= {item.name: os.path.abspath(item.path) for item in items}
     else:
         items = _told_apart(folder, scans, items)
-    _bring_back(folder, items)
+    for item in items:  # that were gone, and are back
+        gone = _path(folder, item.name).with_suffix(_GONE)
+        if os.path.isfile(gone) and not os.path.exists(_path(folder, item.name)):
+            gone.replace(_path(folder, item.name))
     still = {file: why for file, why in earlier["left_out"].items() if os.path.lexists(file)}
     content = study | {"scans": scans, "left_out": still | left_out}
     if content != earlier:
@@ -93,19 +98,19 @@ def _join_study(folder, study, items, left_out, roots):
 
 
 def _without_gone(folder, scans, items, roots):
-    """{name: path} without what is gone: scans that failed, such as a typing error, or a person whose scan has come, and
-    those that were taken out of a folder that was searched. Their records are renamed, and no result is deleted."""
+    """{name: path} without what is gone: scans that were taken out of a folder that was searched, and failures of folders in
+    which there are scans now. Their records are renamed, and no result is deleted."""
     mine = {os.path.abspath(item.path) for item in items}
     above = {str(parent) for path in mine for parent in Path(path).parents}
     searched = above & {os.path.abspath(root) for root in roots}  # a drive that is not mounted holds none of the Items
     kept, taken_out = {}, []
     for name, path in scans.items():
-        gone = path not in mine and (path in above or not os.path.lexists(path))
-        record = load_record(folder, name) if gone else None
-        if record and not (has_result(record) and searched.isdisjoint(map(str, Path(path).parents))):
+        is_gone = not os.path.lexists(path) and not searched.isdisjoint(map(str, Path(path).parents))
+        record = load_record(folder, name) if path not in mine and (is_gone or path in above) else None
+        if record and (is_gone or not has_result(record)):
             _path(folder, name).replace(_path(folder, name).with_suffix(_GONE))
             taken_out += [name] * has_result(record)
-        else:
+        elif record or path in mine or not is_gone or _begun(folder, name):
             kept[name] = path
     if taken_out:
         names = ", ".join(taken_out[:3]) + ", ..." * (len(taken_out) > 3)
@@ -113,34 +118,36 @@ def _without_gone(folder, scans, items, roots):
     return kept
 
 
-def _bring_back(folder, items):
-    """Takes up the records of Items that were gone before."""
-    for item in items:
-        path = _path(folder, item.name)
-        if not path.exists() and path.with_suffix(_GONE).is_file():
-            path.with_suffix(_GONE).replace(path)
-
-
 def _told_apart(folder, scans, items):
     """The Items by their names in a study, whose {name: path} they are added to: a file keeps the name that it has, another
     one of that name gets its folder before it."""
-    names, taken, result = {path: name for name, path in scans.items()}, {name.casefold() for name in scans}, []
+    names, taken, result = {_real(path): name for name, path in scans.items()}, {n.casefold() for n in scans}, []
     for item in items:
-        path, name = os.path.abspath(item.path), item.name
-        if path in names:
-            name = names[path]
-        elif name.casefold() in taken and not _has_moved(folder, scans.get(name), item):
-            name = next(other for other in _longer_names(path, name) if other.casefold() not in taken)
-        scans[name], names[path] = path, name
+        path, name = os.path.abspath(item.path), names.get(_real(item.path))
+        if name is None:
+            other_names = itertools.chain([item.name], _longer_names(path, item.name))
+            name = next(n for n in other_names if _is_free(folder, n, scans.get(n), n.casefold() in taken, item))
+        scans[name], names[_real(path)] = path, name
         taken.add(name.casefold())
         result.append(item._replace(name=name))
     return result
 
 
-def _has_moved(folder, path, item):
-    """Whether an Item is the scan that lay at a path before, and no longer does."""
-    record = load_record(folder, item.name)
-    return bool(path and record and not os.path.lexists(path) and record["sha256"] == checksum(item.path))
+def _real(path):
+    """A file's path by real folders, so that links to a folder and other spellings of it are one."""
+    folder, name = os.path.split(os.path.abspath(path))
+    return os.path.join(os.path.realpath(folder), name)
+
+
+def _is_free(folder, name, path, is_taken, item):
+    """Whether an Item can have a name: nothing has it, not even a scan that was taken out, or what had it has moved and is
+    the Item. path: what has the name in the study."""
+    file = _path(folder, name)
+    record = _read(file if os.path.isfile(file) else file.with_suffix(_GONE))
+    if not is_taken and (not record or _real(record["path"]) == _real(item.path)):
+        return True
+    gone = not os.path.lexists(path or (record or {}).get("path", item.path))
+    return bool(record and gone and (path or not is_taken) and record["sha256"] == checksum(item.path))
 
 
 def _longer_names(path, name):
@@ -158,12 +165,15 @@ def _longer_names(path, name):
 def load_study(out_dir):
     """What the runs in a folder of results have in common: open_study's `study`, "scans": {name: path} that it is to have,
     and "left_out". Raises UserError where a folder holds no results."""
-    path = Path(out_dir) / RECORDS / _STUDY
+    path = Path(out_dir) / RECORDS / STUDY
     require(
         path.is_file(),
         f"{out_dir}: no results in this folder; make them with: python predict.py SCANS --out_dir={out_dir}",
     )
-    return load_json(path, _AGAIN)
+    study = {"left_out": {}, **load_json(path, _AGAIN)}
+    if isinstance(study["scans"], list):  # of version 0.5
+        study["scans"] = {name: (load_record(out_dir, name) or {}).get("path", "") for name in study["scans"]}
+    return study
 
 
 def checksum(path):
@@ -181,7 +191,7 @@ def is_done(out_dir, item):
     return bool(
         record
         and not any("failed: " in row["flags"] for row in record["rows"])
-        and all((Path(out_dir) / file).is_file() for file in record["files"])
+        and all(os.path.isfile(Path(out_dir) / file) for file in record["files"])
         and record["own_etiv_mm3"] == item.etiv_mm3
         and (_stat(item.path) in ([], record["stat"]) or record["sha256"] == checksum(item.path))
     )
@@ -189,11 +199,16 @@ def is_done(out_dir, item):
 
 def was_begun(out_dir, item):
     """Whether a process ended while it was at an Item."""
-    return _path(out_dir, item.name).with_suffix(_BEGUN).is_file()
+    return _begun(out_dir, item.name)
+
+
+def _begun(out_dir, name):
+    return os.path.isfile(_path(out_dir, name).with_suffix(_BEGUN))
 
 
 def begin(out_dir, item):
     """Notes that a process is at an Item; returns what save_record wants of its file as it is now."""
+    remove_half_written(_path(out_dir, item.name).with_suffix(_BEGUN))
     save_text(_path(out_dir, item.name).with_suffix(_BEGUN), "")
     return {"stat": _stat(item.path), "sha256": checksum(item.path)}
 
@@ -214,12 +229,11 @@ def save_record(out_dir, item, rows, files, state):
 def load_records(out_dir):
     """The records that are in a folder of results, those of a BIDS data set by their names, others in the order in which
     they were given; one that is broken is as if not there."""
-    root, study = Path(out_dir) / RECORDS / _SCANS, load_study(out_dir)
-    names = sorted(path.relative_to(root).as_posix().removesuffix(".json") for path in root.rglob("*.json"))
-    if not study["bids"]:
-        place = {name: number for number, name in enumerate(study["scans"])}
-        names.sort(key=lambda name: place.get(name, len(place)))
-    return [record for name in names if (record := load_record(out_dir, name))]
+    study = load_study(out_dir)
+    found = [_read(path) for path in (Path(out_dir) / RECORDS / _SCANS).rglob("*.json")]
+    records = {record["name"]: record for record in found if record}
+    place = {} if study["bids"] else {name: number for number, name in enumerate(study["scans"])}
+    return [records[name] for name in sorted(records, key=lambda name: (place.get(name, len(place)), name))]
 
 
 def has_result(record):
@@ -246,14 +260,23 @@ def shard_of(text):
 
 
 def _path(out_dir, name):
-    """The file of a record."""
-    return Path(out_dir) / RECORDS / _SCANS / f"{name}.json"
+    """The file of a record, whose name is shortened where a file system would not take it."""
+    folder, _, stem = name.rpartition("/")
+    if len(stem.encode("utf-8", "surrogateescape")) > _LONGEST_NAME:
+        stem = f"{stem[:40]}-{hashlib.sha256(stem.encode('utf-8', 'surrogateescape')).hexdigest()[:16]}"
+    return Path(out_dir) / RECORDS / _SCANS / folder / f"{stem}.json"
 
 
 def load_record(out_dir, name):
     """The record of a scan, or None where there is none, or a broken one."""
+    record = _read(_path(out_dir, name))
+    return record if record and record["name"] == name else None
+
+
+def _read(path):
+    """The record in a file, or None."""
     try:
-        record = load_json(_path(out_dir, name), _AGAIN)
-        return record if record["name"] == name else None
+        record = load_json(path, _AGAIN)
+        return record if isinstance(record["name"], str) and isinstance(record["rows"], list) else None
     except (UserError, KeyError, TypeError):
         return None

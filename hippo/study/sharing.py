@@ -1,8 +1,8 @@
 """Several runs in one folder of results: what must be changed together is locked, and a run says that it is there.
 
 Locks are those of the operating system, which ends them with their process. Network drives have them as well, as a rule.
-Where a drive has none, runs go on without, and say so: no record of a scan is lost then, but a table may lack scans until
---collect=True writes it again.
+Where a drive has none, filelock takes the existence of a file for one, or runs go on without and say so: no record of a scan
+is lost then, but a table may lack scans until --collect=True writes it again.
 """
 
 import contextlib
@@ -17,6 +17,7 @@ from hippo.files import machine
 from filelock import FileLock, Timeout
 
 RECORDS = ".hippo"  # in the folder of results
+STUDY = "study.json"  # in it: what its results have in common
 _LOCK = "lock"
 _RUNS = "runs"  # a file for each run, which holds its lock
 _PATIENCE_S = 20  # before a run says that it waits
@@ -26,23 +27,19 @@ _present = {}  # {folder: the lock of this process's run there}
 @contextlib.contextmanager
 def locked(out_dir):
     """While the block runs, no other process is in such a block of this folder of results, which is made if need be."""
-    path = Path(out_dir) / RECORDS / _LOCK
-    lock = FileLock(path)
+    folder = Path(out_dir) / RECORDS
+    lock = FileLock(folder / _LOCK)
     while True:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
-        before = path.stat().st_ino
+        folder.mkdir(parents=True, exist_ok=True)
+        before = _identity(folder)
         try:
-            has_lock = _acquire(lock, _PATIENCE_S, path)
+            has_lock = _acquire(lock, _PATIENCE_S)
         except Timeout:
             print(f"{out_dir}: waiting for another run that writes its table", file=sys.stderr, flush=True)
-            has_lock = _acquire(lock, -1, path)
-        try:
-            if path.stat().st_ino == before:
-                break
-        except FileNotFoundError:  # the folder was renamed meanwhile
-            pass
-        lock.release()
+            has_lock = _acquire(lock, -1)
+        if before and _identity(folder) == before:
+            break
+        lock.release()  # the folder was renamed meanwhile
     try:
         yield lock
     finally:
@@ -50,7 +47,14 @@ def locked(out_dir):
             lock.release()
 
 
-def _acquire(lock, timeout, path):
+def _identity(folder):
+    """What tells a folder from another one of its name; None where there is none."""
+    with contextlib.suppress(FileNotFoundError):
+        status = os.stat(folder)
+        return status.st_dev, status.st_ino
+
+
+def _acquire(lock, timeout):
     """Whether a lock could be had on this drive. Raises Timeout where another process has it so many seconds; -1: never."""
     try:
         lock.acquire(timeout)
@@ -58,7 +62,9 @@ def _acquire(lock, timeout, path):
     except Timeout:  # an OSError, too
         raise
     except (OSError, NotImplementedError) as error:
-        _say_once(f"{path.parent}: no locks on this drive ({error}); at the end of all runs: --collect=True")
+        _say_once(
+            f"{Path(lock.lock_file).parent}: no locks on this drive ({error}); at the end of all runs: --collect=True"
+        )
         return False
 
 
@@ -70,12 +76,13 @@ def _say_once(text):
 def enter(out_dir):
     """Says that this process has a run in a folder of results, until `leave`, or its end."""
     folder = Path(out_dir).resolve()
+    is_in_use(folder)  # removes what killed runs left
     if folder not in _present:
         path = folder / RECORDS / _RUNS / f"{machine()}-{os.getpid()}-{secrets.token_hex(4)}"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
         lock = FileLock(path)
-        _acquire(lock, 0, path)
+        if not _acquire(lock, 0):
+            path.touch()
         _present[folder] = lock
 
 
@@ -96,7 +103,7 @@ def is_in_use(out_dir):
             continue
         lock = FileLock(path)
         try:
-            if not _acquire(lock, 0, path):
+            if not _acquire(lock, 0):
                 return True  # it cannot be known
         except Timeout:
             return True
@@ -104,3 +111,8 @@ def is_in_use(out_dir):
         with contextlib.suppress(OSError):
             path.unlink(missing_ok=True)
     return False
+
+
+def holds_results(folder):
+    """Whether a folder is one of results."""
+    return (Path(folder) / RECORDS / STUDY).is_file()

@@ -6,6 +6,7 @@ from pathlib import Path
 from hippo.errors import UserError, require
 from hippo.files import atomic, load_json, save_json
 from hippo.heads.flags import OF_ETIV
+from hippo.heads.result import PARTS, readable
 
 import numpy as np
 
@@ -24,10 +25,8 @@ COLUMNS = {  # of the table, each with its meaning
     "model": "Files of the weights",
 }
 SPREADS = {
-    f"{part}_sd_mm3": f"Standard deviation in mm3 of the {part} volume over samples by MC dropout"
-    for part in ("anterior", "posterior", "total")
+    f"{part}_sd_mm3": f"Standard deviation in mm3 of the {part} volume over samples by MC dropout" for part in PARTS
 }
-PARTS = ("anterior", "posterior", "total")
 STATISTICS = {
     "asymmetry": "(left - right) / mean of both, of the total volumes",
     **{
@@ -41,8 +40,7 @@ _DOUBTS = {"low_quality", "in_fluid", "implausible_volume", "asymmetric", *OF_ET
 
 def empty_row(path):
     """A row of COLUMNS but for those of BIDS, with the scan's path alone."""
-    readable = str(path).encode("utf-8", "backslashreplace").decode()  # file names of other encodings
-    return dict.fromkeys(list(COLUMNS)[2:], "") | {"scan": readable}
+    return dict.fromkeys(list(COLUMNS)[2:], "") | {"scan": readable(path)}
 
 
 def fit_adjustment(records):

@@ -6,9 +6,7 @@ import multiprocessing
 import os
 import shutil
 import signal
-import threading
 import traceback
-from multiprocessing.connection import wait
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,15 +15,17 @@ from hippo.data.nifti import is_phantom, open_nifti
 from hippo.errors import UserError, require
 from hippo.files import load_json
 from hippo.heads.flags import FLAGS, flags_in, verdict
-from hippo.heads.networks import load_networks
+from hippo.heads.result import PARTS
 from hippo.heads.window import SIZE
 from hippo.models.inference import predict_volume
 from hippo.pictures.plots import COLOURS
+from hippo.processes import end_with_parent
+from hippo.segmenter import Segmenter, Settings
 from hippo.study import bids
 from hippo.study.inputs import Item
 from hippo.study.outputs import process
 from hippo.study.records import RECORDS
-from hippo.study.tables import PARTS, add_statistics, save_table
+from hippo.study.tables import add_statistics, save_table
 
 import nibabel as nib
 import numpy as np
@@ -55,19 +55,19 @@ def start_worker(settings, most_mb):
 
 def _work(connection, settings, most_mb):
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the server, which ends this process
-    threading.Thread(target=_end_with_the_server, daemon=True).start()
+    end_with_parent()  # the server
     try:
         with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
-            networks = load_networks(settings)
-        warm_up(networks)
-        connection.send(("ready", str(networks.place[0])))
+            segmenter = Segmenter.load(**vars(Settings.of(settings)))
+        warm_up(segmenter.networks)
+        connection.send(("ready", str(segmenter.networks.place[0])))
     except UserError as error:
         connection.send(("refused", str(error)))
         return
     with contextlib.suppress(EOFError):
         while True:
             folder, label = connection.recv()
-            connection.send(_result(Path(folder), label, networks, settings, most_mb, connection))
+            connection.send(_result(Path(folder), label, segmenter, settings, most_mb, connection))
 
 
 def warm_up(networks):
@@ -76,17 +76,11 @@ def warm_up(networks):
         predict_volume([model], np.zeros(SIZE, np.float32), *networks.place, True)
 
 
-def _end_with_the_server():
-    """Ends this process when the one that started it is killed."""
-    wait([multiprocessing.parent_process().sentinel])
-    os._exit(1)
-
-
-def _result(folder, label, networks, settings, most_mb, connection):
+def _result(folder, label, segmenter, settings, most_mb, connection):
     """("done", result) or ("failed", why) of the scan in a folder."""
     try:
         return "done", segment_upload(
-            folder, label, networks, settings, most_mb, lambda word: connection.send(("step", word))
+            folder, label, segmenter, settings, most_mb, lambda word: connection.send(("step", word))
         )
     except UserError as error:  # without where the server keeps its files
         return "failed", str(error).replace(str(folder / SCAN), "scan").replace(str(folder), ".")
@@ -103,7 +97,7 @@ def where(error):
     return f"{type(error).__name__} in {Path(line.filename).name}, line {line.lineno}"
 
 
-def segment_upload(folder, label, networks, settings, most_mb, progress):
+def segment_upload(folder, label, segmenter, settings, most_mb, progress):
     """Segments the scan in a folder, as predict.py does, and writes its files there; returns what the page shows, plain
     values as app.Result describes them. Raises UserError where there is nothing to show. label: what volumes.csv calls it."""
     path = next(folder.glob(f"{SCAN}*"))
@@ -116,16 +110,20 @@ def segment_upload(folder, label, networks, settings, most_mb, progress):
     size = math.prod(image.shape) * (8 if scaled else max(4, image.get_data_dtype().itemsize)) / 1e6
     require(size <= most_mb, f"{size:,.0f} MB unpacked; this page takes {most_mb} MB: crop the scan, or use predict.py")
     cfg = SimpleNamespace(**vars(settings) | {"out_dir": folder})
-    cfg.labels = "freesurfer" if networks.whole else "parts"
-    process(Item(SCAN, path, label=label), networks, cfg, False, progress)
+    single_label = segmenter.networks.single_label
+    process(Item(SCAN, path, label=label), segmenter, cfg, False, progress)
     record = load_json(folder / RECORDS / "scans" / f"{SCAN}.json", "the same upload")
+    if "traceback" in record:  # its last place, without its message, which may hold what is in a scan
+        places = [line.strip() for line in record["traceback"].splitlines() if line.strip().startswith("File ")]
+        print(f"error in a job: {places[-1]}", flush=True)
+        raise UserError("this is a fault of the program; please report it")
     rows = add_statistics([record], {})
     save_table(folder, rows, False, False)
     shutil.rmtree(folder / RECORDS)
     sides = [_side(row) for row in rows]
     require(any(side["total_mm3"] for side in sides), "; ".join(side["problem"] for side in sides))
     is_head = len(rows) == 2
-    labels = bids.LABELS[networks.whole] if is_head or networks.whole else _CROP
+    labels = bids.LABELS[single_label] if is_head or single_label else _CROP
     _add_middles(sides, next(folder.glob(f"{SCAN}_*.nii.gz")), is_head)
     first = rows[0]
     return {
@@ -136,7 +134,7 @@ def segment_upload(folder, label, networks, settings, most_mb, progress):
         "labels": {index: {"name": name, "colour": tint} for index, (name, _, tint) in labels.items()},
         "seconds": float(first["seconds"]),
         "model": first["model"],
-        "synthetic": networks.synthetic or is_phantom(image),
+        "synthetic": segmenter.networks.synthetic or is_phantom(image),
     }
 
 

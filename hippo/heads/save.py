@@ -1,0 +1,62 @@
+"""A Result as files: its label map, its soft maps, and the picture to check it by."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+from hippo.data.cases import case_id
+from hippo.data.nifti import save_labels, save_like
+from hippo.files import atomic, remove_half_written
+from hippo.heads.picture import picture_of_scan, thumbnail
+
+import numpy as np
+
+_PARTS = {  # description of labels and of soft maps; True: numbered as a crop
+    False: "L anterior 1, posterior 2; R anterior 3, posterior 4",
+    True: "hippocampus: 1 anterior, 2 posterior",
+}
+
+
+class Paths(NamedTuple):
+    """Where the files of a Result go, from a folder; empty: not written."""
+
+    labels: str
+    probabilities: str = ""
+    uncertainty: str = ""
+    picture: str = ""
+    thumbnail: str = ""
+
+
+def paths_in(name, is_crop):
+    """The Paths of the label map and the picture of a scan of this name."""
+    stem = case_id(name) or "scan"
+    return Paths(f"{stem}_{'seg' if is_crop else 'hippocampus'}.nii.gz", picture=f"{stem}_hippocampus.png")
+
+
+def save_result(result, folder, paths, numbered_as_crop=None, written=None):
+    """Writes the files of a Result that `paths` names, whole or not at all: labels and soft maps of sides with a result, and the picture.
+    Returns their paths. numbered_as_crop: see Result.labels; written: list that gets each path before it is written.
+    """
+    folder, written = Path(folder), [] if written is None else written
+    crop = result.scan.is_crop if numbered_as_crop is None else numbered_as_crop
+    image, synthetic = result.scan.image, result.synthetic
+
+    def target(path):
+        remove_half_written(folder / path)
+        written.append(folder / path)
+        return folder / path
+
+    if result.has_result:
+        description = "17 left, 53 right hippocampus" if result.single_label else _PARTS[crop]
+        save_labels(target(paths.labels), result.labels(crop), image, description, synthetic)
+        if paths.probabilities:
+            soft = np.round(255 * result.probabilities(crop)).astype(np.uint8)
+            save_like(target(paths.probabilities), soft, image, _PARTS[crop], 1 / 255, synthetic)
+    if paths.uncertainty and result.uncertainty is not None:
+        words = "predictive entropy, mutual information; 0 to 1"
+        save_like(target(paths.uncertainty), result.uncertainty, image, words, 1.0, synthetic)
+    if paths.picture:
+        picture_of_scan(target(paths.picture), result.scan, [side.found for side in result.sides], result.rows())
+    if paths.picture and paths.thumbnail:
+        with atomic(target(paths.thumbnail)) as temporary:
+            thumbnail(folder / paths.picture, temporary)
+    return written

@@ -1,0 +1,146 @@
+"""The engine: from a scan to a Result. Everybody who segments goes through this door.
+
+from hippo.segmenter import Segmenter
+segmenter = Segmenter.load()
+result = segmenter("head.nii.gz")
+print(result.left.anterior_mm3, result.right.quality, [str(flag) for flag in result.flags])
+result.save("predictions")
+"""
+
+import time
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from hippo.data.nifti import is_phantom, name_of, to_stored_orientation
+from hippo.errors import require
+from hippo.heads.flags import FLAGS, OF_ETIV
+from hippo.heads.networks import load_networks
+from hippo.heads.quality import judge, limits_of
+from hippo.heads.result import Result, as_side
+from hippo.heads.scan import Scan, read_scan
+from hippo.heads.segment import segment
+from hippo.heads.uncertainty import sample_scan
+
+
+@dataclass
+class Settings:
+    """The constants of predict.py that a Result depends on, in lower case; predict.py says what they mean."""
+
+    checkpoint: str = "pretrained/heads_3d.pth"
+    partner: str = "pretrained/heads_2d.pth"
+    any_contrast: str = "pretrained/any_contrast.pth"
+    contrast: str = "auto"
+    locate: str = "pretrained/locate.pth"
+    side: str = "auto"
+    mirror: bool = False
+    labels: str = "parts"
+    low_quality: float = 0.85
+    least_quality: float = 0.5
+    asymmetry: float = 0.25
+    usual_mm3: tuple = (1500, 6000)
+    possible_mm3: tuple = (300, 12_000)
+    samples: int = 0
+    sampler: str = "pretrained/heads_dropout.pth"
+    tta: bool = True
+    device: str = "auto"
+    amp: bool = True
+
+    @classmethod
+    def of(cls, cfg):
+        """The Settings that a configuration of a script holds."""
+        return cls(**{field.name: getattr(cfg, field.name) for field in fields(cls)})
+
+    def check(self):
+        """Raises UserError for values that are not to be had, or contradict each other."""
+        require(self.side in ("auto", "left", "right"), f"--side={self.side}: expected auto, left or right")
+        require(self.contrast in ("auto", "t1", "any"), f"--contrast={self.contrast}: expected auto, t1 or any")
+        needs = "--contrast=any needs weights: give --any_contrast=FILE"
+        require(self.any_contrast or self.contrast != "any", needs)
+        require(self.labels in ("parts", "freesurfer"), f"--labels={self.labels}: expected parts or freesurfer")
+        contradiction = "--mirror=True and --side=left contradict each other; give --side"
+        require(not (self.mirror and self.side == "left"), contradiction)
+        require(self.samples == 0 or self.samples > 1, f"--samples={self.samples}: expected 2 or more, or 0 for none")
+        missing = "--samples needs a 3D model that was trained with --dropout; give --sampler=FILE"
+        require(self.sampler or not self.samples, missing)
+
+
+class Segmenter:
+    """Finds and segments the hippocampi of scans. Load it once, and call it with each scan."""
+
+    def __init__(self, networks, settings):
+        self.networks, self.settings = networks, settings
+
+    @classmethod
+    def load(cls, **settings):
+        """The Segmenter of the shipped weights, or of other Settings. Raises UserError for settings that are not to be had
+        and weights that are missing, or do not fit together."""
+        known = {field.name for field in fields(Settings)}
+        unknown = [name for name in settings if name not in known]
+        require(not unknown, f"Segmenter.load has no argument {unknown[:1]}; expected {', '.join(sorted(known))}")
+        settings = Settings(**settings)
+        settings.check()
+        networks = load_networks(settings)
+        if networks.single_label:
+            require(not settings.samples, "--samples needs a model of both parts")
+            settings.labels = "freesurfer"
+        return cls(networks, settings)
+
+    def __call__(self, source, etiv_mm3=None, progress=None):
+        """The Result of a scan: a path, a nibabel image, or a Scan. Raises UserError for what is no MRI of a head, or of a part of one.
+
+        etiv_mm3: its intracranial volume, if it is known. progress: called with "found", "left" and "right" on the way.
+        """
+        start = time.perf_counter()
+        scan = source if isinstance(source, Scan) else read_scan(source)
+        sides, located = self._segment(scan, progress)
+        sides = judge(sides, scan, limits_of(self.settings), self._is_strict(scan))
+        maps, spreads = self._sample(scan, sides)
+        etiv, source_of_etiv, flags = _etiv(located, etiv_mm3)
+        return Result(
+            name=str(source) if isinstance(source, (str, Path)) else name_of(scan.image),
+            sides=tuple(self._side(side, scan, spread) for side, spread in zip(sides, spreads)),
+            flags=tuple(FLAGS[name] for name in (*scan.flags, *flags)),
+            etiv_mm3=etiv,
+            etiv_source=source_of_etiv,
+            seconds=time.perf_counter() - start,
+            single_label=self.settings.labels == "freesurfer",
+            synthetic=self.networks.synthetic,
+            scan=scan,
+            located=located,
+            uncertainty=maps,
+        )
+
+    def _segment(self, scan, progress):
+        """Locates both hippocampi, segments them, and chooses between the models of T1 and the one for any contrast."""
+        networks, settings = self.networks, self.settings
+        # the comparison of models is for the shipped ones
+        compared = (self._is_strict(scan) and networks.shipped) or settings.contrast == "any"
+        other = (networks.any_contrast, settings.contrast) if compared else (None, "t1")
+        side = "right" if settings.mirror else settings.side
+        return segment(networks.models, networks.locator, scan, *networks.place, settings.tta, side, *other, progress)
+
+    def _is_strict(self, scan):
+        """Whether what is doubtful is refused: the models are unsure of phantoms, since they have seen none, or only those."""
+        return not (self.networks.synthetic or is_phantom(scan.image))
+
+    def _sample(self, scan, sides):
+        """(maps of uncertainty as stored or None, spreads of the volumes of each side), by MC dropout."""
+        if not self.networks.sampler:
+            return None, [()] * len(sides)
+        maps, spreads = sample_scan(self.networks.sampler, scan, sides, self.settings.samples, *self.networks.place)
+        return to_stored_orientation(maps, scan.image), spreads
+
+    def _side(self, side, scan, spread):
+        """The Side of a Hippocampus."""
+        by_any = "any_contrast" in side.flags
+        model = Path(self.settings.any_contrast).name if by_any else self.networks.name
+        # the sampler is a model of T1
+        return as_side(side, scan, model, self.networks.single_label, () if by_any else spread)
+
+
+def _etiv(located, given_mm3):
+    """(eTIV in mm3 or None, its source, names of the flags of what was located)."""
+    flags = located.flags if located else []
+    if given_mm3 is not None:
+        return given_mm3, "given", [flag for flag in flags if flag not in OF_ETIV]
+    return (located.etiv_mm3, "network", flags) if located else (None, "", flags)
