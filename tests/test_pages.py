@@ -1,11 +1,13 @@
 """The pages: their numbers are those of the published results, their links, commands, tests and code are real."""
 
 import re
+import shutil
 import subprocess
 
 from hippo.errors import UserError
 from hippo.heads.flags import FLAGS
 from hippo.options import RENAMED, configure, constants
+from hippo.segmenter import Settings
 from tools import report
 from tools.tables_promises import PROMISES, marked_tests, promises
 
@@ -113,11 +115,19 @@ def test_no_command_has_a_comment_behind_it():
         assert not [line for block in commands for line in block.splitlines() if re.search(r"(^|\s)#", line)], page
 
 
-def test_the_code_on_the_pages_runs(capsys):
+def test_the_code_on_the_pages_runs(capsys, brain, tmp_path, monkeypatch):
+    shutil.copy(brain[1] / "whole.nii.gz", tmp_path / "head.nii.gz")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Settings, "least_quality", 0.0)  # it is a phantom
     for page, text in PAGES.items():
         for block in re.findall(r"```python\n(.*?)```", text, re.S):
             exec(compile(block, page, "exec"), {})  # our own page
-    assert "torch.Size([1, 3, 35, 51, 36])" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert "torch.Size([1, 3, 35, 51, 36])" in text and "['qform_only'" in text or "sform_only" in text
+    assert {path.name for path in (tmp_path / "predictions").iterdir()} == {
+        "head_hippocampus.nii.gz",
+        "head_hippocampus.png",
+    }
 
 
 def test_pictures_are_small_enough_for_a_page_and_described():
