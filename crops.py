@@ -21,7 +21,7 @@ from hippo.data.nifti import read_nifti
 from hippo.data.spatial import cut
 from hippo.errors import UserError, fail, require
 from hippo.files import atomic, fresh_folder, save_json
-from hippo.heads.locate import SIDES
+from hippo.heads.anatomy import SIDES
 from hippo.heads.scan import read_scan
 from hippo.options import configure, run_script
 from hippo.segmenter import Segmenter

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from hippo.data.nifti import is_phantom, name_of, to_stored_orientation
 from hippo.errors import require
+from hippo.heads import anatomy
 from hippo.heads.flags import FLAGS, OF_ETIV
 from hippo.heads.networks import load_networks
 from hippo.heads.quality import judge, limits_of
@@ -37,8 +38,8 @@ class Settings:
     low_quality: float = 0.85
     least_quality: float = 0.5
     asymmetry: float = 0.25
-    usual_mm3: tuple = (1500, 6000)
-    possible_mm3: tuple = (300, 12_000)
+    usual_mm3: tuple = anatomy.USUAL_MM3
+    possible_mm3: tuple = anatomy.POSSIBLE_MM3
     samples: int = 0
     sampler: str = "pretrained/heads_dropout.pth"
     tta: bool = True

@@ -11,6 +11,7 @@ from hippo.data.augment import lookup_table
 from hippo.data.cases import load_volumes
 from hippo.data.intensity import normalise
 from hippo.files import save_json
+from hippo.heads.anatomy import FREESURFER, LABELS, SIDES
 from hippo.heads.segment import joint_labels
 from hippo.models.checkpoint import load_checkpoint
 from hippo.scoring.evaluation import evaluate
@@ -25,7 +26,7 @@ import numpy as np
 import torch
 
 _FAILED = 0.5  # Dice of the whole hippocampus below which a segmentation is a failure
-_SIDES = ((17, (1, 2)), (53, (3, 4)))  # left, right: label of an anatomy, labels of ours
+_SIDES = [(FREESURFER[side], LABELS[side]) for side in SIDES]  # left, right: label of an anatomy, labels of ours
 
 
 def run(data_root, heads, anatomies, out):

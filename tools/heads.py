@@ -19,7 +19,8 @@ from hippo.data.nifti import read_nifti
 from hippo.device import precision
 from hippo.errors import require
 from hippo.files import ROOT, save_json
-from hippo.heads.locate import ETIV_SCALE, SIDES, locate
+from hippo.heads.anatomy import SIDES
+from hippo.heads.locate import ETIV_SCALE, locate
 from hippo.heads.networks import load_networks
 from hippo.heads.quality import Limits, judge, limits_of
 from hippo.heads.scan import Scan, read_scan

@@ -3,7 +3,7 @@
 Called by python -m tools.quality.
 """
 
-from hippo.heads.locate import SIDES
+from hippo.heads.anatomy import SIDES
 from hippo.heads.quality import judge
 from hippo.heads.segment import segment_side
 from hippo.scoring.metrics import dice

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from hippo.data.nifti import read_nifti
 from hippo.files import save_json
+from hippo.heads.anatomy import FREESURFER, LABELS, SIDES
 from hippo.heads.segment import joint_labels
 from hippo.scoring.metrics import dice
 from tools import rescan
@@ -148,7 +149,8 @@ def drawn(folder, tools):
     for number, path in enumerate(sorted(Path(folder).glob("*.nii.gz"))):
         scan, truth = paint(path, "T1", np.random.default_rng([5, number]))
         labels = joint_labels(tools.segment(scan)[0], scan)
-        for side, true_label, members in (("left", 17, (1, 2)), ("right", 53, (3, 4))):
+        for side in SIDES:
+            true_label, members = FREESURFER[side], LABELS[side]
             found, there = np.isin(labels, members), truth == true_label
             volumes = {"true_mm3": int(there.sum()), "found_mm3": int(found.sum())}  # voxels of 1 mm
             sides.append({"anatomy": path.name, "side": side, **volumes, "dice": dice(found, there)})

@@ -8,6 +8,7 @@ from pathlib import Path
 from hippo.data.anatomies import OUTSIDE
 from hippo.errors import require
 from hippo.files import save_json
+from hippo.heads.anatomy import FREESURFER, LABELS, SIDES
 from hippo.heads.segment import joint_labels
 from hippo.options import configure, run_script
 from hippo.scoring.metrics import dice
@@ -19,7 +20,7 @@ import numpy as np
 ANATOMIES = "anatomies"  # folder of label maps, see get_data.py
 OUT = "skull.json"  # file to write
 
-_SIDES = {"left": (17, (1, 2)), "right": (53, (3, 4))}  # the label in an anatomy, and those of predict.py
+_SIDES = {side: (FREESURFER[side], LABELS[side]) for side in SIDES}  # the label in an anatomy, and those of predict.py
 
 
 def main():

@@ -1,6 +1,7 @@
 """The blocks of the pages on whole heads, from results/heads.json."""
 
-from hippo.heads.locate import ETIV_SCALE, SIDES
+from hippo.heads.anatomy import SIDES
+from hippo.heads.locate import ETIV_SCALE
 from hippo.scoring.tables import markdown_table
 
 import numpy as np

@@ -9,22 +9,18 @@ from hippo.data.anatomies import CLASSES, SIZE, SPACING_MM
 from hippo.data.intensity import to_head_range
 from hippo.data.spatial import Window, largest_component, shrink
 from hippo.device import autocast
+from hippo.heads.anatomy import APART_MM, PLAUSIBLE_ETIV_MM3, SEEN_MM3, SIDES, SMALL_ETIV_MM3
 from hippo.models.checkpoint import load_model
 
 import numpy as np
 import torch
 from scipy.ndimage import affine_transform, binary_dilation, binary_erosion
 
-SIDES = ("left", "right")
 # eTIV = this x the volume that the network calls intracranial, see docs/RESULTS.md: of a brain without its skull, of a whole head
 ETIV_SCALE, ETIV_SCALE_WHOLE = 1.076, 1.023
-PLAUSIBLE_ETIV_MM3 = (900_000, 2_200_000)
-_SMALL_ETIV_MM3 = 600_000  # a head below it in which a hippocampus is not found has a wrong voxel size, most likely
 _LEFT = 1  # class
 _MIRRORED_CLASSES = [0, 2, 1, 3, 4]
 _FOUND = 0.9  # least probability of a hippocampus, at its most certain voxel
-_VOLUME_MM3 = (400, 15_000)  # of a hippocampus, as the network sees it
-_APART_MM = (25, 90)  # between the middles of both
 _TURNED_DEGREES = 35  # a line from left to right that lies so far off the axis is flagged
 _MOVED_MM = 12  # a head whose brain is further from the middle of the cube is looked at again
 _T1_CONTRAST = 0.7  # of the spread inside the skull, see _is_t1; heads of T1 have 1.2 to 2.1
@@ -79,7 +75,7 @@ def locate(locator, scan, device, dtype):
     if not _is_t1(image, inside):
         flags.append("contrast_not_t1")
     problems, doubts = check(centres, certainty)
-    if etiv < _SMALL_ETIV_MM3:
+    if etiv < SMALL_ETIV_MM3:
         hint = f"; a brain of {etiv / 1000:.0f} ml: check the voxel size in the header"
         problems = {side: text + hint for side, text in problems.items()}
     return Located(centres, certainty, problems, etiv, inside, window, flags + doubts)
@@ -119,7 +115,7 @@ def check(centres, certainty):
         return problems, []
     line = centres["right"] - centres["left"]
     apart = float(np.linalg.norm(line))
-    if not _APART_MM[0] <= apart <= _APART_MM[1]:
+    if not APART_MM[0] <= apart <= APART_MM[1]:
         return dict.fromkeys(SIDES, f"left and right found {apart:.0f} mm apart, which cannot be"), []
     if line[0] < 0:
         return dict.fromkeys(SIDES, "sides swapped: the anatomy and the header do not agree on the head's pose"), []
@@ -141,7 +137,7 @@ def _hippocampus(probability, window):
     part = largest_component(probability > 0.3 * max(probability.max(), 0.1), probability)
     weights = np.where(part, probability, 0)
     volume = weights.sum() * window.spacing_mm**3
-    plausible = _VOLUME_MM3[0] <= volume <= _VOLUME_MM3[1]
+    plausible = SEEN_MM3[0] <= volume <= SEEN_MM3[1]
     return _middle(weights, window) if plausible else None, float(weights.max())
 
 

@@ -5,12 +5,12 @@ from typing import NamedTuple
 
 from hippo.data.spatial import largest_component
 from hippo.files import ROOT, load_json
+from hippo.heads.anatomy import MEAN_MM3
 from hippo.scoring.metrics import dice
 
 import numpy as np
 
 COEFFICIENTS = "pretrained/quality.json"  # written by python -m tools.quality
-_USUAL_MM3 = 3300  # of a hippocampus
 
 
 def expected_dice(probabilities):
@@ -43,7 +43,7 @@ def gather(members, views, labels, volumes_mm3, other=None):
         "contrast": 1.0 if other is None else agreement(window, other.argmax(0)),
         "views": float(np.mean([agreement(view.argmax(0), labels) for view in views[1:]])),
         "component": float(found.sum() / (window > 0).sum()),
-        "size": -abs(float(np.log(max(sum(volumes_mm3), 1) / _USUAL_MM3))),
+        "size": -abs(float(np.log(max(sum(volumes_mm3), 1) / MEAN_MM3))),
     }
 
 

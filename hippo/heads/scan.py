@@ -4,11 +4,11 @@ from typing import NamedTuple
 
 from hippo.data.nifti import name_of, orientation_flags, ras_affine, read_image, read_nifti, spacing_mm, units_of
 from hippo.errors import require
+from hippo.heads.anatomy import LARGEST_CROP_MM
 
 import nibabel as nib
 import numpy as np
 
-_LARGEST_CROP_MM = 100  # a scan whose sides are all shorter shows a part of a head
 _SMALLEST_MM = 12
 _THICK_MM, _TOO_THICK_MM = 2.0, 5.05  # voxels longer than this are flagged, or refused
 _BACKGROUND = 0.5  # share of the outermost voxels from which on their commonest value is a background
@@ -36,7 +36,7 @@ class Scan(NamedTuple):
     @property
     def is_crop(self):
         """Whether this is a part of a head, around one hippocampus, and no head."""
-        return bool(self.sides_mm.max() <= _LARGEST_CROP_MM)
+        return bool(self.sides_mm.max() <= LARGEST_CROP_MM)
 
 
 def read_scan(source):

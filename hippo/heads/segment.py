@@ -5,14 +5,14 @@ from typing import NamedTuple
 from hippo.data.intensity import normalise
 from hippo.data.spatial import Window, cut, largest_component
 from hippo.heads import quality
+from hippo.heads.anatomy import FREESURFER, LABELS, SIDES, SMALL_CROP_MM, WINDOW
 from hippo.heads.fluid import in_fluid
-from hippo.heads.locate import SIDES, locate
-from hippo.heads.window import SIZE, VIEWS, foreground, likeliest, on_grid, settle, touches_edge
+from hippo.heads.locate import locate
+from hippo.heads.window import VIEWS, foreground, likeliest, on_grid, settle, touches_edge
 from hippo.models.inference import predict_volume
 
 import numpy as np
 
-SMALL_CROP_MM = (44.5, 60.5, 48.5)  # a crop up to this size is one window, as all of the training's crops are
 _AGREE = 0.75  # Dice of two models with each other, below which is a flag
 _ALIKE = 0.75  # Dice with the model for any contrast, below which the contrast is in doubt
 _DOUBT = "contrast_doubtful"  # its flag
@@ -125,19 +125,16 @@ def _of_crop(results, side):
     return best
 
 
-def joint_labels(sides, scan, whole=False, crop=None):
-    """The label map (D, H, W) uint8 of a scan. Head: 1 left anterior, 2 left posterior, 3 right anterior, 4 right
-    posterior; crop: 1 and 2; whole: 17 left and 53 right, FreeSurfer's numbers of the whole hippocampus. crop: whether it
-    is numbered as one; None: if it is one."""
+def joint_labels(sides, scan, single_label=False, crop=None):
+    """The label map (D, H, W) uint8 of a scan: anatomy.LABELS of a head, 1 and 2 of a crop; single_label: FREESURFER's numbers
+    of the whole hippocampus. crop: whether it is numbered as one; None: if it is one."""
     crop = scan.is_crop if crop is None else crop
     result = np.zeros(scan.array.shape, np.uint8)
     for side in (side for side in sides if not side.problem):
-        part, labels = result[side.place], side.labels
-        if whole:
-            labels = np.where(labels > 0, 17 if side.side == "left" else 53, 0)
-        elif side.side == "right" and not crop:
-            labels = np.where(labels > 0, labels + 2, 0)
-        part[labels > 0] = labels[labels > 0]
+        numbers = (FREESURFER[side.side],) * 2 if single_label else (1, 2) if crop else LABELS[side.side]
+        part = result[side.place]
+        for label, number in enumerate(numbers, 1):
+            part[side.labels == label] = number
     return result
 
 
@@ -170,7 +167,7 @@ def segment_side(models, scan, centre_mm, side, device, dtype, tta=True, check=N
         size = np.maximum(np.round(scan.sides_mm / spacing), 1).astype(int)
         window, settled = Window(np.zeros(3), tuple(size.tolist()), spacing, mirrored), True
     else:
-        window, settled = settle(look, Window(centre_mm, SIZE, spacing, mirrored))
+        window, settled = settle(look, Window(centre_mm, WINDOW, spacing, mirrored))
     members = [look(window, [model], tta) for model in models] if window else []
     found = foreground(sum(members)) if members else np.zeros(1)
     if not found.any():

@@ -1,15 +1,13 @@
 """The window around a hippocampus: where it comes to rest, and what is seen through several, on the scan's grid."""
 
 from hippo.data.spatial import bring_back, largest_component
+from hippo.heads.anatomy import LONG_AXIS, MOST_TURNED_DEGREES
 
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-SIZE = (36, 52, 36)  # voxels around a hippocampus, as large as the training's patches
 _MOVES = 6  # times a window is centred anew at most
 _STAYS_MM, _STAYS_DEGREES = 2.5, 8  # a window that would move or turn by less stays
-_LONG_AXIS = (0.064, 0.913, -0.402)  # from tail to head of a left hippocampus, mean of the training labels
-_MOST_TURNED_DEGREES = 40  # a longer axis that lies further off is not trusted
 _TURNED_DEGREES = 7  # of the further views, about the corners of a tetrahedron
 VIEWS = np.array([(1, 1, 1), (1, -1, -1), (-1, 1, -1), (-1, -1, 1)]) / 3**0.5
 VIEWS = Rotation.from_rotvec(np.radians(_TURNED_DEGREES) * VIEWS).as_matrix()
@@ -41,9 +39,9 @@ def _pose(found, window):
     points = (voxels - voxels.mean(0)) @ window.steps().T  # mm
     axis = np.linalg.eigh(points.T @ points)[1][:, 2]
     axis = axis * (np.sign(axis @ window.turn[:, 1]) or 1)
-    usual = np.array(_LONG_AXIS) * ((-1, 1, 1) if window.mirrored else 1)
+    usual = np.array(LONG_AXIS) * ((-1, 1, 1) if window.mirrored else 1)
     angle = np.degrees(np.arccos(np.clip(axis @ usual, -1, 1)))
-    if angle > _MOST_TURNED_DEGREES:
+    if angle > MOST_TURNED_DEGREES:
         return middle, window.turn
     normal = np.cross(usual, axis)
     normal = normal / max(np.linalg.norm(normal), 1e-9)

@@ -10,21 +10,13 @@ from urllib.parse import quote
 from hippo import __version__
 from hippo.errors import UserError
 from hippo.files import load_json, remove_half_written, save_json, save_text
+from hippo.heads.anatomy import DESCRIPTIONS
 from hippo.study.inputs import DESCRIPTION
 
 _LAST = ("res", "den", "label", "desc")  # entities that stand behind seg- in a name
 _SEGMENTATION = "seg-hippocampus"
 _SUBCORTICAL = 9  # BIDS' own index of subcortical grey matter
 KINDS = ("dseg", "probseg", "uncertainty")  # of results, with a sidecar each
-LABELS = {  # index: (name, abbreviation, colour)
-    False: {
-        1: ("left anterior hippocampus", "L-ant", "#56B4E9"),
-        2: ("left posterior hippocampus", "L-post", "#E69F00"),
-        3: ("right anterior hippocampus", "R-ant", "#0072B2"),
-        4: ("right posterior hippocampus", "R-post", "#D55E00"),
-    },
-    True: {17: ("left hippocampus", "L-hippo", "#56B4E9"), 53: ("right hippocampus", "R-hippo", "#E69F00")},
-}
 FILES = (
     DESCRIPTION,
     f"{_SEGMENTATION}_dseg.tsv",
@@ -71,7 +63,7 @@ def save_sidecar(out_dir, item, kind, whole=False):
     if kind == "dseg":
         content["Manual"] = False
     elif kind == "probseg":
-        content["LabelMap"] = [abbreviation for _, abbreviation, _ in LABELS[False].values()]
+        content["LabelMap"] = [abbreviation for _, abbreviation, _ in DESCRIPTIONS[False].values()]
     path = Path(out_dir) / f"{output_name(item.name, kind)}.json"
     remove_half_written(path)
     save_json(path, content)
@@ -105,7 +97,7 @@ def save_description(out_dir, source, models, commit, whole=False):
     }
     save_json(out_dir / DESCRIPTION, content)
     rows = [("index", "name", "abbreviation", "color", "mapping")]
-    rows += [(index, *words, _SUBCORTICAL) for index, words in LABELS[whole].items()]
+    rows += [(index, *words, _SUBCORTICAL) for index, words in DESCRIPTIONS[whole].items()]
     text = "".join("\t".join(map(str, row)) + "\n" for row in rows)
     save_text(out_dir / f"{_SEGMENTATION}_dseg.tsv", text)
     save_json(out_dir / f"{_SEGMENTATION}_dseg.json", {"Description": _WORDS["whole" if whole else "dseg"]})

@@ -10,18 +10,17 @@ import traceback
 from pathlib import Path
 from types import SimpleNamespace
 
-from hippo.data.cases import LABELS
+from hippo.data import cases
 from hippo.data.nifti import is_phantom, open_nifti
 from hippo.errors import UserError, require
 from hippo.files import load_json
+from hippo.heads.anatomy import DESCRIPTIONS, FREESURFER, LABELS, WINDOW
 from hippo.heads.flags import FLAGS, flags_in, verdict
 from hippo.heads.result import PARTS
-from hippo.heads.window import SIZE
 from hippo.models.inference import predict_volume
 from hippo.pictures.plots import COLOURS
 from hippo.processes import end_with_parent
 from hippo.segmenter import Segmenter, Settings
-from hippo.study import bids
 from hippo.study.inputs import Item
 from hippo.study.outputs import process
 from hippo.study.records import RECORDS
@@ -36,7 +35,7 @@ RESULTS = {  # endings of the files of a job
     "picture": ("_hippocampus.png",),
     "volumes": ("volumes.csv",),
 }
-_CROP = {label: (f"{name} hippocampus", "", COLOURS[label]) for label, name in LABELS.items()}
+_CROP = {label: (f"{name} hippocampus", "", COLOURS[label]) for label, name in cases.LABELS.items()}
 
 
 def start_worker(settings, most_mb):
@@ -73,7 +72,7 @@ def _work(connection, settings, most_mb):
 def warm_up(networks):
     """Runs each network once, so that the first scan need not wait for what torch prepares."""
     for model in filter(None, (*networks.models, networks.any_contrast)):
-        predict_volume([model], np.zeros(SIZE, np.float32), *networks.place, True)
+        predict_volume([model], np.zeros(WINDOW, np.float32), *networks.place, True)
 
 
 def _result(folder, label, segmenter, settings, most_mb, connection):
@@ -123,7 +122,7 @@ def segment_upload(folder, label, segmenter, settings, most_mb, progress):
     sides = [_side(row) for row in rows]
     require(any(side["total_mm3"] for side in sides), "; ".join(side["problem"] for side in sides))
     is_head = len(rows) == 2
-    labels = bids.LABELS[single_label] if is_head or single_label else _CROP
+    labels = DESCRIPTIONS[single_label] if is_head or single_label else _CROP
     _add_middles(sides, next(folder.glob(f"{SCAN}_*.nii.gz")), is_head)
     first = rows[0]
     return {
@@ -163,7 +162,7 @@ def _add_middles(sides, path, is_head):
     image = nib.load(path)
     labels = np.asarray(image.dataobj)
     voxels = np.argwhere(labels)
-    right = np.isin(labels[tuple(voxels.T)], (3, 4, 53))
+    right = np.isin(labels[tuple(voxels.T)], (*LABELS["right"], FREESURFER["right"]))
     for side in sides:
         mine = voxels[right == (side["side"] == "right")] if is_head else voxels
         if len(mine):
