@@ -26,7 +26,7 @@ class Flag:
     @property
     def explanation(self):
         """Its meaning and what to do, as plain text."""
-        return f"{self.meaning}: {self.what_to_do}".replace("`", "")
+        return f"{self.meaning}. What to do: {self.what_to_do}.".replace("`", "")
 
 
 _LOOK = "look at the picture"
