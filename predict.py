@@ -39,6 +39,7 @@ from hippo.errors import UserError, fail, require
 from hippo.options import configure, run_script
 from hippo.segmenter import Segmenter, Settings
 from hippo.study.batch import join, run_items
+from hippo.study.bids import refuse_equal_names
 from hippo.study.inputs import find_items, find_t1, is_bids, left_out
 from hippo.study.records import has_result, is_done, load_records, load_study, open_study, shard_of, was_begun
 from hippo.study.sharing import leave
@@ -185,7 +186,8 @@ def find_inputs(cfg):
         require(not some, f"--{some} is for a BIDS data set, a folder with dataset_description.json")
         return find_items(cfg.inputs, out_dir), ""
     require(len(cfg.inputs) == 1, f"{studies[0]} is a BIDS data set; give it alone, the others in a run of their own")
-    return find_t1(studies[0], cfg.participant_label, cfg.session_label), str(Path(studies[0]).resolve())
+    items = find_t1(studies[0], cfg.participant_label, cfg.session_label)
+    return refuse_equal_names(items), str(Path(studies[0]).resolve())
 
 
 def give_etivs(items, text):

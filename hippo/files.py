@@ -10,6 +10,7 @@ import os
 import re
 import socket
 import threading
+import time
 from pathlib import Path
 
 from hippo.errors import UserError, require
@@ -37,7 +38,7 @@ def atomic(path, durable=True):
         if durable:
             with open(temporary, "rb+") as file:
                 os.fsync(file.fileno())
-        os.replace(temporary, path)
+        _replace(temporary, path)
         if durable and os.name == "posix":
             _sync_folder(path.parent)
     except OSError as cause:
@@ -47,6 +48,17 @@ def atomic(path, durable=True):
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def _replace(source, target):
+    """os.replace, which Windows refuses for the moment in which another process reads the target."""
+    for wait_s in (0.05, 0.2, 1) if os.name == "nt" else ():
+        try:
+            os.replace(source, target)
+            return
+        except PermissionError:
+            time.sleep(wait_s)
+    os.replace(source, target)
 
 
 def _half_written(path, host, pid, thread):

@@ -237,3 +237,36 @@ def test_ctrl_c_while_workers_start_is_one_line(phantoms, whole, tmp_path):
 def _children(pid):
     result = subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True)
     return result.stdout.split()
+
+
+@pytest.mark.promise("shared_folder")
+def test_what_is_not_there_takes_no_result_away(run_study, phantoms, tmp_path):
+    """A scan that git-annex dropped, or whose drive is gone: not even --overwrite or another eTIV deletes what was found."""
+    scan = tmp_path / "scan.nii.gz"
+    shutil.copy(phantoms / "imagesTr" / "phantom_001.nii.gz", scan)
+    run_study(scan, "--pictures=False")
+    for missing in (scan.unlink, lambda: scan.write_text("/annex/objects/MD5E-s600--01.nii.gz")):
+        missing()
+        for option in ("--overwrite=True", "--etiv=1480000"):
+            code, _, err = run_study(scan, "--pictures=False", option)
+            assert code == 0 and "its earlier result stays" in err
+    assert (tmp_path / "out" / "scan_seg.nii.gz").is_file()
+    assert float(table(tmp_path / "out" / "volumes.csv")[0]["total_mm3"]) > 0
+
+
+@pytest.mark.promise("shared_folder")
+def test_half_written_records_and_moved_scans(run_study, phantoms, tmp_path):
+    """A record that was being written when a run was killed counts as none; a scan that was moved has its new path."""
+    first = tmp_path / "s1" / "T1.nii.gz"
+    first.parent.mkdir()
+    shutil.copy(phantoms / "imagesTr" / "phantom_001.nii.gz", first)
+    run_study(first, "--pictures=False")
+    record = tmp_path / "out" / RECORDS / "scans" / "T1.json"
+    record.with_name(".half-0-1-2-00000000.json").write_text(record.read_text().replace(str(first), "/half"))
+    (tmp_path / "s1").rename(tmp_path / "s1_old")
+    moved = tmp_path / "s1_old" / "T1.nii.gz"
+    assert "1 of 1 scans are there already" in run_study(moved, "--pictures=False")[1]
+    first.parent.mkdir()
+    shutil.copy(phantoms / "imagesTr" / "phantom_002.nii.gz", first)
+    run_study(first, "--pictures=False")
+    assert {row["scan"] for row in table(tmp_path / "out" / "volumes.csv")} == {str(moved), str(first)}

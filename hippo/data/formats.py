@@ -65,15 +65,22 @@ def advice(path):
     return f"unpack it first: {packer} {path}" if packer else "convert it"
 
 
+def is_pointer(path):
+    """Whether a file stands for another one, whose content git-annex or git-lfs has not brought."""
+    with open(path, "rb") as file:
+        start = file.read(1024)
+    return len(start) < 1024 and (b"annex/objects/" in start or start.startswith(b"version https://git-lfs"))
+
+
 def check_packing(path):
     """Raises UserError where a file's ending says gzip and its content does not, or the other way round, and where another
     file stands for it."""
     with open(path, "rb") as file:
         start = file.read(512)
-    pointer = path.stat().st_size < 1024 and (
-        b"annex/objects/" in start or start.startswith(b"version https://git-lfs")
+    require(
+        not is_pointer(path),
+        f"{path}: the content is not here, a pointer stands for it; get it with: datalad get {path}",
     )
-    require(not pointer, f"{path}: the content is not here, a pointer stands for it; get it with: datalad get {path}")
     name, packed = path.name, start[:2] == b"\x1f\x8b"
     if packed and not is_packed(path):
         right = f"{name[:-1]}z" if is_mgh(path) else f"{name}.gz"

@@ -11,8 +11,9 @@ from pathlib import Path
 
 from hippo import __version__
 from hippo.device import describe_environment
-from hippo.errors import UserError
+from hippo.errors import UserError, fail
 from hippo.files import remove_half_written, save_json, save_text
+from hippo.heads.result import readable
 from hippo.pictures import plots
 from hippo.processes import end_with_parent
 from hippo.segmenter import Segmenter, Settings
@@ -73,7 +74,10 @@ def _run_in_processes(items, model, cfg, is_bids, workers, threads):
                 if _run_pool([item], cfg, is_bids, 1, threads, bar):
                     reason = "its process was killed, for want of memory or by a fault of a library"
                     row = failed_row(item, model, reason)
-                    save_record(cfg.out_dir, item, [row], [], begin(cfg.out_dir, item))
+                    try:
+                        save_record(cfg.out_dir, item, [row], [], begin(cfg.out_dir, item))
+                    except OSError as error:
+                        fail(f"{item.path}: {error}")
                     bar.update()
             rest = [item for item in left if item not in suspects]
             left = _run_pool(rest, cfg, is_bids, workers, threads, bar) if rest else []
@@ -172,8 +176,11 @@ def _save_page(out_dir, study, records, rows):
     for record in records:
         small = out_dir / RECORDS / "scans" / f"{record['name']}.webp"
         mine, at = rows[at : at + len(record["rows"])], at + len(record["rows"])
-        has_picture = small.relative_to(out_dir).as_posix() in record["files"]
-        scans[record["name"]] = mine, small.read_bytes() if has_picture else None
+        picture = None
+        if small.relative_to(out_dir).as_posix() in record["files"]:
+            with contextlib.suppress(OSError):  # another run does the scan again
+                picture = small.read_bytes()
+        scans[record["name"]] = mine, picture
     plot = out_dir / RECORDS / "study.png"
     heads = {name: rows for name, (rows, _) in scans.items() if len(rows) == 2 and all(map(_is_whole, rows))}
     drawn = len(heads) > 2
@@ -181,8 +188,8 @@ def _save_page(out_dir, study, records, rows):
         plots.cohort(list(heads), _columns(heads), plot, f"{len(heads)} heads")
     facts = {"version": f"{__version__}, commit {describe_environment()['git_commit']}"}
     facts |= {name: f"{digest[:12]}... (SHA-256)" for name, digest in study["settings"]["weights"].items()}
-    facts |= {name: str(v) for name, v in study["settings"].items() if name not in ("weights", "version")}
-    title = f"Hippocampi: {Path(study['bids']).name}" if study["bids"] else "Hippocampi"
+    facts |= {name: readable(v) for name, v in study["settings"].items() if name not in ("weights", "version")}
+    title = readable(f"Hippocampi: {Path(study['bids']).name}" if study["bids"] else "Hippocampi")
     plotted = plot.read_bytes() if drawn else None
     save_text(out_dir / "report.html", page(title, scans, plotted, facts, study["left_out"]))
 

@@ -55,6 +55,16 @@ def output_name(name, kind):
     return "/".join((*filter(None, [folder]), "_".join((*first, _SEGMENTATION, *last, kind))))
 
 
+def refuse_equal_names(items):
+    """The Items; those whose results would have the names of another one's get a problem."""
+    first, result = {}, []
+    for item in items:
+        other = first.setdefault(output_name(item.name, "dseg"), item)
+        text = f"its results would have the names of those of {other.path.name}; rename one of them"
+        result.append(item if other is item or item.problem else item._replace(problem=text))
+    return result
+
+
 def save_sidecar(out_dir, item, kind, whole=False):
     """Writes the JSON file beside a result; returns its path. whole: the labels are FreeSurfer's."""
     uri = f"bids:raw:{item.name}{item.path.name.removeprefix(item.name.rpartition('/')[2])}"

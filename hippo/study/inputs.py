@@ -3,6 +3,7 @@
 import contextlib
 import os
 import re
+import unicodedata
 from pathlib import Path
 from typing import NamedTuple
 
@@ -111,6 +112,10 @@ def left_out(inputs, out_dir):
             files = [path for path in _anatomical(root) if _is_t1(path) and not has_ending(path)]
             sessions = [path for path in root.glob("sub-*/ses-*") if not any(map(_is_t1, path.glob("anat/*")))]
             others = dict.fromkeys(sessions, "no T1-weighted scan in this session")
+            taken = {item.path for item in find_t1(root)}
+            scans = (path for path in _anatomical(root) if _is_t1(path) and has_ending(path))
+            twice = [path for path in scans if path not in taken and not path.name.lower().endswith(".img")]
+            others |= dict.fromkeys(twice, "there is another file of this name, or it is no _T1w")
         else:
             files, folders = _walk(root, out_dir)
             files = [path for path in files if not has_ending(path)]
@@ -181,25 +186,48 @@ def _told_apart(items):
     enough, the ending of the file, or a number."""
     groups, taken, result = {}, set(), []
     for item in items:
-        groups.setdefault(item.name.casefold(), []).append(os.path.dirname(os.path.abspath(item.path)))
+        groups.setdefault(folded(item.name), []).append(os.path.dirname(os.path.abspath(item.path)))
     common = {}
     for name, folders in groups.items():
         with contextlib.suppress(ValueError):  # Windows: on different drives
             common[name] = os.path.commonpath(folders)
     for item in items:
-        key, name = item.name.casefold(), item.name
+        key, name = folded(item.name), item.name
         if len(groups[key]) > 1 and key in common:
             folder = os.path.dirname(os.path.abspath(item.path))
             name = Path(os.path.relpath(folder, common[key]), case_id(item.path)).as_posix()
-        if name.casefold() in taken:
+        if folded(name) in taken:
             name = f"{name.rpartition('/')[0]}/{item.path.name}".lstrip("/")
         numbered, n = name, 2
-        while numbered.casefold() in taken:
+        while folded(numbered) in taken:
             numbered, n = f"{name}-{n}", n + 1
-        taken.add(numbered.casefold())
+        taken.add(folded(numbered))
         readable = numbered.encode("utf-8", "replace").decode()  # file names of other encodings
         result.append(item._replace(name=readable))
     return result
+
+
+def folded(name):
+    """A name as file systems compare it that ignore the letters' case and how accents are written."""
+    return unicodedata.normalize("NFC", name).casefold()
+
+
+def real_path(path):
+    """A file's path by real folders, so that links to a folder and other spellings of it are one."""
+    folder, name = os.path.split(os.path.abspath(path))
+    return os.path.join(os.path.realpath(folder), name)
+
+
+def longer_names(path, name):
+    """Names for a file with more and more of its folders, and then with numbers."""
+    parents = Path(path).parts[1:-1]
+    for depth in range(1, len(parents) + 1):
+        longer = "/".join((*parents[-depth:], case_id(path)))
+        yield longer.encode("utf-8", "replace").decode()  # file names of other encodings
+    number = 2
+    while True:
+        yield f"{name}-{number}"
+        number += 1
 
 
 def why_empty(folder):

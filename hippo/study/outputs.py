@@ -1,6 +1,7 @@
 """From one scan of a study to its files and rows."""
 
 import contextlib
+import sys
 import traceback
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from hippo.files import is_disk_full
 from hippo.heads.result import readable
 from hippo.heads.save import Paths, save_result
 from hippo.study import bids
-from hippo.study.records import begin, is_done, save_record
+from hippo.study.records import begin, is_done, is_kept, save_record
 from hippo.study.sharing import RECORDS
 from hippo.study.tables import empty_row
 
@@ -18,7 +19,9 @@ def paths_of(item, is_bids, is_crop, cfg):
     """The Paths of an Item, from the folder of results."""
     if is_bids:
         labels, soft, unsure = (f"{bids.output_name(item.name, kind)}.nii.gz" for kind in bids.KINDS)
-        picture = f"figures/{item.name.rpartition('/')[2]}_hippocampus.png"
+        stem = item.name.rpartition("/")[2]
+        whole = {item.participant_id, item.session_id} - {""} <= {*stem.split("_")}  # as BIDS wants it
+        picture = f"figures/{stem if whole else item.name.replace('/', '_')}_hippocampus.png"
     else:
         kinds = ("seg" if is_crop else "hippocampus", "probabilities", "uncertainty")
         labels, soft, unsure = (f"{item.name}_{kind}.nii.gz" for kind in kinds)
@@ -35,7 +38,9 @@ def process(item, segmenter, cfg, is_bids, progress=None):
     progress: see segment.
     """
     try:
-        if cfg.overwrite or not is_done(cfg.out_dir, item):
+        if is_kept(cfg.out_dir, item) and not item.problem:
+            print(f"{item.path} is not there; its earlier result stays", file=sys.stderr)
+        elif cfg.overwrite or not is_done(cfg.out_dir, item):
             _process(item, segmenter, cfg, is_bids, progress)
     except OSError as error:  # not even a record could be written
         if is_disk_full(error):

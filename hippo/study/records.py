@@ -6,10 +6,20 @@ import itertools
 import os
 from pathlib import Path
 
-from hippo.data.cases import case_id
-from hippo.data.formats import files_of
+from hippo.data.formats import files_of, is_pointer
 from hippo.errors import UserError, require
-from hippo.files import check_folder, digest, load_json, remove_half_written, save_json, save_text, set_aside
+from hippo.files import (
+    HALF_WRITTEN,
+    check_folder,
+    digest,
+    load_json,
+    remove_half_written,
+    save_json,
+    save_text,
+    set_aside,
+)
+from hippo.heads.result import readable
+from hippo.study.inputs import folded, longer_names, real_path
 from hippo.study.sharing import RECORDS, STUDY, enter, holds_results, is_in_use, locked
 
 _SCANS = "scans"  # folder of the records
@@ -85,10 +95,8 @@ def _join_study(folder, study, items, left_out, roots):
         scans |= {item.name: os.path.abspath(item.path) for item in items}
     else:
         items = _told_apart(folder, scans, items)
-    for item in items:  # that were gone, and are back
-        gone = _path(folder, item.name).with_suffix(_GONE)
-        if os.path.isfile(gone) and not os.path.exists(_path(folder, item.name)):
-            gone.replace(_path(folder, item.name))
+    for item in items:
+        _take_up(folder, item)
     still = {file: why for file, why in earlier["left_out"].items() if os.path.lexists(file)}
     content = study | {"scans": scans, "left_out": still | left_out}
     if content != earlier:
@@ -97,20 +105,32 @@ def _join_study(folder, study, items, left_out, roots):
     return items
 
 
+def _take_up(folder, item):
+    """Brings the record of an Item back that was gone, and gives it the Item's path where that has moved."""
+    path = _path(folder, item.name)
+    if os.path.isfile(path.with_suffix(_GONE)) and not os.path.exists(path):
+        path.with_suffix(_GONE).replace(path)
+    record = load_record(folder, item.name)
+    if record and real_path(record["path"]) != real_path(item.path):
+        rows = [row | {"scan": readable(item.label or item.path)} for row in record["rows"]]
+        save_json(path, record | {"path": os.path.abspath(item.path), "rows": rows})
+
+
 def _without_gone(folder, scans, items, roots):
     """{name: path} without what is gone: scans that were taken out of a folder that was searched, and failures of folders in
     which there are scans now. Their records are renamed, and no result is deleted."""
-    mine = {os.path.abspath(item.path) for item in items}
+    mine = {real_path(item.path) for item in items}
     above = {str(parent) for path in mine for parent in Path(path).parents}
-    searched = above & {os.path.abspath(root) for root in roots}  # a drive that is not mounted holds none of the Items
+    searched = above & {os.path.realpath(root) for root in roots}  # a drive that is not mounted holds none of the Items
     kept, taken_out = {}, []
     for name, path in scans.items():
-        is_gone = not os.path.lexists(path) and not searched.isdisjoint(map(str, Path(path).parents))
-        record = load_record(folder, name) if path not in mine and (is_gone or path in above) else None
+        real = real_path(path)
+        is_gone = not os.path.lexists(path) and not searched.isdisjoint(map(str, Path(real).parents))
+        record = load_record(folder, name) if real not in mine and (is_gone or real in above) else None
         if record and (is_gone or not has_result(record)):
             _path(folder, name).replace(_path(folder, name).with_suffix(_GONE))
-            taken_out += [name] * has_result(record)
-        elif record or path in mine or not is_gone or _begun(folder, name):
+            taken_out += [name] * is_gone
+        elif record or real in mine or not is_gone or _begun(folder, name):
             kept[name] = path
     if taken_out:
         names = ", ".join(taken_out[:3]) + ", ..." * (len(taken_out) > 3)
@@ -119,47 +139,29 @@ def _without_gone(folder, scans, items, roots):
 
 
 def _told_apart(folder, scans, items):
-    """The Items by their names in a study, whose {name: path} they are added to: a file keeps the name that it has, another
-    one of that name gets its folder before it."""
-    names, taken, result = {_real(path): name for name, path in scans.items()}, {n.casefold() for n in scans}, []
+    """The Items by their names in a study, whose {name: path} they are added to: a file keeps the name that it has, also where
+    it was moved, another one of that name gets its folder before it."""
+    names, taken, result = {real_path(path): name for name, path in scans.items()}, {*map(folded, scans)}, []
+    gone = [name for name, path in scans.items() if not os.path.lexists(path)]
+    moved = {record["sha256"]: name for name in gone if (record := load_record(folder, name))}
     for item in items:
-        path, name = os.path.abspath(item.path), names.get(_real(item.path))
+        path, name = os.path.abspath(item.path), names.get(real_path(item.path))
+        if name is None and moved:
+            name = moved.pop(checksum(item.path), None)
         if name is None:
-            other_names = itertools.chain([item.name], _longer_names(path, item.name))
-            name = next(n for n in other_names if _is_free(folder, n, scans.get(n), n.casefold() in taken, item))
-        scans[name], names[_real(path)] = path, name
-        taken.add(name.casefold())
+            candidates = itertools.chain([item.name], longer_names(path, item.name))
+            name = next(n for n in candidates if folded(n) not in taken and _is_free(folder, n, item))
+        scans[name], names[real_path(path)] = path, name
+        taken.add(folded(name))
         result.append(item._replace(name=name))
     return result
 
 
-def _real(path):
-    """A file's path by real folders, so that links to a folder and other spellings of it are one."""
-    folder, name = os.path.split(os.path.abspath(path))
-    return os.path.join(os.path.realpath(folder), name)
-
-
-def _is_free(folder, name, path, is_taken, item):
-    """Whether an Item can have a name: nothing has it, not even a scan that was taken out, or what had it has moved and is
-    the Item. path: what has the name in the study."""
+def _is_free(folder, name, item):
+    """Whether no record has a name, not even one of a scan that was taken out, but for the Item's own."""
     file = _path(folder, name)
     record = _read(file if os.path.isfile(file) else file.with_suffix(_GONE))
-    if not is_taken and (not record or _real(record["path"]) == _real(item.path)):
-        return True
-    gone = not os.path.lexists(path or (record or {}).get("path", item.path))
-    return bool(record and gone and (path or not is_taken) and record["sha256"] == checksum(item.path))
-
-
-def _longer_names(path, name):
-    """Names for a file with more and more of its folders, and then with numbers."""
-    parents = Path(path).parts[1:-1]
-    for depth in range(1, len(parents) + 1):
-        longer = "/".join((*parents[-depth:], case_id(path)))
-        yield longer.encode("utf-8", "replace").decode()  # file names of other encodings
-    number = 2
-    while True:
-        yield f"{name}-{number}"
-        number += 1
+    return not record or real_path(record["path"]) == real_path(item.path)
 
 
 def load_study(out_dir):
@@ -197,6 +199,12 @@ def is_done(out_dir, item):
     )
 
 
+def is_kept(out_dir, item):
+    """Whether an Item has an earlier result, and no file, or a pointer to one, to make another one of."""
+    record = load_record(out_dir, item.name)
+    return bool(record and has_result(record)) and not (os.path.isfile(item.path) and not is_pointer(item.path))
+
+
 def was_begun(out_dir, item):
     """Whether a process ended while it was at an Item."""
     return _begun(out_dir, item.name)
@@ -230,8 +238,9 @@ def load_records(out_dir):
     """The records that are in a folder of results, those of a BIDS data set by their names, others in the order in which
     they were given; one that is broken is as if not there."""
     study = load_study(out_dir)
-    found = [_read(path) for path in (Path(out_dir) / RECORDS / _SCANS).rglob("*.json")]
-    records = {record["name"]: record for record in found if record}
+    paths = [path for path in (Path(out_dir) / RECORDS / _SCANS).rglob("*.json") if not path.match(HALF_WRITTEN)]
+    found = {path: record for path in paths if (record := _read(path))}
+    records = {record["name"]: record for path, record in found.items() if path == _path(out_dir, record["name"])}
     place = {} if study["bids"] else {name: number for number, name in enumerate(study["scans"])}
     return [records[name] for name in sorted(records, key=lambda name: (place.get(name, len(place)), name))]
 

@@ -12,6 +12,7 @@ import secrets
 import sys
 from pathlib import Path
 
+from hippo.errors import UserError
 from hippo.files import machine
 
 from filelock import FileLock, Timeout
@@ -20,7 +21,7 @@ RECORDS = ".hippo"  # in the folder of results
 STUDY = "study.json"  # in it: what its results have in common
 _LOCK = "lock"
 _RUNS = "runs"  # a file for each run, which holds its lock
-_PATIENCE_S = 20  # before a run says that it waits
+_PATIENCE_S, _LONGEST_S = 20, 600  # before a run says that it waits, and before it gives up
 _present = {}  # {folder: the lock of this process's run there}
 
 
@@ -36,7 +37,11 @@ def locked(out_dir):
             has_lock = _acquire(lock, _PATIENCE_S)
         except Timeout:
             print(f"{out_dir}: waiting for another run that writes its table", file=sys.stderr, flush=True)
-            has_lock = _acquire(lock, -1)
+            try:
+                has_lock = _acquire(lock, _LONGEST_S)
+            except Timeout:
+                text = f"{lock.lock_file} was held for {_LONGEST_S} s; if no other run is at work, delete it and start again"
+                raise UserError(text) from None
         if before and _identity(folder) == before:
             break
         lock.release()  # the folder was renamed meanwhile
@@ -55,7 +60,7 @@ def _identity(folder):
 
 
 def _acquire(lock, timeout):
-    """Whether a lock could be had on this drive. Raises Timeout where another process has it so many seconds; -1: never."""
+    """Whether a lock could be had on this drive. Raises Timeout where another process has it for so many seconds."""
     try:
         lock.acquire(timeout)
         return True

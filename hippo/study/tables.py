@@ -138,7 +138,7 @@ def add_statistics(records, adjustment):
                 slopes = adjustment["slopes"][row["side"]].items()
                 for part, slope in ((part, slope) for part, slope in slopes if row[f"{part}_mm3"]):
                     row[f"{part}_adjusted_mm3"] = f"{float(row[f'{part}_mm3']) - slope * excess:.1f}"
-            rows.append({name: record[name] for name in ("participant_id", "session_id")} | row)
+            rows.append({name: readable(record[name]) for name in ("participant_id", "session_id")} | row)
     return rows
 
 
