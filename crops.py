@@ -52,7 +52,7 @@ def main():
 
 
 def run(cfg):
-    """Writes the crops of a configuration; returns whether all went well."""
+    """Writes the crops of a configuration. Returns whether all succeeded."""
     require(
         len(cfg.inputs) == 1 and is_bids(cfg.inputs[0]),
         "expected one BIDS data set, as in: python crops.py /data/study",
@@ -93,7 +93,7 @@ def run(cfg):
 
 
 def crop_sides(item, segmenter, cfg, out_dir):
-    """Writes both crops of an Item; returns their rows of crops.csv."""
+    """Writes both crops of an Item. Returns their rows of crops.csv."""
     require(not item.problem, item.problem)
     scan, rows, arrays = read_scan(item.path), [], {}
     masks = {side: read_mask(item, side, scan, cfg) for side in SIDES}
@@ -118,7 +118,7 @@ def crop_sides(item, segmenter, cfg, out_dir):
 
 
 def read_mask(item, side, scan, cfg):
-    """The parts of the mask of a side of an Item, on the grid of its Scan: [bool (D, H, W), ...]."""
+    """Returns the parts of the mask for one side of an Item, on the grid of its Scan: [bool (D, H, W), ...]."""
     path = find_mask(item, side, cfg)
     mask, image = read_nifti(path)
     same = mask.shape == scan.array.shape and np.allclose(image.affine, scan.image.affine, atol=1e-2)
@@ -131,7 +131,8 @@ def read_mask(item, side, scan, cfg):
 
 
 def find_mask(item, side, cfg):
-    """The mask of a side of an Item: the one file below its participant, and session, whose name fits."""
+    """Returns the mask for one side of an Item: the only file below its participant, and session, with a matching
+    name."""
     folder = Path(cfg.masks) / item.participant_id / item.session_id
     pattern = cfg.left if side == "left" else cfg.right
     found = sorted(p for p in folder.rglob(pattern) if has_ending(p) and not p.name.startswith("."))

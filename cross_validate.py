@@ -78,8 +78,8 @@ def main():
 
 
 def run(cfg):
-    """Runs the folds of a configuration that are not done yet. Returns the content of cross_validation.json, once all
-    five are there, else None."""
+    """Runs the unfinished folds of a configuration. Returns the content of cross_validation.json if all five are
+    complete, else None."""
     check(cfg)
     info = list_cases(cfg.data_root)[1]
     require(count_labels(info, cfg.data_root) == 2, f"{cfg.data_root}: cross-validation is for data sets of both parts")
@@ -109,14 +109,14 @@ def run(cfg):
 
 
 def save(result, path):
-    """Writes the result; another one that is there is set aside."""
+    """Writes the result. An existing, different result is moved aside."""
     if path.is_file() and load_json(path, "python cross_validate.py") != json.loads(json.dumps(finite(result))):
         set_aside(path)
     save_json(path, result)
 
 
 def check(cfg):
-    """Raises UserError for constants that cannot work, before anything is trained."""
+    """Raises UserError for invalid constants, before anything is trained."""
     refuse_several_processes("spread the folds with --folds='[0]' and so on")
     require(cfg.folds and set(cfg.folds) <= set(range(5)), f"--folds={cfg.folds}: expected numbers from 0 to 4")
     require(
@@ -130,12 +130,12 @@ def check(cfg):
 
 
 def member_names(cfg):
-    """The names of the models of a fold: 3d-0, 2d-0, 3d-1 and so on, the number being the seed."""
+    """Returns the names of the models of a fold: 3d-0, 2d-0, 3d-1 and so on, where the number is the seed."""
     return [f"{kind}-{seed}" for seed in cfg.seeds for kind in (["3d", "2d"] if cfg.epochs_2d else ["3d"])]
 
 
 def jobs(cfg, fold):
-    """The scripts of a fold, each with its options: [(module, {option: value}), ...]."""
+    """Returns the scripts of a fold, each with its options: [(module, {option: value}), ...]."""
     folder, slices = Path(cfg.runs) / f"fold_{fold}", str(Path(cfg.runs) / f"fold_{fold}" / "slices")
     same = {name: getattr(cfg, name) for name in ("data_root", "device", "amp", "num_workers")}
     recipe_3d, recipe_2d = ("heads", "heads") if cfg.recipe == "heads" else ("crops", "short")
@@ -155,7 +155,7 @@ def jobs(cfg, fold):
 
 
 def run_fold(cfg, fold):
-    """Trains and scores the models of a fold that are not there yet."""
+    """Trains and scores the missing models of a fold."""
     folder, names, slices = Path(cfg.runs) / f"fold_{fold}", member_names(cfg), None
     for script, options in jobs(cfg, fold):
         job = configure(vars(script), [], **options)
@@ -175,7 +175,7 @@ def run_fold(cfg, fold):
 
 
 def check_finished(script, job, slices):
-    """Raises UserError where a finished run was trained with other constants, or on other slices, than `job` asks for."""
+    """Raises UserError if a finished run was trained with other constants, or on other slices, than `job` asks for."""
     before = same_constants(job.out_dir, job, constants(vars(script)))
     if script is train2d:
         wrong = differences(before["data"].get("slices", {}), slices)
@@ -183,13 +183,13 @@ def check_finished(script, job, slices):
 
 
 def differences(settings, slices):
-    """The names of the constants in which slices with these settings differ from a data_aug.py configuration."""
+    """Returns the names of the constants in which slices with these settings differ from a data_aug.py configuration."""
     defaults = {name: value for name, (value, _) in constants(vars(data_aug)).items() if name not in _OTHER}
     return [n.lower() for n, value in defaults.items() if settings.get(n, value) != getattr(slices, n.lower())]
 
 
 def check_fold(cfg, fold):
-    """Raises UserError where a finished run of a fold is not what the configuration asks for."""
+    """Raises UserError if a finished run of a fold does not match the configuration."""
     slices = None
     for script, options in jobs(cfg, fold):
         job = configure(vars(script), [], **options)
@@ -203,7 +203,7 @@ def check_fold(cfg, fold):
 
 
 def score_fold(cfg, folder, names):
-    """Scores the models of a fold together, unless that is done."""
+    """Scores the models of a fold together, unless this is done already."""
     runs, out_dir = [f"{folder}/{name}" for name in names], folder / result_name(names)
     means = {run: load_json(f"{run}/metrics.json", "python cross_validate.py")["mean"] for run in runs}
     path = out_dir / "metrics.json"
@@ -214,7 +214,7 @@ def score_fold(cfg, folder, names):
 
 
 def make_slices(cfg):
-    """Makes the slices of a data_aug.py configuration, unless they are there."""
+    """Creates the slices of a data_aug.py configuration, unless they exist."""
     folder = Path(cfg.out_dir)
     if (folder / "index.csv").is_file():
         there = load_json(folder / "settings.json", "python cross_validate.py")
@@ -225,7 +225,7 @@ def make_slices(cfg):
 
 
 def draw(result, peer, folder):
-    """cross_validation_peer.png, cross_validation_worst.png and cross_validation_volumes.png."""
+    """Draws cross_validation_peer.png, cross_validation_worst.png and cross_validation_volumes.png."""
     source = plots.source(result["synthetic"])
     cases = result["cases"]
     if "difference" in result:

@@ -60,7 +60,7 @@ def main():
 
 
 def run(cfg):
-    """Writes the data set of a configuration; returns its folder."""
+    """Writes the data set of a configuration. Returns its folder."""
     check(cfg)
     cases, info = list_cases(cfg.data_root, cfg.max_cases)
     train, val = split_cases(cases, cfg.fold, info)
@@ -98,7 +98,7 @@ def run(cfg):
 
 
 def check(cfg):
-    """Raises UserError for constants that cannot work."""
+    """Raises UserError for invalid constants."""
     shares = [cfg.share_none, cfg.share_rotation, cfg.share_affine, cfg.share_flip]
     require(min(shares) >= 0 and abs(sum(shares) - 1) < 1e-6, f"the four shares are {shares}; expected a sum of 1")
     require(16 <= cfg.size <= 1024, f"--size={cfg.size}: expected 16 to 1024")
@@ -109,7 +109,7 @@ def check(cfg):
 
 
 def is_unfinished(out_dir, settings):
-    """Whether a folder has the same settings and data, and no index.csv yet."""
+    """Whether a folder has the same settings and data, but no index.csv yet."""
     try:
         earlier = json.loads((out_dir / "settings.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -119,7 +119,8 @@ def is_unfinished(out_dir, settings):
 
 @contextmanager
 def workers(cfg, n_jobs):
-    """A pool of cfg.num_workers processes, at most one a job, or None for one. Raises UserError where a process dies."""
+    """Provides a pool of cfg.num_workers processes, at most one per job, or None for one. Raises UserError if a
+    process dies."""
     n = min(cfg.num_workers or available_cores(), n_jobs, 61)  # Windows allows no more
     if n == 1:
         yield None
@@ -137,7 +138,7 @@ def workers(cfg, n_jobs):
 
 
 def available_cores():
-    """The number of cores that this process may use."""
+    """Returns the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -148,9 +149,10 @@ def start_worker():
 
 
 def write_case(job):
-    """Writes the slices of one case; returns its rows of index.csv. Files that are there are whole, and kept.
+    """Writes the slices of one case. Returns its rows of index.csv. Existing files are complete, and are kept.
 
-    A case's random numbers depend on the seed and its place in the list only, its file numbers on its place only.
+    The random numbers of a case depend only on the seed and its position in the list, its file numbers only on its
+    position.
     """
     cfg, volume, index, trains = job
     rng = np.random.default_rng([cfg.seed, index])
@@ -174,7 +176,7 @@ def write_case(job):
 
 
 def draw_augmentation(rng, cfg):
-    """A random augmentation: its kind, and its parameters as a dict."""
+    """Draws a random augmentation. Returns (kind, parameters as a dict)."""
     shares = [cfg.share_none, cfg.share_rotation, cfg.share_affine, cfg.share_flip]
     kind = str(rng.choice(("none", "rotation", "affine", "flip"), p=shares))
     turn, grow, dx, dy = rng.uniform(-1, 1, 4)

@@ -40,7 +40,7 @@ def main():
 
 
 def run(cfg):
-    """Draws the model of a configuration; returns the picture's path."""
+    """Draws the model of a configuration. Returns the path of the picture."""
     require(cfg.model in MODELS, f"--model={cfg.model}: expected one of {', '.join(MODELS)}")
     require(1 <= cfg.unet_depth <= 5, f"--unet_depth={cfg.unet_depth}: expected 1 to 5")
     endings = (".jpg", ".jpeg", ".png")
@@ -60,7 +60,7 @@ def run(cfg):
 
 
 def outputs(model, shape):
-    """{name of a submodule: shape (B, C, *S) of its output} in one forward pass."""
+    """Runs one forward pass. Returns {name of a submodule: shape (B, C, *S) of its output}."""
     shapes, hooks = {}, []
 
     def record(name):
@@ -80,7 +80,7 @@ def outputs(model, shape):
 
 
 def convolutions(block):
-    """As "2 x conv 3x3x3, norm, leaky ReLU" of a ConvBlock, or of a residual one."""
+    """Describes a ConvBlock, or a residual block, as in "2 x conv 3x3x3, norm, leaky ReLU"."""
     convs = [m for m in block.children() if isinstance(m, (torch.nn.Conv2d, torch.nn.Conv3d))]
     kinds = {SqueezeExcitation: ", squeeze-and-excitation", CBAM: ", CBAM", ResBlock: ", residual"}
     more = "".join(text for kind, text in kinds.items() for m in (block, *block.children()) if isinstance(m, kind))
@@ -88,19 +88,20 @@ def convolutions(block):
 
 
 def encoder_of(unet):
-    """Names of the modules whose outputs are joined on the way up, finest first; the last one is the deepest."""
+    """Returns the names of the modules whose outputs are joined on the way up, finest first; the last one is the
+    deepest."""
     if isinstance(unet, UNETRBody):
         return ["unet.stem", *(f"unet.skips.{i}" for i in range(len(unet.skips))), "unet.vit"]
     return [f"unet.down.{i}" for i in range(len(unet.down))]
 
 
 def kernel(conv):
-    """As "3x3x3" of a convolution."""
+    """Returns the kernel size of a convolution, as in "3x3x3"."""
     return "x".join(map(str, conv.kernel_size))
 
 
 class Canvas:
-    """A figure in data coordinates, for boxes, arrows and words."""
+    """A figure in data coordinates, for boxes, arrows and text."""
 
     def __init__(self, size):
         self.figure, self.axes = plots.panels(1, 1, size)
@@ -126,9 +127,9 @@ class Canvas:
 
 
 def draw(model, shapes, shape, path, title):
-    """The U: encoder down on the left, decoder up on the right, skips across, heads at the upper right.
+    """Draws the U: encoder down on the left, decoder up on the right, skips across, heads at the upper right.
 
-    shapes: as `outputs` returns them; shape: (B, C, *S) of the image.
+    shapes: from `outputs`; shape: (B, C, *S) of the image.
     """
     names, is_unetr = encoder_of(model.unet), isinstance(model.unet, UNETRBody)
     stages = len(names)

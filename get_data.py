@@ -41,7 +41,7 @@ def main():
 
 
 def run(cfg):
-    """Downloads, verifies and unpacks; returns True, or False where the data was there already."""
+    """Downloads, verifies and unpacks the data. Returns True, or False if they were there already."""
     if cfg.anatomies:
         return get_anatomies(Path(cfg.anatomies), load_json(ROOT / "references/anatomies.json", "git"), cfg.timeout_s)
     root = Path(cfg.data_root).absolute()
@@ -63,7 +63,7 @@ def run(cfg):
 
 
 def get_anatomies(folder, source, timeout_s):
-    """Downloads the label maps that are missing or damaged; returns True, or False where all were there already.
+    """Downloads label maps that are missing or damaged. Returns True, or False if all were there already.
 
     source: {"url", "sha256": {name: checksum}}.
     """
@@ -79,7 +79,7 @@ def get_anatomies(folder, source, timeout_s):
 
 
 def find_problem(root):
-    """What is wrong with a Decathlon folder, every file read and its checksum tested; "" if nothing is."""
+    """Reads every file of a Decathlon folder and verifies its checksum. Returns what is wrong, or "" if nothing is."""
     try:
         for case in list_cases(root)[0]:
             read_nifti(case.image)
@@ -92,10 +92,9 @@ def find_problem(root):
 
 
 def download(url, archive, checksum, timeout_s=30.0, algorithm="md5"):
-    """Downloads url to `archive` through <archive>.part, going on with a part that is there; then verifies the checksum. A
-    resumed part with a wrong one is dropped and downloaded once more from the start. Raises UserError, keeping the
-    part where resuming helps.
-    """
+    """Downloads url to `archive` through <archive>.part, resuming an existing part, then verifies the checksum. A
+    resumed part with a wrong checksum is deleted and downloaded once more from the start. Raises UserError; the part
+    is kept if it can be resumed."""
     part = archive.with_name(archive.name + ".part")
     part.parent.mkdir(parents=True, exist_ok=True)
     for _ in range(2):
@@ -157,10 +156,9 @@ def _fetch(url, part, resumed, timeout_s):
 
 
 def unpack(archive, root):
-    """Unpacks the archive's regular files below its top folder into root, each whole; what was there under the
-    same name is kept as <name>.previous-N. Raises UserError, having written nothing into root, for an entry that would land
-    outside the folder or for a broken archive.
-    """
+    """Unpacks the regular files below the archive's top folder into root, each completely or not at all. An existing
+    file of the same name is kept as <name>.previous-N. Raises UserError, before anything is written into root, for an
+    entry outside the folder or a broken archive."""
     root.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=root, prefix=".unpacking-") as temporary:
         temporary = Path(temporary)

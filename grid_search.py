@@ -56,7 +56,7 @@ def main():
 
 
 def run(cfg):
-    """Runs the search of a configuration; returns whether every point went well."""
+    """Runs the search of a configuration. Returns whether every point succeeded."""
     if not cfg.collect and cfg.only != "list":
         read_index(cfg.data_dir)  # missing slices are one error, not one for each point
     return search(cfg, train2d)

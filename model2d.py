@@ -13,10 +13,10 @@ from hippo.options import configure, run_script
 
 
 class UNetnnUNetWithINR(UNetWithINR):
-    """The customisable 2D network: two convolutions a stage, channels doubled by each of `unet_depth` poolings.
+    """The customisable 2D network: two convolutions per stage, channels doubled by each of `unet_depth` poolings.
 
-    forward: (B, in_channels, H, W) of any size to logits (B, num_classes, H, W); with deep_supervision and in train mode
-    a list of logits, finest first; see blocks.UNetWithINR. Arguments as there.
+    forward: (B, in_channels, H, W) of any size to logits (B, num_classes, H, W); with deep_supervision and in train
+    mode a list of logits, finest first. See blocks.UNetWithINR for the arguments.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class UNetnnUNetWithINR(UNetWithINR):
 
 
 class _Preset(UNetWithINR):
-    """One convolution a stage: encoder c-2c-4c-8c, bottleneck 8c, decoder 4c-2c-c-c."""
+    """One convolution per stage: encoder c-2c-4c-8c, bottleneck 8c, decoder 4c-2c-c-c."""
 
     channels, deep_supervision = 32, False
 

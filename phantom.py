@@ -41,7 +41,7 @@ def main():
 
 
 def run(cfg):
-    """Writes the data set of a configuration; returns its folder."""
+    """Writes the data set of a configuration. Returns its folder."""
     require(cfg.cases >= 1, f"--cases={cfg.cases}: expected 1 or more")
     require(cfg.heads >= 0, f"--heads={cfg.heads}: expected 0 or more")
     require(cfg.seed >= 0, f"--seed={cfg.seed}: expected 0 or more")
@@ -89,7 +89,7 @@ def run(cfg):
 
 
 def write_heads(root, count, seed):
-    """Writes whole heads, each of a size and pose of its own, and their labels; returns the folder."""
+    """Writes whole heads, each with its own size and pose, and their labels. Returns the folder."""
     (root / "labels").mkdir()
     for i in tqdm(range(count), desc="heads", disable=None):
         name = f"phantom_head_{i + 1}.nii.gz"
@@ -99,7 +99,7 @@ def write_heads(root, count, seed):
 
 
 def write_head(image_path, label_path, rng):
-    """Writes a whole head of a size and pose of its own, and its labels."""
+    """Writes a whole head with a random size and pose, and its labels."""
     image, label = make_head(rng)
     change = np.diag(rng.uniform(0.93, 1.07, 3)) @ turn(rng.uniform(-8, 8, 3))
     image, label = scan_head(image, label, change, rng)
@@ -110,7 +110,7 @@ def write_head(image_path, label_path, rng):
 
 
 def save_nifti(path, array, affine):
-    """Writes a volume in RAS with 1 mm voxels and a header that says that it is synthetic."""
+    """Writes a volume in RAS with 1 mm voxels and a header that marks it as synthetic."""
     image = nib.Nifti1Image(array, affine)
     image.header["descrip"] = b"SYNTHETIC phantom, no scan"
     image.header.set_xyzt_units("mm", "sec")
@@ -120,7 +120,7 @@ def save_nifti(path, array, affine):
 
 
 def make_phantom(rng):
-    """(image float64, label uint8) of one phantom, (D, H, W) in RAS, 1 mm voxels; rng: numpy Generator."""
+    """Creates one phantom. Returns (image float64, label uint8), (D, H, W) in RAS, 1 mm voxels. rng: numpy Generator."""
     size = np.array([rng.integers(31, 44), rng.integers(40, 60), rng.integers(24, 48)])
     points = np.stack(np.meshgrid(*map(np.arange, size), indexing="ij"), -1) - (size - 1) / 2  # mm from the centre
     points = points - rng.uniform(-1.5, 1.5, 3)
@@ -152,9 +152,10 @@ def make_phantom(rng):
 
 
 def make_hippocampus(points, rng):
-    """(label uint8 (D, H, W), the curved line that it lies about (60, 3), from tail to head) on a grid of 1 mm.
+    """Creates a hippocampus on a grid of 1 mm. Returns (label uint8 (D, H, W), its curved centre line (60, 3) from
+    tail to head).
 
-    points: (D, H, W, 3) in mm from its middle.
+    points: (D, H, W, 3) in mm from its centre.
     """
     size = points.shape[:3]
     # a tube of varying radius about a curved line, from tail (t = 0) to head (t = 1)
@@ -175,8 +176,9 @@ def make_hippocampus(points, rng):
 
 
 def make_head(rng):
-    """(image float32 without noise, label uint8) of a whole head, HEAD_SIZE in RAS, voxels of 1 mm: skin, skull, brain with
-    ventricles, and both hippocampi (1 left anterior, 2 left posterior, 3 right anterior, 4 right posterior)."""
+    """Creates a whole head: skin, skull, brain with ventricles, and both hippocampi. Returns (image float32 without
+    noise, label uint8: 1 left anterior, 2 left posterior, 3 right anterior, 4 right posterior), HEAD_SIZE in RAS, 1 mm
+    voxels."""
     image = _outside_the_brain()
     x, y, z = _axes()
     folds, fine = _coarse_noise(rng, 4), _coarse_noise(rng, 2.2)
@@ -207,7 +209,7 @@ def make_head(rng):
 
 
 def _outside_the_brain():
-    """The skin, skull, face, eyes and neck of a head."""
+    """Returns the skin, skull, face, eyes and neck of a head."""
     x, y, z = _axes()
     image = np.full(HEAD_SIZE, AIR, np.float32)
     skin = np.minimum(_ball((0, -5, 12), (78, 98, 76)), _ball((0, 35, -55), (58, 62, 70)))
@@ -223,7 +225,7 @@ def _outside_the_brain():
 
 
 def _add_hippocampus(image, label, side, rng):
-    """Draws a hippocampus and what lies around it into a head; side: -1 left, 1 right."""
+    """Draws a hippocampus and its surroundings into a head. side: -1 left, 1 right."""
     middle = np.array([side * 27.0, -22.0, -15.0]) + rng.uniform(-1.5, 1.5, 3)
     low = np.round(middle - LOW_MM - (20, 32, 20)).astype(int)
     place = tuple(slice(start, start + n) for start, n in zip(low, (41, 65, 41)))
@@ -247,8 +249,8 @@ def _add_hippocampus(image, label, side, rng):
 
 
 def scan_head(image, label, change, rng):
-    """(image float32, label uint8) of a head under a linear change (3, 3) of space about the middle of the array, blurred,
-    with a bias field and noise."""
+    """Simulates a scan of a head after a linear transform (3, 3) about the centre of the array, with blur, a bias
+    field and noise. Returns (image float32, label uint8)."""
     steps, middle = np.linalg.inv(change), (np.array(image.shape) - 1) / 2
     start = middle - steps @ middle
     image = affine_transform(image, steps, start, order=1, mode="nearest")
@@ -260,28 +262,29 @@ def scan_head(image, label, change, rng):
 
 
 def turn(degrees):
-    """(3, 3) rotation about x, y and z by three angles."""
+    """Returns the rotation matrix (3, 3) for angles about x, y and z."""
     return Rotation.from_euler("xyz", degrees, degrees=True).as_matrix()
 
 
 def _axes():
-    """Broadcastable mm of a head's voxels along x, y and z from the middle of its brain."""
+    """Returns broadcastable coordinates in mm of a head's voxels along x, y and z, relative to the centre of its
+    brain."""
     return np.ogrid[tuple(slice(low, low + n) for low, n in zip(LOW_MM.astype(np.float32), HEAD_SIZE))]
 
 
 def _ball(centre, radii):
-    """Below 1 inside an ellipsoid (mm), on a head's grid."""
+    """Returns a field on the grid of a head that is below 1 inside an ellipsoid (mm)."""
     return sum(((axis - c) / r) ** 2 for axis, c, r in zip(_axes(), map(np.float32, centre), map(np.float32, radii)))
 
 
 def _coarse_noise(rng, sigma_mm, step=3):
-    """smooth_noise on a head's grid, drawn on one of `step` mm."""
+    """Returns smooth_noise on the grid of a head, drawn on a grid of `step` mm."""
     coarse = smooth_noise(rng, [-(-n // step) + 1 for n in HEAD_SIZE], sigma_mm / step).astype(np.float32)
     return zoom(coarse, step, order=1)[tuple(map(slice, HEAD_SIZE))]
 
 
 def smooth_noise(rng, size, sigma_mm):
-    """Gaussian noise of unit variance, smooth on the scale of sigma_mm."""
+    """Returns Gaussian noise of unit variance, smooth on the scale of sigma_mm."""
     noise = gaussian_filter(rng.standard_normal(tuple(size)), sigma_mm, mode="wrap")
     return noise / noise.std()
 

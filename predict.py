@@ -86,7 +86,7 @@ def main():
 
 
 def run(cfg):
-    """Predicts every input of a configuration; returns whether all went well."""
+    """Predicts every input of a configuration. Returns whether all succeeded."""
     if cfg.collect:
         return collect(cfg)
     check(cfg)
@@ -115,7 +115,7 @@ def run(cfg):
 
 
 def segment_items(items, segmenter, cfg, in_bids):
-    """Segments Items, writes the table, and prints what came of them; returns whether all went well."""
+    """Segments Items, writes the table, and prints a report. Returns whether all succeeded."""
     todo = [item for item in items if cfg.overwrite or not is_done(cfg.out_dir, item)]
     if len(todo) < len(items):
         print(f"{len(items) - len(todo)} of {len(items)} scans are there already; --overwrite=True does them again")
@@ -139,12 +139,12 @@ def segment_items(items, segmenter, cfg, in_bids):
 
 
 def few(texts):
-    """The first three of some texts, and how many more there are."""
+    """Returns the first three of some texts, and how many more there are."""
     return ", ".join(texts[:3]) + (f", and {len(texts) - 3} more" if len(texts) > 3 else "")
 
 
 def collect(cfg):
-    """Joins what is in the folder of results; returns whether all scans are there, and went well."""
+    """Joins the results in the results folder. Returns whether all scans are there and succeeded."""
     records = join(cfg.out_dir, load_adjustment(cfg.adjustment) if cfg.adjustment else None)
     scans = load_study(cfg.out_dir)["scans"]
     missing = sorted(set(scans) - {record["name"] for record in records})
@@ -154,7 +154,7 @@ def collect(cfg):
 
 
 def report(cfg, records, timing=""):
-    """Prints what came of the scans of some records; returns whether all went well."""
+    """Prints a report on the scans of some records. Returns whether all succeeded."""
     done = sum(map(has_result, records))
     table = (
         "" if cfg.shard else " and volumes.tsv" if (Path(cfg.out_dir) / "volumes.tsv").is_file() else " and volumes.csv"
@@ -168,13 +168,13 @@ def report(cfg, records, timing=""):
 
 
 def check(cfg):
-    """Raises UserError for options that are not to be had, or contradict each other."""
+    """Raises UserError for options that are invalid or contradict each other."""
     Settings.of(cfg).check()
     require(cfg.workers >= 0, f"--workers={cfg.workers}: expected a number of processes, or 0")
 
 
 def find_inputs(cfg):
-    """(the Items of a configuration, the BIDS data set that they are of, else empty)."""
+    """Returns (the Items of a configuration, the BIDS data set that they belong to, else empty)."""
     require(cfg.inputs, "no input: give scans or folders, as in: python predict.py head.nii.gz")
     out_dir = Path(cfg.out_dir).resolve()
     for path in map(Path, cfg.inputs):
@@ -191,8 +191,8 @@ def find_inputs(cfg):
 
 
 def give_etivs(items, text):
-    """The Items with their own eTIV by the option --etiv: a number for all of them, or a CSV that names them by their path
-    (as given, or from the folder that was searched) or by the name of the file alone, where no other scan has it."""
+    """Returns the Items with the eTIV given by the option --etiv: one number for all, or a CSV that names scans by
+    path (as given, or relative to the searched folder) or, if it is unique, by file name."""
     if not text:
         return items
     if not text.lower().endswith(".csv"):

@@ -58,7 +58,7 @@ def main():
 
 
 def run(cfg):
-    """Serves the page until it is ended."""
+    """Serves the page until it is stopped."""
     for name in ("max_upload_mb", "max_unpacked_mb", "queue", "job_seconds", "keep_minutes"):
         require(getattr(cfg, name) > 0, f"--{name}={getattr(cfg, name)}: expected more than 0")
     require(0 <= cfg.port < 65536, f"--port={cfg.port}: expected a number up to 65535")
@@ -82,7 +82,8 @@ def run(cfg):
 
 
 def listen(host, port):
-    """A socket that listens at an address. Raises UserError where that is taken, or not of this machine."""
+    """Returns a socket that listens at an address. Raises UserError if the address is taken, or not one of this
+    machine."""
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         listener = socket.socket(family, socket.SOCK_STREAM)
@@ -96,7 +97,7 @@ def listen(host, port):
 
 
 def announce(host, port, device):
-    """Says where the page is and, where others can reach it, what that means."""
+    """Prints the address of the page and, if others can reach it, a warning."""
     name = f"[{host}]" if ":" in host else host
     shown = "localhost" if host in ("0.0.0.0", "::") else name
     print(f"http://{shown}:{port} is ready, on {device}. Ctrl-C ends it. NOT FOR CLINICAL USE.", flush=True)
@@ -109,7 +110,7 @@ def announce(host, port, device):
 
 
 def serve(app, listener):
-    """Serves an application at a socket until a signal ends it."""
+    """Serves an application at a socket until a signal stops it."""
     hang_up = getattr(signal, "SIGHUP", None)  # the terminal was closed; Windows has no such signal
     if hang_up and signal.getsignal(hang_up) != signal.SIG_IGN:  # as nohup sets it
         signal.signal(hang_up, lambda *_: signal.raise_signal(signal.SIGTERM))
@@ -120,7 +121,7 @@ def serve(app, listener):
 
 
 def example():
-    """The bytes of a .nii.gz of a phantom's head, which is drawn once."""
+    """Returns the .nii.gz bytes of a phantom's head, which is drawn once."""
     with _drawing:
         return _draw()
 

@@ -101,7 +101,7 @@ def main():
 
 
 def run(cfg):
-    """Trains and evaluates with a configuration (see options.configure); returns the content of metrics.json."""
+    """Trains and evaluates with a configuration (see options.configure). Returns the content of metrics.json."""
     check(cfg)
     join_processes()
     silence_all_but_the_first()
@@ -142,7 +142,7 @@ def run(cfg):
 
 
 def check(cfg):
-    """Raises UserError for constants that cannot work."""
+    """Raises UserError for invalid constants."""
     check_training(cfg)
     check_transfer(cfg)
     require(cfg.model in MODELS, f"--model={cfg.model}: expected one of {', '.join(MODELS)}")
@@ -150,7 +150,7 @@ def check(cfg):
 
 
 def check_size(cfg, model, size):
-    """Raises UserError for slices on which deep supervision cannot train."""
+    """Raises UserError for slice sizes on which deep supervision cannot train."""
     stride = model.unet.stride
     require(
         not model.deep_supervision or size % stride == 0,
@@ -160,7 +160,7 @@ def check_size(cfg, model, size):
 
 
 def load_data(cfg):
-    """(training Slices, validation Slices, what they were made from, for config.json)."""
+    """Returns (training Slices, validation Slices, description of their data for config.json)."""
     train, val, settings = load_slices(cfg.data_dir)
     data = {"labels": 2, **settings.pop("DATA"), "fold": settings["FOLD"], "slices": settings}
     if cfg.max_cases:
@@ -174,7 +174,8 @@ def load_data(cfg):
 
 
 def build_model(cfg, labels=2):
-    """The network of a configuration for so many labels, and {"name", "args"} to build it again."""
+    """Builds the network of a configuration for a number of labels. Returns it, and {"name", "args"} to build it
+    again."""
     args = {"in_channels": 1, "num_classes": labels + 1, "use_inr": cfg.use_inr, "inr_hidden_dim": cfg.inr_hidden_dim}
     args |= {"dropout": cfg.dropout} if cfg.dropout else {}
     args |= {"attention": cfg.attention} if cfg.attention != "none" else {}
@@ -184,14 +185,14 @@ def build_model(cfg, labels=2):
 
 
 def augmented(cfg, train, size):
-    """The training set: each slice augmented anew in each pass."""
+    """Returns the training set, in which each slice is augmented anew in every pass."""
     names = ("rotation_degrees", "scale", "shift_voxels", "atrophy_mm", *PARTS)
     augmentation = {name: getattr(cfg, name) for name in names}
     return AugmentedDataset(train.images, train.masks, [size] * 2, cfg.seed, augmentation)
 
 
 def report(history, metrics, data, out_dir):
-    """Draws the curves of a run and prints its scores of slices."""
+    """Draws the curves of a run and prints its slice scores."""
     path, source = Path(out_dir) / "plots" / "training_curves.png", plots.source(data["synthetic"], data["name"])
     on_first(plots.training_curves, history, path, f"Scored slice by slice: {source}")
     if "slices" in metrics:

@@ -103,7 +103,7 @@ def main():
 
 
 def run(cfg):
-    """Trains and evaluates with a configuration (see options.configure); returns the content of metrics.json."""
+    """Trains and evaluates with a configuration (see options.configure). Returns the content of metrics.json."""
     check(cfg)
     join_processes()
     silence_all_but_the_first()
@@ -129,7 +129,7 @@ def run(cfg):
 
 
 def check(cfg):
-    """Raises UserError for constants that cannot work."""
+    """Raises UserError for invalid constants."""
     check_training(cfg)
     check_transfer(cfg)
     require(cfg.model in MODELS, f"--model={cfg.model}: expected one of {', '.join(MODELS)}")
@@ -154,7 +154,8 @@ def check(cfg):
 
 
 def build_model(cfg, labels=2):
-    """The network of a configuration for so many labels, and {"name", "args"} to build it again."""
+    """Builds the network of a configuration for a number of labels. Returns it, and {"name", "args"} to build it
+    again."""
     args = {"in_channels": 1, "num_classes": labels + 1, "use_inr": cfg.use_inr, "inr_hidden_dim": cfg.inr_hidden_dim}
     args |= {"dropout": cfg.dropout} if cfg.dropout else {}
     args |= {"attention": cfg.attention} if cfg.attention != "none" else {}
@@ -165,14 +166,15 @@ def build_model(cfg, labels=2):
 
 
 def augmented(cfg, train):
-    """The training set: a patch of each volume, augmented anew in each pass."""
+    """Returns the training set: a patch of each volume, augmented anew in every pass."""
     names = ("rotation_degrees", "scale", "shift_voxels", "flip_axes", "atrophy_mm", *PARTS)
     augmentation = {name: getattr(cfg, name) for name in names}
     return AugmentedDataset([v.image for v in train], [v.label for v in train], cfg.patch, cfg.seed, augmentation)
 
 
 def validation(preprocessing, train, val, device, dtype, loss_function):
-    """A function from a model in eval mode to the entries of an epoch in the history, in one view of each volume."""
+    """Returns a function from a model in eval mode to the validation entries of an epoch in the history, from one view
+    of each volume."""
     sample = train[:: max(1, len(train) // 16)][:16]  # a fixed sample, for the training NSD
 
     def validate(model):

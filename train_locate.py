@@ -67,7 +67,7 @@ def main():
 
 
 def run(cfg):
-    """Trains with a configuration (see options.configure); returns the content of metrics.json."""
+    """Trains with a configuration (see options.configure). Returns the content of metrics.json."""
     check_training(cfg)
     join_processes()
     silence_all_but_the_first()
@@ -100,7 +100,7 @@ def run(cfg):
 
 
 def validation(heads, device, dtype, loss_function):
-    """A function from a model in eval mode to the entries of an epoch in the history."""
+    """Returns a function from a model in eval mode to the validation entries of an epoch in the history."""
 
     @torch.inference_mode()
     def validate(model):

@@ -63,7 +63,7 @@ def main():
 
 
 def run(cfg):
-    """Writes the pictures of a configuration; returns their paths."""
+    """Writes the pictures of a configuration. Returns their paths."""
     interactive = cfg.interactive.lower()
     require(interactive in ("auto", "true", "false"), f"--interactive={cfg.interactive}: expected auto, True or False")
     require(Path(cfg.out).suffix == ".png", f"--out={cfg.out}: expected a name that ends in .png")
@@ -75,7 +75,7 @@ def run(cfg):
 
 
 def case_scenes(cfg):
-    """{path: (panels, function that draws into a plotter)} of a case of a Decathlon folder."""
+    """Returns {path: (panels, function that draws into a plotter)} for a case of a Decathlon folder."""
     cases, info = list_cases(cfg.data_root)
     names = [case.id for case in cases]
     require(cfg.case in names, f"{cfg.data_root}: no case {cfg.case}; expected one such as --case={names[-1]}")
@@ -98,8 +98,8 @@ def case_scenes(cfg):
 
 
 def head_scenes(cfg, path):
-    """{path: (panels, function that draws into a plotter)} of a whole head; writes the meshes, too. Raises UserError where
-    the head or its hippocampi are not found."""
+    """Returns {path: (panels, function that draws into a plotter)} for a whole head, and writes the meshes. Raises
+    UserError if the head or its hippocampi are not found."""
     require(
         not cfg.mesh or Path(cfg.mesh).suffix in (".stl", ".vtk"),
         f"--mesh={cfg.mesh}: expected a name that ends in .stl or .vtk",
@@ -132,7 +132,7 @@ def head_scenes(cfg, path):
 
 
 def segmenter_of(cfg):
-    """The Segmenter that predict.py has, with the weights of a configuration."""
+    """Returns predict.py's Segmenter with the weights of a configuration."""
     checkpoint = predict.CHECKPOINT if cfg.checkpoint == "auto" else cfg.checkpoint
     names = ("partner", "any_contrast", "locate", "tta", "device", "amp")
     options = {name: getattr(cfg, name) for name in names}
@@ -140,7 +140,8 @@ def segmenter_of(cfg):
 
 
 def head_meshes(scan, labels, located):
-    """[(label, smooth mesh in the scanner's mm)]: 0 the intracranial space, 1 to 4 the parts of the hippocampi."""
+    """Returns [(label, smooth mesh in the scanner's mm)]: 0 the intracranial space, 1 to 4 the parts of the
+    hippocampi."""
     window = located.window
     inside = np.pad(gaussian_filter(located.inside, 0.7), 1)
     place = np.eye(4)
@@ -195,7 +196,7 @@ def has_display():
 
 
 def surface(field, level, spacing_mm):
-    """The surface field = level of an array (D, H, W), as a mesh in mm from the crop's first voxel."""
+    """Returns the isosurface field = level of an array (D, H, W), as a mesh in mm from the crop's first voxel."""
     grid = pv.ImageData(dimensions=field.shape, spacing=spacing_mm)
     grid["value"] = field.astype(np.float32).ravel(order="F")
     return grid.contour([level], scalars="value")

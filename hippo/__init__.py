@@ -1,4 +1,4 @@
-"""What the scripts share, in rooms in the order in which the data flow; docs/DEVELOPING.md is the map."""
+"""Code shared by the scripts, in packages ordered by data flow; docs/DEVELOPING.md gives an overview."""
 
 import sys
 from importlib.util import find_spec

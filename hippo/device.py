@@ -29,7 +29,7 @@ def seed_everything(seed):
 
 
 def random_state(device):
-    """The states of torch's random number generators: {"cpu": tensor} and, on CUDA, "cuda" too."""
+    """Returns the states of torch's random number generators: {"cpu": tensor} and, on CUDA, "cuda" too."""
     state = {"cpu": torch.get_rng_state()}
     if device.type == "cuda":
         state["cuda"] = torch.cuda.get_rng_state(device)
@@ -37,7 +37,7 @@ def random_state(device):
 
 
 def set_random_state(state, device):
-    """Sets the generators to what random_state returned; a generator that the state lacks stays as it is."""
+    """Sets the generators to what random_state returned. A generator without a saved state is not changed."""
     torch.set_rng_state(state["cpu"])
     if device.type == "cuda" and "cuda" in state:
         torch.cuda.set_rng_state(state["cuda"], device)
@@ -46,8 +46,8 @@ def set_random_state(state, device):
 def keep_freed_memory():
     """Keeps freed blocks for the next step instead of returning them to the system, on Linux with glibc.
 
-    Without this, each large tensor takes fresh pages from the system, which slows a CPU training step. On other systems
-    it does nothing.
+    Without this, each large tensor takes fresh pages from the system, which slows a CPU training step. Does nothing on
+    other systems.
     """
     if platform.system() == "Linux":
         with contextlib.suppress(OSError, AttributeError):
@@ -57,15 +57,16 @@ def keep_freed_memory():
 
 
 def cpu_has_bf16():
-    """Whether this processor multiplies bf16 matrices itself; where it emulates them, float32 is faster."""
+    """Whether this processor multiplies bf16 matrices in hardware. If it emulates them, float32 is faster."""
     return any(getattr(torch.cpu, name, bool)() for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
 
 
 def pick_device(name="auto", amp=True):
-    """(torch.device, autocast dtype or None) of a name: auto (CUDA where there is one, CPU otherwise), cpu, cuda, cuda:1.
+    """Returns (torch.device, autocast dtype or None) for a name: auto (CUDA if available, else CPU), cpu, cuda,
+    cuda:1.
 
-    Mixed precision (amp): fp16 on CUDA, bf16 on a CPU that has it, else none, that is float32. Raises UserError for an
-    unknown name and for a device that is not there.
+    Mixed precision (amp): fp16 on CUDA, bf16 on a CPU that supports it, else none, that is float32. Raises UserError
+    for an unknown name and for a device that is not available.
     """
     require(re.fullmatch(r"auto|cpu|cuda(:\d+)?", name), f"--device={name}: expected auto, cpu, cuda or cuda:1")
     several = f"--device={name} is one device, and torchrun gives each process its own; use --device=cuda"
@@ -89,9 +90,10 @@ def pick_device(name="auto", amp=True):
 
 
 def set_up_device(name="auto", amp=True):
-    """Returns pick_device's result. Makes the CUDA device current, or sets the CPU's memory allocator, and prints a line.
+    """Returns the result of pick_device. Makes the CUDA device current, or configures the CPU's memory allocator, and
+    prints a line.
 
-    With several processes, an error of any of them is raised in all.
+    With several processes, an error in any of them is raised in all.
     """
     try:
         (device, dtype), problem = pick_device(name, amp), ""
@@ -110,17 +112,17 @@ def set_up_device(name="auto", amp=True):
 
 
 def precision(dtype):
-    """The name of an autocast dtype, as in bfloat16; float32 for None."""
+    """Returns the name of an autocast dtype, such as bfloat16; float32 for None."""
     return str(dtype or torch.float32).removeprefix("torch.")
 
 
 def autocast(device, dtype):
-    """The autocast context for what pick_device returned."""
+    """Returns the autocast context for the result of pick_device."""
     return torch.autocast(device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None)
 
 
 def describe_environment():
-    """Versions and machine, for config.json: plain strings and numbers."""
+    """Returns versions and machine, for config.json: plain strings and numbers."""
     try:
         command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
         commit = subprocess.run(command, timeout=10, capture_output=True, text=True).stdout.strip()

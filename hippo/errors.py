@@ -1,10 +1,10 @@
-"""Mistakes of the user. The ground of the package: it imports nothing of ours."""
+"""User errors. This is the lowest module of the package: it imports none of the others."""
 
 import sys
 
 
 class UserError(Exception):
-    """A mistake that the user can mend, shown as one line: which file, what was expected, what to type next."""
+    """An error that the user can fix, shown as one line: which file, what was expected, what to type next."""
 
 
 def require(condition, message):

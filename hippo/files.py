@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, JSON, and folders for results."""
+"""Atomic writing of files, JSON, and folders for results."""
 
 import contextlib
 import errno
@@ -24,11 +24,12 @@ _DISK_FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
 
 @contextlib.contextmanager
 def atomic(path, durable=True):
-    """Yields a temporary path in the same folder and with the same ending, which replaces `path` when the block ends well.
+    """Yields a temporary path in the same folder and with the same extension, which replaces `path` when the block
+    succeeds.
 
-    A reader sees the old file or the whole new one. When the block fails, nothing is left. durable: the file survives
-    a power cut too, which is not worth its time for thousands of small files. Raises OSError that names `path`, with
-    the errno of its cause.
+    A reader sees the old file or the complete new one. If the block fails, nothing is left. durable: the file also
+    survives a power cut, which is not worth the time for thousands of small files. Raises OSError that names `path`,
+    with the errno of its cause.
     """
     path = Path(path)
     temporary = path.with_name(_half_written(path, machine(), os.getpid(), threading.get_ident()))
@@ -62,8 +63,8 @@ def _replace(source, target):
 
 
 def _half_written(path, host, pid, thread):
-    """The name of a half-written file. It tells whose it is and of which file, and is short, however long the file's name:
-    a file system takes 255 bytes."""
+    """Returns the name of an unfinished file. It identifies the process and the target, and stays short even if the
+    name of the target is long: a file system allows 255 bytes."""
     return f".half-{host}-{pid}-{thread}-{_short(path.name)}{''.join(path.suffixes[-2:])[-12:]}"
 
 
@@ -73,7 +74,7 @@ def _short(text):
 
 @functools.cache
 def machine():
-    """A short word for this machine, or this container, whose process numbers are its own."""
+    """Returns a short identifier of this machine, or of this container, which has its own process ids."""
     name = socket.gethostname()
     with contextlib.suppress(OSError):
         name += str(os.stat("/proc/self/ns/pid").st_ino)
@@ -81,7 +82,7 @@ def machine():
 
 
 def _sync_folder(folder):
-    """Syncs the entries of a folder, where the file system can: some network drives refuse it."""
+    """Syncs the entries of a folder, if the file system supports it: some network drives refuse it."""
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:
@@ -91,7 +92,7 @@ def _sync_folder(folder):
 
 
 def remove_half_written(path):
-    """Removes what a process of this machine that was killed had begun to write in the place of a file, see atomic."""
+    """Removes unfinished files that a killed process of this machine left for this path, see atomic."""
     path = Path(path)
     for left in path.parent.glob(f".half-{machine()}-*-{_short(path.name)}*"):
         number = re.match(r"\.half-\w+-(\d+)-", left.name)
@@ -100,7 +101,7 @@ def remove_half_written(path):
 
 
 def is_alive(pid):
-    """Whether a process of this machine runs; on Windows none is asked, so that none counts as alive."""
+    """Whether a process of this machine is running. Always False on Windows, where this is not checked."""
     if os.name != "posix" or pid == os.getpid():
         return False
     try:
@@ -113,23 +114,23 @@ def is_alive(pid):
 
 
 def is_disk_full(error):
-    """Whether an OSError says that there is no room left, or no more for this user."""
+    """Whether an OSError says that the disk, or the user's quota, is full."""
     return isinstance(error, OSError) and error.errno in _DISK_FULL
 
 
 def save_text(path, text):
-    """Writes a text in UTF-8, whole or not at all."""
+    """Writes a text in UTF-8, completely or not at all."""
     with atomic(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def save_json(path, content):
-    """Writes content as JSON, whole or not at all. NaN and infinity become null."""
+    """Writes content as JSON, completely or not at all. NaN and infinity become null."""
     save_text(path, json.dumps(finite(content), indent=1, allow_nan=False))
 
 
 def finite(value):
-    """Values as JSON holds them: lists for arrays, None for NaN and infinity."""
+    """Converts values for JSON: arrays to lists, NaN and infinity to None."""
     if isinstance(value, dict):
         return {str(k): finite(v) for k, v in value.items()}
     if isinstance(value, (list, tuple, np.ndarray)):
@@ -140,7 +141,8 @@ def finite(value):
 
 
 def load_json(path, made_by):
-    """The content of a JSON file. Raises UserError where it is missing or broken; `made_by` is the command that makes it."""
+    """Returns the content of a JSON file. Raises UserError if it is missing or broken; `made_by` is the command that
+    creates it."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -150,7 +152,7 @@ def load_json(path, made_by):
 
 
 def digest(path, algorithm="sha256"):
-    """The checksum of a file's content, in hexadecimal."""
+    """Returns the checksum of a file's content, in hexadecimal."""
     checksum = hashlib.new(algorithm, usedforsecurity=False)
     with open(path, "rb") as file:
         while chunk := file.read(1 << 18):
@@ -159,7 +161,8 @@ def digest(path, algorithm="sha256"):
 
 
 def check_folder(path):
-    """The path of a folder for results. Raises UserError for a file, for the working directory and for a folder above it."""
+    """Returns the path of a results folder. Raises UserError for a file, for the working directory and for a folder
+    above it."""
     path = Path(path)
     require(not path.exists() or path.is_dir(), f"{path} is a file; choose another --out_dir")
     require(
@@ -170,7 +173,7 @@ def check_folder(path):
 
 
 def set_aside(path):
-    """Renames a file or folder that exists to its first free name, <name>.previous-N, so that nothing is overwritten."""
+    """Renames an existing file or folder to the first free name <name>.previous-N, so that nothing is overwritten."""
     path, n = Path(path), 1
     if path.exists() or path.is_symlink():
         stem, suffix = (path.name, "") if path.is_dir() else (path.stem, path.suffix)
@@ -181,7 +184,7 @@ def set_aside(path):
 
 
 def fresh_folder(path):
-    """Makes an empty folder and returns its path; one that holds something is set aside first."""
+    """Creates an empty folder and returns its path. A folder that is not empty is moved aside first."""
     path = check_folder(path)
     if path.is_dir() and any(path.iterdir()):
         set_aside(path)

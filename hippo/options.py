@@ -1,12 +1,12 @@
-"""The constants of a script as its options.
+"""Turns the constants of a script into command-line options.
 
-A script's settings are the UPPER_CASE literals at its top, each with its meaning in a comment behind it:
+The settings of a script are the UPPER_CASE literals at its top. The comment behind each one is its help text:
 
     EPOCHS = 20  # passes over the training cases
 
-`configure(globals())` turns them into `cfg.epochs` and so on. On the command line `--epochs=5` overrides EPOCHS. A script
-with a constant RECIPE has a dict RECIPES, {name: {constant in lower case: value}}: other values for the constants that the
-command line does not name.
+`configure(globals())` turns them into `cfg.epochs` and so on. On the command line, `--epochs=5` overrides EPOCHS. A
+script with a constant RECIPE has a dict RECIPES, {name: {constant in lower case: value}}: other defaults for constants
+that the command line does not set.
 """
 
 import argparse
@@ -26,8 +26,8 @@ RENAMED = {"depth": "unet_depth"}  # older names of constants, in commands and i
 
 
 def run_script(main):
-    """Calls main(). A UserError or an operating-system error ends with one line on stderr and exit code 2. What the
-    terminal's encoding lacks is printed as its number."""
+    """Calls main(). A UserError or an operating-system error ends the script with one line on stderr and exit code 2.
+    Characters that the terminal's encoding lacks are printed as escape codes."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
@@ -49,7 +49,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def constants(module):
-    """The settings of a script, from its globals(): {NAME: (value, comment)}, in the order of the file."""
+    """Returns the settings of a script, from its globals(): {NAME: (value, comment)}, in the order of the file."""
     with tokenize.open(Path(module["__file__"])) as file:
         source = file.read()
     tokens = tokenize.generate_tokens(iter(source.splitlines(True)).__next__)
@@ -65,7 +65,7 @@ def constants(module):
 
 
 def _converter(default):
-    """A function from the text of an option to a value of the default's type."""
+    """Returns a function that converts the text of an option to the type of the default."""
 
     def convert(text):
         kind = type(default)
@@ -89,7 +89,8 @@ def _converter(default):
 
 
 def _list(text, default):
-    """The list or tuple that a text spells, each value of the type of the default's first one; a single value is a list of one."""
+    """Parses a list or tuple whose values have the type of the default's first value. A single value becomes a list of
+    one."""
     value = ast.literal_eval(text)
     value = list(value) if isinstance(value, (list, tuple)) else [value]
     for v in value:
@@ -100,13 +101,13 @@ def _list(text, default):
 
 
 def _current(name, known):
-    """The name of an option today; the older name of a constant is understood where the script has the newer one."""
+    """Returns the current name of an option. An older name of a constant is accepted if the script has the newer one."""
     newer = RENAMED.get(name, name)
     return newer if newer.upper() in known else name
 
 
 def _spell_out(arguments, known):
-    """The command line with underscores for the hyphens of names, and with "=True" behind each bare boolean."""
+    """Returns the command line with underscores instead of hyphens in names, and with "=True" after each bare boolean."""
     result = []
     for i, argument in enumerate(arguments):
         if argument.startswith("--"):
@@ -121,11 +122,11 @@ def _spell_out(arguments, known):
 
 
 def configure(module, argv=None, inputs=None, **overrides):
-    """The configuration of a script, from its globals(): a SimpleNamespace with each constant in lower case.
+    """Returns the configuration of a script, from its globals(): a SimpleNamespace with each constant in lower case.
 
     argv:      the command line (default: sys.argv); [] for none, as when another script calls `run`.
-    inputs:    help text of positional arguments, which then stand in cfg.inputs.
-    overrides: constants in lower case that take another value, as `epochs=5`.
+    inputs:    help text of positional arguments, which are stored in cfg.inputs.
+    overrides: other values for constants, in lower case, such as `epochs=5`.
     Raises UserError for an unknown option, naming the nearest one, and for a value of the wrong type.
     """
     known = constants(module)

@@ -1,4 +1,4 @@
-"""Several processes, as torchrun starts them (torchrun --nproc_per_node=2 train_3d.py), and Ctrl-C."""
+"""Several processes started by torchrun (torchrun --nproc_per_node=2 train_3d.py), and Ctrl-C."""
 
 import multiprocessing
 import os
@@ -14,46 +14,47 @@ import torch.distributed as dist
 
 
 def under_torchrun():
-    """Whether torchrun, or a launcher like it, started this process; a single one of its variables may be inherited."""
+    """Whether torchrun, or a similar launcher, started this process. All of its variables are checked, because one may
+    be inherited."""
     return all(os.environ.get(name) for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"))
 
 
 def join_processes():
-    """Joins the processes that torchrun started. Without torchrun it does nothing."""
+    """Joins the processes that torchrun started. Does nothing without torchrun."""
     if under_torchrun() and not dist.is_initialized():
         cuda = torch.cuda.is_available() and dist.is_nccl_available()
         dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo")
 
 
 def silence_all_but_the_first():
-    """Sends what the other processes print to nowhere, so that each line appears once."""
+    """Discards the output of all processes but the first, so that each line appears once."""
     if rank():
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (stays open)
 
 
 def leave_processes():
-    """Ends what join_processes began."""
+    """Ends the process group that join_processes started."""
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
 
 
 def refuse_several_processes(advice):
-    """Raises UserError where torchrun started this process; `advice` says what to do instead."""
+    """Raises UserError if torchrun started this process; `advice` says what to do instead."""
     require(not os.environ.get("RANK"), f"this script runs in one process: {advice} instead of torchrun")
 
 
 def rank():
-    """The number of this process; process 0 writes the files."""
+    """Returns the number of this process. Process 0 writes the files."""
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
 
 
 def world_size():
-    """The number of processes."""
+    """Returns the number of processes."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def gather(value):
-    """The values of all processes, in their order."""
+    """Returns the values of all processes, ordered by rank."""
     values = [value] * world_size()
     if world_size() > 1:
         dist.all_gather_object(values, value)
@@ -61,7 +62,7 @@ def gather(value):
 
 
 def any_process(flag):
-    """Whether a flag is set in any of the processes."""
+    """Whether the flag is set in any process."""
     if world_size() == 1:
         return flag
     flags = torch.tensor(float(flag))
@@ -70,7 +71,7 @@ def any_process(flag):
 
 
 def on_first(function, *args):
-    """Calls a function in the first process only, and gives its result, or its error, to all."""
+    """Calls a function in the first process only. Returns its result, or raises its error, in all processes."""
     if world_size() == 1:
         return function(*args)
     result = [None, None]
@@ -86,7 +87,7 @@ def on_first(function, *args):
 
 
 class Interrupt:
-    """Inside `with Interrupt() as interrupt`, a first Ctrl-C sets interrupt.asked; a second one interrupts at once."""
+    """Context manager: a first Ctrl-C sets `asked`, a second one interrupts at once."""
 
     def __enter__(self):
         self.asked, self.before = False, None
@@ -106,7 +107,7 @@ class Interrupt:
 
 
 def end_with_parent():
-    """Ends this process, from a thread of its own, when the one that started it ends, even where that is killed."""
+    """Ends this process, by a thread of its own, when its parent process ends, even if the parent is killed."""
 
     def wait_for_it():
         wait([multiprocessing.parent_process().sentinel])

@@ -1,4 +1,4 @@
-"""The engine: from a scan to a Result. Everybody who segments goes through this door.
+"""The engine that turns a scan into a Result. All callers use this module.
 
 from hippo.segmenter import Segmenter
 segmenter = Segmenter.load()
@@ -25,7 +25,7 @@ from hippo.heads.uncertainty import sample_scan
 
 @dataclass
 class Settings:
-    """The constants of predict.py that a Result depends on, in lower case; predict.py says what they mean."""
+    """The constants of predict.py on which a Result depends, in lower case. predict.py documents them."""
 
     checkpoint: str = "pretrained/heads_3d.pth"
     partner: str = "pretrained/heads_2d.pth"
@@ -48,11 +48,11 @@ class Settings:
 
     @classmethod
     def of(cls, cfg):
-        """The Settings that a configuration of a script holds."""
+        """Returns the Settings contained in the configuration of a script."""
         return cls(**{field.name: getattr(cfg, field.name) for field in fields(cls)})
 
     def check(self):
-        """Raises UserError for values that are not to be had, or contradict each other."""
+        """Raises UserError for values that are invalid or contradict each other."""
         require(self.side in ("auto", "left", "right"), f"--side={self.side}: expected auto, left or right")
         require(self.contrast in ("auto", "t1", "any"), f"--contrast={self.contrast}: expected auto, t1 or any")
         needs = "--contrast=any needs weights: give --any_contrast=FILE"
@@ -66,15 +66,15 @@ class Settings:
 
 
 class Segmenter:
-    """Finds and segments the hippocampi of scans. Load it once, and call it with each scan."""
+    """Finds and segments the hippocampi of scans. Load it once, then call it with each scan."""
 
     def __init__(self, networks, settings):
         self.networks, self.settings = networks, settings
 
     @classmethod
     def load(cls, **settings):
-        """The Segmenter of the shipped weights, or of other Settings. Raises UserError for settings that are not to be had
-        and weights that are missing, or do not fit together."""
+        """Loads the shipped weights, or those named in other Settings, and returns a Segmenter. Raises UserError for
+        invalid settings, and for weights that are missing or do not fit together."""
         known = {field.name for field in fields(Settings)}
         unknown = [name for name in settings if name not in known]
         require(not unknown, f"Segmenter.load has no argument {unknown[:1]}; expected {', '.join(sorted(known))}")
@@ -87,9 +87,11 @@ class Segmenter:
         return cls(networks, settings)
 
     def __call__(self, source, etiv_mm3=None, progress=None):
-        """The Result of a scan: a path, a nibabel image, or a Scan. Raises UserError for what is no MRI of a head, or of a part of one.
+        """Segments a scan, given as a path, a nibabel image, or a Scan. Returns a Result. Raises UserError for
+        anything but an MRI of a head or a part of one.
 
-        etiv_mm3: its intracranial volume, if it is known. progress: called with "found", "left" and "right" on the way.
+        etiv_mm3: the intracranial volume, if it is known. progress: called with "found", "left" and "right" as work
+        proceeds.
         """
         start = time.perf_counter()
         scan = source if isinstance(source, Scan) else read_scan(source)
@@ -112,35 +114,37 @@ class Segmenter:
         )
 
     def _segment(self, scan, progress):
-        """Locates both hippocampi, segments them, and chooses between the models of T1 and the one for any contrast."""
+        """Locates and segments both hippocampi, and chooses between the T1 models and the model for any contrast."""
         networks, settings = self.networks, self.settings
-        # the comparison of models is for the shipped ones
+        # thresholds of the comparison hold for the shipped models only
         compared = (self._is_strict(scan) and networks.shipped) or settings.contrast == "any"
         other = (networks.any_contrast, settings.contrast) if compared else (None, "t1")
         side = "right" if settings.mirror else settings.side
         return segment(networks.models, networks.locator, scan, *networks.place, settings.tta, side, *other, progress)
 
     def _is_strict(self, scan):
-        """Whether what is doubtful is refused: the models are unsure of phantoms, since they have seen none, or only those."""
+        """Whether doubtful results are refused. They are not if models or scan are phantoms, since then confidence is
+        always low."""
         return not (self.networks.synthetic or is_phantom(scan.image))
 
     def _sample(self, scan, sides):
-        """(maps of uncertainty as stored or None, spreads of the volumes of each side), by MC dropout."""
+        """Estimates uncertainty by MC dropout. Returns (uncertainty maps in the stored orientation or None, standard
+        deviations of the volumes of each side)."""
         if not self.networks.sampler:
             return None, [()] * len(sides)
         maps, spreads = sample_scan(self.networks.sampler, scan, sides, self.settings.samples, *self.networks.place)
         return to_stored_orientation(maps, scan.image), spreads
 
     def _side(self, side, scan, spread):
-        """The Side of a Hippocampus."""
+        """Converts a Hippocampus to a Side."""
         by_any = "any_contrast" in side.flags
         model = Path(self.settings.any_contrast).name if by_any else self.networks.name
-        # the sampler is a model of T1
+        # the sampler is a T1 model
         return as_side(side, scan, model, self.networks.single_label, () if by_any else spread)
 
 
 def _etiv(located, given_mm3):
-    """(eTIV in mm3 or None, its source, names of the flags of what was located)."""
+    """Returns (eTIV in mm3 or None, its source, names of the locator's flags that apply)."""
     flags = located.flags if located else []
     if given_mm3 is not None:
         return given_mm3, "given", [flag for flag in flags if flag not in OF_ETIV]

@@ -1,7 +1,8 @@
-"""Images drawn from label maps of whole heads, in any contrast and pose: what the network that finds hippocampi learns from.
+"""Synthesises images from label maps of whole heads, in any contrast and pose, to train the network that locates
+hippocampi.
 
-An anatomy is a label map with FreeSurfer's numbers, as in BBillot/SynthSeg's training set (Apache 2.0). The way to draw an
-image from it, a random mean and spread of intensity for each label, is that of Billot et al., Medical Image Analysis 86, 2023.
+An anatomy is a label map with FreeSurfer's labels, as in the training set of BBillot/SynthSeg (Apache 2.0). Images are
+drawn with a random mean and spread of intensity for each label, as in Billot et al., Medical Image Analysis 86, 2023.
 """
 
 from pathlib import Path
@@ -18,17 +19,17 @@ from scipy.ndimage import gaussian_filter
 
 CLASSES = {1: "left hippocampus", 2: "right hippocampus", 3: "white matter", 4: "other intracranial space"}
 SIZE, SPACING_MM = 64, 4.0  # of the cube that the network sees: voxels along each side, and their size
-_FINE = 2  # voxels of an anatomy in memory along a voxel of the cube
+_FINE = 2  # voxels of an anatomy in memory per voxel of the cube, along each axis
 _PAIRS = {2: 41, 3: 42, 4: 43, 5: 44, 7: 46, 8: 47, 10: 49, 11: 50, 12: 51, 13: 52, 17: 53, 18: 54, 25: 57, 26: 58}
-_PAIRS |= {28: 60, 30: 62, 136: 163, 137: 164}  # left: right
+_PAIRS |= {28: 60, 30: 62, 136: 163, 137: 164}  # label of the left side: label of the right side
 WHITE, GREY = (2, 7, 16, 28, 41, 46, 60, 85), (3, 8, 11, 12, 17, 18, 26, 42, 47, 50, 51, 53, 54, 58)
 BETWEEN, FLUID = (10, 13, 49, 52), (4, 5, 14, 15, 24, 43, 44)
-_LABELS, OUTSIDE = 1024, 500  # labels from 500 on lie outside the intracranial space
+_LABELS, OUTSIDE = 1024, 500  # labels of 500 or more lie outside the intracranial space
 
 
 class DrawnHeads(torch.utils.data.Dataset):
-    """Heads drawn from anatomies, see draw_head. An item's key is (pass, index of the anatomy), as EpochSampler yields it;
-    its random numbers depend on (seed, pass, index) only."""
+    """A data set of synthetic heads, see draw_head. The key of an item is (pass, index of the anatomy), as
+    EpochSampler yields it. Its random numbers depend only on (seed, pass, index)."""
 
     def __init__(self, anatomies, seed):
         self.anatomies, self.seed = anatomies, seed
@@ -42,9 +43,9 @@ class DrawnHeads(torch.utils.data.Dataset):
 
 
 def load_anatomies(folder):
-    """The label maps of a folder, {name: int16 tensor (D, H, W) in RAS with voxels of 2 mm}.
+    """Loads the label maps in a folder. Returns {name: int16 tensor (D, H, W) in RAS with voxels of 2 mm}.
 
-    Raises UserError where there is none, and for a file that holds no such labels.
+    Raises UserError if there are none, and for a file without such labels.
     """
     folder = Path(folder)
     paths = sorted(folder.glob("*.nii.gz"))
@@ -65,12 +66,12 @@ def load_anatomies(folder):
 
 
 def draw_head(labels, rng, whole=False):
-    """(image (1, N, N, N) float32 as to_head_range leaves it, shares (5, N, N, N) float32 of background and CLASSES) of a
-    head drawn from an anatomy, seen in a cube of N = SIZE voxels; rng: numpy Generator.
+    """Draws a head from an anatomy in a cube of N = SIZE voxels. Returns (image (1, N, N, N) float32 scaled by
+    to_head_range, fractions (5, N, N, N) float32 of background and CLASSES in each voxel). rng: numpy Generator.
 
-    Contrast, pose, field of view, resolution and state vary: six in ten have white matter brighter than grey and fluid
-    dark, as in T1; the rest any order. One in twelve shows no head but blobs. whole: a head for sure, as it lies in its
-    label map, and all of it in view.
+    Contrast, pose, field of view, resolution and image quality vary. Six in ten images have white matter brighter than
+    grey matter and dark fluid, as in T1; the others have any order. One in twelve shows blobs instead of a head.
+    whole: always a head, not rotated, and completely in view.
     """
     if rng.random() < 0.5:
         labels = swap_sides(labels)
@@ -100,7 +101,8 @@ def draw_head(labels, rng, whole=False):
 
 
 def swap_sides(labels):
-    """A label map mirrored left to right, each side's labels exchanged: the mirrored head, with its sides as they now are."""
+    """Mirrors a label map left to right and exchanges the labels of the sides, so that they are correct in the
+    mirrored head."""
     exchanged = torch.arange(_LABELS, dtype=torch.int16)
     for left, right in _PAIRS.items():
         exchanged[left], exchanged[right] = right, left
@@ -108,7 +110,7 @@ def swap_sides(labels):
 
 
 def _posed(labels, rng, whole):
-    """Labels turned, scaled and shifted at random, on the fine grid of the cube."""
+    """Returns the labels on the fine grid of the cube, randomly rotated, scaled and shifted."""
     largest = 25 if rng.random() < 0.7 else 60
     matrix = np.eye(3)
     for (i, j), angle in zip(((1, 2), (0, 2), (0, 1)), np.radians(rng.uniform(-largest, largest, 3))):
@@ -116,7 +118,7 @@ def _posed(labels, rng, whole):
         turn[i, i] = turn[j, j] = np.cos(angle)
         turn[i, j], turn[j, i] = -np.sin(angle), np.sin(angle)
         matrix = matrix @ turn
-    if rng.random() < 0.06:  # upside down, by a half turn about one of the axes
+    if rng.random() < 0.06:  # upside down, by a rotation of 180 degrees about one of the axes
         kept = rng.integers(3)
         matrix = np.diag([1.0 if axis == kept else -1.0 for axis in range(3)]) @ matrix
     matrix = matrix @ np.diag(np.exp(rng.uniform(-0.15, 0.15) + rng.uniform(-0.08, 0.08, 3)))
@@ -125,18 +127,18 @@ def _posed(labels, rng, whole):
     theta = np.concatenate([matrix, rng.uniform(-0.35, 0.35, (3, 1))], axis=1)[::-1, [2, 1, 0, 3]]
     theta = torch.from_numpy(np.ascontiguousarray(theta, np.float32))[None]
     grid = F.affine_grid(theta, [1, 1, *[SIZE * _FINE] * 3], align_corners=False)
-    # below the anatomy its lowest slice goes on, as a neck does, or the head ends there
+    # below the anatomy, its lowest slice is repeated, like a neck, or the head ends there
     beyond = "border" if rng.random() < 0.6 else "zeros"
     return F.grid_sample(labels.float()[None, None], grid, "nearest", beyond, align_corners=False)[0, 0].long()
 
 
 def _blobs(shape, rng):
-    """Labels of a few smooth shapes that are no head."""
+    """Returns labels of a few smooth shapes that do not look like a head."""
     field = gaussian_filter(rng.standard_normal([n // 4 for n in shape]), rng.uniform(0.8, 5), mode="wrap")
     field = F.interpolate(torch.from_numpy(field)[None, None], shape, mode="trilinear")[0, 0]
     cuts = torch.quantile(field.flatten()[::31], torch.tensor(np.sort(rng.uniform(0, 1, rng.integers(1, 6)))))
     labels = torch.bucketize(field, cuts) + OUTSIDE
-    if rng.random() < 0.7:  # within an ellipsoid, as an abdomen
+    if rng.random() < 0.7:  # inside an ellipsoid, like an abdomen
         axes = torch.meshgrid(*(torch.linspace(-1, 1, n) for n in shape), indexing="ij")
         radii, centre = rng.uniform(0.3, 1, 3), rng.uniform(-0.3, 0.3, 3)
         labels[sum(((a - c) / r) ** 2 for a, c, r in zip(axes, centre, radii)) > 1] = 0
@@ -144,7 +146,8 @@ def _blobs(shape, rng):
 
 
 def _defaced(labels, rng):
-    """Labels with nothing where the face is, in front of the brain and below its middle. `labels` are upright, about."""
+    """Removes the labels of the face, in front of the brain and below its centre. Expects `labels` to be roughly
+    upright."""
     brain = torch.nonzero((labels > 0) & (labels < OUTSIDE))
     if not len(brain):
         return labels
@@ -157,7 +160,7 @@ def _defaced(labels, rng):
 
 
 def _paint(labels, rng):
-    """An image of labels: a random mean and spread for each."""
+    """Draws an image from labels, with a random mean and spread of intensity for each label."""
     mean = rng.uniform(0, 1, _LABELS)
     if rng.random() < 0.6:  # as in T1
         white, grey, fluid = rng.uniform(0.7, 1), rng.uniform(0.4, 0.65), rng.uniform(0.02, 0.25)
@@ -179,7 +182,7 @@ def _paint(labels, rng):
 
 
 def _degrade(image, rng):
-    """An image (N, N, N) blurred, shaded, noisy, and with another gamma."""
+    """Adds blur, shading and noise to an image (N, N, N), and changes its gamma."""
     if rng.random() < 0.5:
         image = gaussian_filter(image, rng.uniform(0, 0.9, 3))
     line = np.linspace(-1, 1, SIZE, dtype=np.float32)
@@ -191,8 +194,8 @@ def _degrade(image, rng):
 
 
 def _field_of_view(shares, rng):
-    """A tensor (N, N, N) of 1 inside the field of view and 0 outside: all of the cube, cut at its sides, or a box around a
-    hippocampus."""
+    """Returns a tensor (N, N, N) that is 1 inside a random field of view and 0 outside: the whole cube, cut at its
+    sides, or a box around a hippocampus."""
     seen = torch.ones(shares.shape[1:])
     side = torch.nonzero(shares[rng.integers(1, 3)] > 0.3).float()
     if len(side) and rng.random() < 0.12:  # a crop

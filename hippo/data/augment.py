@@ -1,4 +1,4 @@
-"""Augmentation: of patches, anew in each epoch, and of the slices that data_aug.py stores."""
+"""Augments training patches on the fly, and the slices that data_aug.py stores."""
 
 import math
 from itertools import combinations
@@ -10,14 +10,15 @@ import torch
 import torch.nn.functional as F
 from scipy.ndimage import affine_transform, gaussian_filter
 
-# the strengths for heads of other scanners and of other people, of the models that are shipped
+# the strengths of the shipped models, for heads from other scanners and of other people
 ROBUST = {"atrophy_mm": 1.5, "gamma": 0.8, "bias_field": 0.3, "blur_mm": 1.2, "sharpening": 1.0, "noise": 0.3}
 ROBUST |= {"low_resolution_mm": 3.0, "clipping": 0.05, "intensity": 0.5}
-_OUTLINE_MM = 2.0  # sigma of the smooth outline that `atrophy` moves
+_OUTLINE_MM = 2.0  # standard deviation of the Gaussian that gives the smooth outline moved by `atrophy`
 
 
 def random_affine(rng, size, patch, rotation_degrees, scale, shift_voxels):
-    """A random (n, n + 1) matrix for F.affine_grid (align_corners=True) that cuts a patch around an image's centre.
+    """Returns a random (n, n + 1) matrix for F.affine_grid (align_corners=True) that cuts a patch around the centre of
+    an image.
 
     size, patch: shapes of the image and of the patch, n = 2 or 3 numbers each. The patch is rotated in each plane of
     two axes by up to rotation_degrees, scaled by a factor between 1 / (1 + scale) and 1 + scale, and shifted by up to
@@ -33,7 +34,7 @@ def random_affine(rng, size, patch, rotation_degrees, scale, shift_voxels):
         turn[i, j], turn[j, i] = -math.sin(angle), math.sin(angle)
         matrix = matrix @ turn
     matrix = matrix * np.exp(rng.uniform(-1, 1) * math.log1p(scale))
-    # from the patch's coordinates in [-1, 1] to voxels, through the matrix, to the image's coordinates in [-1, 1]
+    # map coordinates of the patch in [-1, 1] to voxels, through the matrix, to coordinates of the image in [-1, 1]
     half_in, half_out = (np.maximum(np.array(s) - 1, 1) / 2 for s in (size, patch))
     theta = np.concatenate(
         [matrix * half_out / half_in[:, None], (rng.uniform(-1, 1, n) * shift_voxels / half_in)[:, None]], axis=1
@@ -43,12 +44,13 @@ def random_affine(rng, size, patch, rotation_degrees, scale, shift_voxels):
 
 
 def atrophy(channels, label, grid, rng, most_mm):
-    """What F.grid_sample makes of channels (1, C, *size) on a grid (1, *patch, n), with a thinner or thicker hippocampus:
-    (C, *patch). The channels are image, anterior and posterior; label: (*size) integers, of voxels of 1 mm.
+    """Samples channels (1, C, *size) on a grid (1, *patch, n) like F.grid_sample, but with a thinner or thicker
+    hippocampus. Returns (C, *patch). The channels are image, anterior and posterior; label: (*size) integers, with
+    voxels of 1 mm.
 
-    Its outline moves inwards by up to most_mm, or outwards by up to half of it, and what is around gives way smoothly. Or,
-    in half of the cases, it gets thinner in a room that gets wider, in which it lies off the middle, and the rest of the
-    room is fluid: the enlarged temporal horn of an atrophied brain.
+    The outline moves inwards by up to most_mm, or outwards by up to half of it, and the surroundings deform smoothly.
+    In half of the cases, the hippocampus instead gets thinner, the cavity around it gets wider, and fluid fills the
+    gap, with the hippocampus off centre. This imitates the enlarged temporal horn of an atrophied brain.
     """
     smooth = gaussian_filter((label > 0).astype(np.float32), _OUTLINE_MM, mode="nearest", truncate=3)
     inwards = np.stack(np.gradient(smooth)) * (_OUTLINE_MM * math.sqrt(2 * math.pi))  # of length 1 at a flat outline
@@ -84,14 +86,14 @@ def augment(
     atrophy_mm=0.0,
     **strengths,
 ):
-    """An augmented patch of a volume (D, H, W) or slice (H, W): (1, *patch) float32 and (*patch) uint8 tensors.
+    """Returns an augmented patch of a volume (D, H, W) or slice (H, W): (1, *patch) float32 and (*patch) uint8
+    tensors.
 
-    image: float32, normalised; label: integers 0 to 2; rng: numpy Generator. Geometry is one resampling, see
-    random_affine: the image linearly, beyond its borders the nearest edge. A voxel is foreground where the linear
-    weights of both labels add up to more than 0.5, and has the label of the larger weight.
-    flip_axes: axes to mirror, each with p = 1/2, as in "xz"; x is the array's first axis, in 2D too. atrophy_mm: see
-    atrophy; of half of the patches.
-    strengths: see change_intensities. 0 turns any of them off.
+    image: float32, normalised; label: integers 0 to 2; rng: numpy Generator. The geometry is one resampling, see
+    random_affine. The image is interpolated linearly, with replicated edges. A voxel is foreground if the linear
+    weights of both labels add up to more than 0.5, and gets the label of the larger weight. flip_axes: axes to mirror,
+    each with p = 1/2, as in "xz"; x is the first axis of the array, in 2D too. atrophy_mm: see atrophy; applied to
+    half of the patches. strengths: see change_intensities. 0 turns any of them off.
     """
     theta = random_affine(rng, image.shape, patch, rotation_degrees, scale, shift_voxels)
     for axis in flip_axes:
@@ -111,10 +113,10 @@ def augment(
 
 
 def change_intensities(image, rng, **strengths):
-    """A float32 tensor (D, H, W) or (H, W) as another scanner, or a person who moved, would have given it.
+    """Changes a float32 image (D, H, W) or (H, W) as if it came from another scanner, or from a person who moved.
 
-    strengths: {name of a part: its strength}, see PARTS; a part that is missing or 0 is left out. Each is a function of
-    the image, rng and its strength, and changes a share of the images.
+    strengths: {name of a step: its strength}, see PARTS; steps that are missing or 0 are skipped. Each step is a
+    function of the image, rng and its strength, and is applied to a random share of the images.
     """
     for name, (share, change) in PARTS.items():
         strength = strengths.pop(name, 0)
@@ -126,7 +128,8 @@ def change_intensities(image, rng, **strengths):
 
 
 def lookup_table(image, rng, share, knots=6):
-    """A tensor of any contrast, with p = share: through a random, piecewise linear table; mean and spread stay."""
+    """Maps a tensor of any contrast through a random, piecewise linear lookup table, with p = share. Mean and standard
+    deviation are kept."""
     if rng.random() >= share:
         return image
     low, high = image.min(), image.max()
@@ -138,14 +141,14 @@ def lookup_table(image, rng, share, knots=6):
 
 
 def _gamma(image, rng, strength):
-    """Intensities, from 0 to 1, to the power of a number between 1 / (1 + strength) and 1 + strength."""
+    """Raises intensities, scaled to [0, 1], to a power between 1 / (1 + strength) and 1 + strength."""
     low, high = image.min(), image.max()
     exponent = float((1 + strength) ** rng.uniform(-1, 1))
     return ((image - low) / (high - low).clamp_min(1e-6)) ** exponent * (high - low) + low
 
 
 def _bias_field(image, rng, strength):
-    """The receive coil's shading: brighter or darker by a smooth factor of up to exp(strength)."""
+    """Simulates the shading of a receive coil: multiplies by a smooth factor between exp(-strength) and exp(strength)."""
     knots = torch.from_numpy(rng.uniform(-strength, strength, (3,) * image.ndim).astype(np.float32))
     mode = "trilinear" if image.ndim == 3 else "bilinear"
     field = F.interpolate(knots[None, None], image.shape, mode=mode, align_corners=True)[0, 0]
@@ -154,17 +157,18 @@ def _bias_field(image, rng, strength):
 
 
 def _blur(image, rng, largest_mm):
-    """A wider point spread: a Gaussian whose sigma is up to largest_mm, in voxels of 1 mm."""
+    """Blurs with a Gaussian whose standard deviation is up to largest_mm, on voxels of 1 mm."""
     return _smooth(image, rng.uniform(0.3, 1) * largest_mm)
 
 
 def _sharpen(image, rng, strength):
-    """A sharper point spread, as of a scanner's filter: up to `strength` times what a Gaussian of 1 mm takes away, added."""
+    """Sharpens like the filter of a scanner: adds up to `strength` times the detail that a Gaussian of 1 mm removes."""
     return image + (image - _smooth(image, 1.0)) * rng.uniform(0, strength)
 
 
 def _motion(image, rng, largest_mm):
-    """A head that swings along one axis while the lines of k-space are read: blur if slow, ghosts if fast."""
+    """Simulates a head that swings along one axis while the lines of k-space are acquired: blur if slow, ghosts if
+    fast."""
     axis, shape = int(rng.integers(image.ndim)), [1] * image.ndim
     n, low = image.shape[axis], image.min()
     shape[axis] = n
@@ -175,15 +179,15 @@ def _motion(image, rng, largest_mm):
 
 
 def _noise(image, rng, largest):
-    """Rician noise, of a magnitude image: its standard deviation is up to `largest` times the image's."""
+    """Adds the Rician noise of a magnitude image. Its standard deviation is up to `largest` times that of the image."""
     deviation, low = float(image.std()) * rng.uniform(0, largest), image.min()
     real, imaginary = torch.from_numpy(rng.standard_normal((2, *image.shape), np.float32)) * deviation
     return torch.hypot(image - low + real, imaginary) + low
 
 
 def _low_resolution(image, rng, coarsest_mm):
-    """Voxels of up to coarsest_mm along one axis or, one time in three, of up to two thirds of it along all, brought back
-    to 1 mm."""
+    """Resamples to voxels of up to coarsest_mm along one axis or, one time in three, up to two thirds of that along
+    all axes, and back to 1 mm."""
     sizes = np.array(image.shape)
     if rng.random() < 1 / 3:
         coarse = sizes / rng.uniform(1, max(1, coarsest_mm * 2 / 3))
@@ -194,13 +198,13 @@ def _low_resolution(image, rng, coarsest_mm):
 
 
 def _clip(image, rng, share):
-    """Intensities cut at both ends, at up to `share` of the voxels each."""
+    """Clips intensities at both ends, for up to `share` of the voxels at each end."""
     low, high = np.quantile(image.numpy(), [rng.uniform(0, share), 1 - rng.uniform(0, share)])
     return image.clamp(float(low), float(high))
 
 
 def _contrast(image, rng, strength):
-    """Contrast by a factor of 1 +- strength, and brightness by +- strength."""
+    """Multiplies intensities by 1 +- strength, and adds +- strength."""
     return image * (1 + rng.uniform(-strength, strength)) + rng.uniform(-strength, strength)
 
 
@@ -208,7 +212,7 @@ def _smooth(image, sigma):
     return torch.from_numpy(gaussian_filter(image.numpy(), sigma, mode="nearest", truncate=3))
 
 
-# in the order in which they happen: tissue, coil, scanner and person, export. Name: (share of images, function)
+# in the order in which they occur: tissue, coil, scanner and person, export. Name: (share of images, function)
 PARTS = {
     "lookup_tables": (1, lookup_table),
     "gamma": (1 / 3, _gamma),
@@ -224,7 +228,7 @@ PARTS = {
 
 
 def augment_slice(image, label, kind, parameters):
-    """(image float32, label uint8) of a stored slice (H, W), moved about its centre; edges are replicated.
+    """Transforms a stored slice (H, W) about its centre, with replicated edges. Returns (image float32, label uint8).
 
     kind: none, flip (along the first axis), rotation (parameters: degrees) or affine (scale, and dx and dy in pixels).
     """

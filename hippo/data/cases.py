@@ -1,7 +1,7 @@
-"""Decathlon folders and their checks, and splits by case.
+"""Reads and checks Decathlon folders, and splits their cases.
 
-A Decathlon folder holds dataset.json, imagesTr/<case>.nii.gz and labelsTr/<case>.nii.gz (0 background, 1 anterior,
-2 posterior). Volumes are (D, H, W) arrays in RAS orientation (x to the right, y to the front, z up), 1 mm isotropic.
+A Decathlon folder holds dataset.json, imagesTr/<case>.nii.gz and labelsTr/<case>.nii.gz (0 background, 1 anterior, 2
+posterior). Volumes are (D, H, W) arrays in RAS orientation (x to the right, y to the front, z up), 1 mm isotropic.
 """
 
 import hashlib
@@ -18,12 +18,12 @@ from hippo.files import digest
 import numpy as np
 
 LABELS = {1: "anterior", 2: "posterior"}
-WHOLE = {1: "hippocampus"}  # of data sets that do not tell the parts apart
+WHOLE = {1: "hippocampus"}  # labels of data sets that do not separate the parts
 GET_DATA = "python get_data.py (the real data) or python phantom.py (synthetic volumes, then --data_root=phantom)"
 
 
 class Case(NamedTuple):
-    """One case's id and files."""
+    """The id and the files of a case."""
 
     id: str
     image: Path
@@ -40,15 +40,15 @@ class Volume(NamedTuple):
 
 
 def case_id(path):
-    """The file's name without .nii, .nii.gz and so on, see formats.ENDINGS."""
+    """Returns the file name without .nii, .nii.gz and so on, see formats.ENDINGS."""
     name = Path(path).name
     return next((name[: -len(ending)] for ending in ENDINGS if name.lower().endswith(ending)), name)
 
 
 def list_cases(root, max_cases=0):
-    """The labelled cases of a Decathlon folder, sorted by id; max_cases > 0 keeps the first max_cases.
+    """Lists the labelled cases of a Decathlon folder, sorted by id; max_cases > 0 keeps the first max_cases.
 
-    Returns (cases, info), info being dataset.json's content. Raises UserError where the folder, dataset.json, an
+    Returns (cases, info), where info is the content of dataset.json. Raises UserError if the folder, dataset.json, an
     image or a label is missing.
     """
     root = Path(root)
@@ -87,7 +87,7 @@ def _dataset_json(root):
 
 
 def _check_split(info, names, root):
-    """Raises UserError where dataset.json's "persons" or "validation" do not fit the cases."""
+    """Raises UserError if "persons" or "validation" in dataset.json do not match the cases."""
     path, persons, validation = Path(root) / "dataset.json", info.get("persons"), info.get("validation")
     if persons is not None:
         fits = isinstance(persons, dict) and set(persons) == set(names)
@@ -100,8 +100,8 @@ def _check_split(info, names, root):
 
 
 def count_labels(info, root):
-    """How many labels a data set has, by dataset.json's content: 2 (see LABELS) or 1 (see WHOLE). Raises UserError for
-    others."""
+    """Returns the number of labels of a data set according to dataset.json: 2 (see LABELS) or 1 (see WHOLE). Raises
+    UserError for other numbers."""
     labels = info.get("labels", dict.fromkeys("012"))
     found = sorted(labels) if isinstance(labels, dict) else labels
     expected = (
@@ -112,12 +112,13 @@ def count_labels(info, root):
 
 
 def labels_of(count):
-    """{value: name} of so many labels."""
+    """Returns {value: name} for a number of labels."""
     return LABELS if count == len(LABELS) else WHOLE
 
 
 def list_volumes(folder):
-    """The volumes of a folder, sorted, without hidden ones (such as macOS's ._ files); none where there is no folder."""
+    """Returns the sorted volumes in a folder, without hidden files (such as macOS's ._ files); empty if the folder
+    does not exist."""
     if not folder.is_dir():
         return []
     return sorted(p for p in folder.iterdir() if has_ending(p) and not p.name.startswith("."))
@@ -129,12 +130,12 @@ def is_synthetic(info):
 
 
 def split_cases(cases, fold, info=None):
-    """(training, validation) of sorted cases. fold -1: the first 80 % train; 0-4: nnU-Net's five folds, which are
-    scikit-learn's KFold(5, shuffle=True, random_state=12345); -2: all train, none validate. Raises UserError where
-    another fold would leave a side empty.
+    """Splits sorted cases into (training, validation). fold -1: the first 80 % train; 0-4: nnU-Net's five folds, which
+    are scikit-learn's KFold(5, shuffle=True, random_state=12345); -2: all train. Raises UserError if another fold
+    would leave a side empty.
 
-    info: dataset.json's content. Where it has "persons", {case: person}, people are split and not cases; where it has
-    "validation", a list of cases, fold -1 validates on those. Raises UserError where a person would be on both sides.
+    info: content of dataset.json. If it has "persons", {case: person}, persons are split instead of cases. If it has
+    "validation", a list of cases, fold -1 validates on those. Raises UserError if a person would be on both sides.
     """
     require(-2 <= fold <= 4, f"--fold={fold}: expected -1 (first 80 % train), 0 to 4, or -2 (all train)")
     info = info or {}
@@ -168,7 +169,8 @@ def split_cases(cases, fold, info=None):
 
 
 def describe_data(info, cases, train, val):
-    """What a run or a set of slices was made from, for its config.json. The checksum covers the content of every file."""
+    """Describes, for config.json, the data of a run or of a set of slices. The checksum covers the content of every
+    file."""
     listing = "".join(f"{case.id} {digest(case.image)} {digest(case.label)}\n" for case in cases)
     return {
         "name": info.get("name", ""),
@@ -181,9 +183,8 @@ def describe_data(info, cases, train, val):
 
 
 def load_case(case, labels=2):
-    """Reads, checks and normalises a labelled case. Returns Volume. Raises UserError, see read_nifti, and where image
-    and label do not match, a label value is not 0 to `labels`, or the spacing is not 1 mm.
-    """
+    """Reads, checks and normalises a labelled case. Returns Volume. Raises UserError, see read_nifti, and if image and
+    label do not match, a label value is not 0 to `labels`, or the spacing is not 1 mm."""
     array, image = read_nifti(case.image)
     label, label_image = read_nifti(case.label)
     require(
@@ -210,7 +211,8 @@ def load_case(case, labels=2):
 
 
 def load_volumes(root, names):
-    """The Volumes of the named cases of a Decathlon folder. Raises UserError, see load_case, and for an unknown name."""
+    """Loads the named cases of a Decathlon folder as Volumes. Raises UserError, see load_case, and for an unknown
+    name."""
     listed, info = list_cases(root)
     cases, labels = {case.id: case for case in listed}, count_labels(info, root)
     for name in names:

@@ -1,5 +1,5 @@
-"""Formats of files: which of them are scans by their names and first bytes, what to say of those that are not, and headers that
-nibabel does not read as they are meant."""
+"""File formats: recognises scans by name and first bytes, says what to do with other files, and handles headers that
+nibabel does not read as intended."""
 
 import math
 import os
@@ -11,46 +11,46 @@ import nibabel as nib
 import numpy as np
 from nibabel.openers import ImageOpener
 
-ENDINGS = (".nii.gz", ".nii", ".mgz", ".mgh", ".hdr", ".img")  # of the files that are read; in capitals, too
+ENDINGS = (".nii.gz", ".nii", ".mgz", ".mgh", ".hdr", ".img")  # extensions of the supported files, in any case
 _PACKERS = {".bz2": "bunzip2", ".xz": "unxz", ".zst": "unzstd", ".zip": "unzip", ".z": "uncompress"}
 _QUATERNION = ("quatern_b", "quatern_c", "quatern_d")
-_LONGEST = 1.01  # of a quaternion that stands for a rotation, whose length is 1
-_FREESURFER = np.array([[-1.0, 0, 0], [0, 0, 1], [0, -1, 0]])  # LIA, where an .mgz file has no orientation
+_LONGEST = 1.01  # largest length of a quaternion that is accepted as a rotation, whose length is 1
+_FREESURFER = np.array([[-1.0, 0, 0], [0, 0, 1], [0, -1, 0]])  # LIA, used if an .mgz file has no orientation
 _BEGINNINGS = (b"\0\0\1\x5c", b"\x5c\1\0\0", b"\0\0\2\x1c", b"\x1c\2\0\0", b"\0\0\0\1")  # NIfTI 1 and 2, MGH
 
 
 def has_ending(path):
-    """Whether a file has the name of a scan."""
+    """Whether a file has the extension of a scan."""
     return Path(path).name.lower().endswith(ENDINGS)
 
 
 def files_of(path):
-    """The files that a scan consists of: itself and, of a pair, the other half where it is there."""
+    """Returns the files that make up a scan: the file itself and, for a pair, the other half if it exists."""
     path = Path(path)
     if not is_pair(path):
         return [path]
     names = {path.name, *(path.stem + ending for ending in (".hdr", ".img", ".HDR", ".IMG"))}
     found = {(os.stat(p).st_dev, os.stat(p).st_ino): p for p in sorted(map(path.with_name, names)) if p.is_file()}
-    return sorted(found.values())  # disks that ignore case have one file under two names
+    return sorted(found.values())  # file systems that ignore case have one file under two names
 
 
 def is_pair(path):
-    """Whether a file is the half of a pair by its name."""
+    """Whether a file is half of a .hdr and .img pair, judged by its name."""
     return path.name.lower().endswith((".hdr", ".img"))
 
 
 def is_mgh(path):
-    """Whether a file is FreeSurfer's by its name."""
+    """Whether a file has a FreeSurfer format, judged by its name."""
     return path.name.lower().endswith((".mgz", ".mgh"))
 
 
 def is_packed(path):
-    """Whether a file is gzipped by its name."""
+    """Whether a file is gzipped, judged by its name."""
     return path.name.lower().endswith((".gz", ".mgz"))
 
 
 def why_missing(path):
-    """What to say of a path that is no file."""
+    """Returns the message for a path that is not a file."""
     if not path.is_symlink():
         return "no such file"
     target = os.readlink(path)
@@ -60,7 +60,7 @@ def why_missing(path):
 
 
 def advice(path):
-    """What to do with a file that has another ending."""
+    """Returns what to do with a file that has another extension."""
     packer = _PACKERS.get(path.suffix.lower())
     return f"unpack it first: {packer} {path}" if packer else "convert it"
 
@@ -73,8 +73,8 @@ def is_pointer(path):
 
 
 def check_packing(path):
-    """Raises UserError where a file's ending says gzip and its content does not, or the other way round, and where another
-    file stands for it."""
+    """Raises UserError if the extension of a file says gzip but its content is not gzipped, or vice versa, and if the
+    file is only a pointer to its content."""
     with open(path, "rb") as file:
         start = file.read(512)
     require(
@@ -91,16 +91,17 @@ def check_packing(path):
 
 
 def is_dicom(path):
-    """Whether a file begins as DICOM files do."""
+    """Whether a file begins like a DICOM file."""
     with open(path, "rb") as file:
         return file.read(132)[128:] == b"DICM"
 
 
 def open_mgh(path):
-    """The image of an .mgz or .mgh file. One without an orientation has FreeSurfer's, and says so in image.extra."""
+    """Opens an .mgz or .mgh file. If it has no orientation, the image gets FreeSurfer's default, and image.extra says
+    so."""
     image = nib.MGHImage.from_filename(path)
     with ImageOpener(path) as file:
-        flag = int.from_bytes(file.read(30)[28:], "big", signed=True)  # nibabel mends it when it reads
+        flag = int.from_bytes(file.read(30)[28:], "big", signed=True)  # nibabel corrects it on reading
     if flag > 0:
         return image
     middle = -_FREESURFER @ (np.array(image.shape[:3]) / 2)
@@ -109,18 +110,18 @@ def open_mgh(path):
 
 
 def has_long_quaternion(header):
-    """Whether rounding left the quaternion of a NIfTI header a little longer than 1."""
+    """Whether rounding made the quaternion of a NIfTI header slightly longer than 1."""
     return 1 < _length_of_quaternion(header) <= _LONGEST
 
 
 def for_long_quaternion(kind):
-    """A nibabel class of NIfTI images that reads such a quaternion, as NIfTI's own code does."""
+    """Returns a nibabel class of NIfTI images that accepts such a quaternion, as the NIfTI reference code does."""
     header = type("Header", (kind.header_class,), {"quaternion_threshold": 1 - _LONGEST**2})
     return type(kind.__name__, (kind,), {"header_class": header})
 
 
 def shorten_quaternion(header):
-    """Makes such a quaternion as long as 1."""
+    """Scales such a quaternion to length 1."""
     if has_long_quaternion(header):
         length = _length_of_quaternion(header)
         for name in _QUATERNION:

@@ -1,4 +1,4 @@
-"""Intensities of images."""
+"""Normalises image intensities."""
 
 import numpy as np
 
@@ -11,7 +11,8 @@ HEAD_NORMALISATION = (
 
 
 def normalise(array):
-    """float32 image with outliers clipped (0.5 and 99.5 percentile), zero mean and unit variance; zeros if constant."""
+    """Returns the image as float32 with outliers clipped (0.5 and 99.5 percentile), zero mean and unit variance; zeros
+    if constant."""
     array = array.astype(np.float32)
     array = np.clip(array, *np.percentile(array, CLIP_PERCENTILES).astype(np.float32))
     if array.min() == array.max():
@@ -21,16 +22,18 @@ def normalise(array):
 
 
 def to_unit_range(image):
-    """float32 image scaled to [0, 1]; zeros if constant."""
+    """Returns the image as float32 scaled to [0, 1]; zeros if constant."""
     image = image.astype(np.float32, copy=False)
     low, high = image.min(), image.max()
     return (image - low) / max(float(high - low), 1e-8)
 
 
 def to_head_range(image, seen):
-    """float32 image of a head, cut at its 1 and 99 percentile, with zero mean and unit variance; zeros if constant.
+    """Returns the image of a head as float32, clipped at its 1 and 99 percentile, with zero mean and unit variance;
+    zeros if constant.
 
-    seen: boolean array of the same shape, the field of view. Percentiles are taken there; beyond it lies the lower one.
+    seen: boolean mask of the field of view, same shape. Percentiles are computed inside it; voxels outside get the
+    lower one.
     """
     low, high = np.percentile(image[seen], (1, 99)) if seen.any() else (0, 0)
     image = np.where(seen, np.clip((image - low) / max(float(high - low), 1e-8), 0, 1.2), 0).astype(np.float32)

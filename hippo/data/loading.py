@@ -1,4 +1,4 @@
-"""Batches of augmented patches, in an order that depends on the seed only."""
+"""Batches of augmented patches, in an order that depends only on the seed."""
 
 from hippo.data.augment import augment
 from hippo.processes import ignore_interrupts, rank, world_size
@@ -8,11 +8,11 @@ import torch
 
 
 class AugmentedDataset(torch.utils.data.Dataset):
-    """Training images in memory, volumes or slices. An item is an augmented patch: image (1, *patch) float32 and label
+    """Training volumes or slices in memory. An item is an augmented patch: image (1, *patch) float32 and label
     (*patch) uint8.
 
-    An item's key is (pass, index), as EpochSampler yields it. Its random numbers depend on (seed, pass, index) only:
-    they are the same whatever the number of workers or the epoch that a run was resumed at.
+    The key of an item is (pass, index), as EpochSampler yields it. Its random numbers depend only on (seed, pass,
+    index), so they do not change with the number of workers or when a run is resumed.
     """
 
     def __init__(self, images, labels, patch, seed, augmentation):
@@ -29,17 +29,17 @@ class AugmentedDataset(torch.utils.data.Dataset):
 
 
 class EpochSampler:
-    """Batches of keys (pass, index): each index once a pass, in an order that depends on (seed, pass) only.
+    """Yields batches of keys (pass, index): each index once per pass, in an order that depends only on (seed, pass).
 
-    An epoch is one pass or, with few cases, as many passes as make `min_steps` batches. Set `epoch`, and `start` (the
-    batches that a resumed epoch leaves out), before iterating. With several processes, process `rank` of `world` takes
-    every world-th key of each batch. A process left without a sample repeats the first one, with weight 0.
+    An epoch is one pass or, with few cases, as many passes as give `min_steps` batches. Set `epoch`, and `start` (the
+    number of batches that a resumed epoch skips), before iterating. With several processes, process `rank` of `world`
+    takes every world-th key of each batch. A process without a sample repeats the first one, with weight 0.
     """
 
     def __init__(self, length, batch_size, seed, min_steps=1, rank=0, world=1):
         self.length, self.batch_size, self.seed, self.epoch, self.start = length, batch_size, seed, 0, 0
         self.rank, self.world = rank, world
-        self.batches = -(-length // batch_size)  # of a pass
+        self.batches = -(-length // batch_size)  # batches per pass
         self.passes = max(1, -(-min_steps // self.batches))
 
     def __len__(self):
@@ -56,13 +56,15 @@ class EpochSampler:
             yield [(number, int(i)) for i in (mine if len(mine) else chosen[:1])]
 
     def weight(self, step):
-        """What this process's mean loss counts in the mean over the processes: its share of the batch times their number."""
+        """Returns the weight of this process's mean loss in the mean over processes: its share of the batch times
+        their number."""
         size = min(self.batch_size, self.length - step % self.batches * self.batch_size)
         return len(range(self.rank, size, self.world)) / size * self.world
 
 
 def make_loader(data, cfg, device):
-    """The batches of a training set whose items are keyed by (pass, index), in an order that depends on cfg.seed."""
+    """Returns a loader of batches for a training set with items keyed by (pass, index), in an order that depends on
+    cfg.seed."""
     return torch.utils.data.DataLoader(
         data,
         batch_sampler=EpochSampler(len(data), cfg.batch_size, cfg.seed, cfg.min_steps, rank(), world_size()),
@@ -71,5 +73,5 @@ def make_loader(data, cfg, device):
         worker_init_fn=ignore_interrupts,
         multiprocessing_context="spawn" if cfg.num_workers else None,
         pin_memory=device.type == "cuda",
-        generator=torch.Generator(),  # of its own: a resumed epoch draws from it once more, and dropout must not notice
+        generator=torch.Generator(),  # a separate generator: a resumed epoch draws from it once more, which must not affect dropout
     )

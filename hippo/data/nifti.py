@@ -1,4 +1,4 @@
-"""NIfTI and FreeSurfer's .mgz and .mgh files: reading with checks, and writing on the grid of a source.
+"""Reads NIfTI and FreeSurfer's .mgz and .mgh files with checks, and writes NIfTI on the grid of a source image.
 
 Volumes are (D, H, W) arrays in RAS orientation (x to the right, y to the front, z up).
 """
@@ -21,33 +21,33 @@ from nibabel.openers import ImageOpener
 from nibabel.orientations import OrientationError
 from nibabel.spatialimages import HeaderDataError
 
-MAX_VOXELS = 2**29  # 2 GiB as float32; a header that promises more is refused before any voxel is read
+MAX_VOXELS = 2**29  # 2 GiB as float32; a header that declares more is refused before any voxel is read
 READ_ERRORS = (OSError, EOFError, ValueError, ArithmeticError, MemoryError, zlib.error)
 READ_ERRORS += (HeaderDataError, ImageFileError, OrientationError)
-_MAX_INTENSITY = 1e15  # beyond it, float32 statistics overflow
-_FORMS_DIFFER_MM = 1.0  # sform and qform that put a corner of the volume so far apart disagree
-_SPACINGS_DIFFER = 0.01  # share by which voxel sizes of the sform and of pixdim may differ
-_MOST_DEFLATED = 1032  # deflate packs at most so many bytes into one
+_MAX_INTENSITY = 1e15  # float32 statistics of larger values overflow
+_FORMS_DIFFER_MM = 1.0  # sform and qform disagree if they place a corner of the volume further apart
+_SPACINGS_DIFFER = 0.01  # relative difference allowed between the voxel sizes of the sform and of pixdim
+_MOST_DEFLATED = 1032  # maximum compression ratio of deflate
 _MOST_BEHIND = 2**30  # bytes that may follow the voxels of a gzip file
 _KINDS = {b"n+1": nib.Nifti1Image, b"ni1": nib.Nifti1Pair, b"n+2": nib.Nifti2Image, b"ni2": nib.Nifti2Pair}
 
 
 def read_nifti(path):
-    """(array in RAS as (D, H, W), nibabel image as stored) of a 3D file of any orientation and type,
-    see formats.ENDINGS.
+    """Reads a 3D file of any orientation and type, see formats.ENDINGS. Returns (array (D, H, W) in RAS, nibabel image
+    as stored).
 
-    Integer files without scaling stay integer, others become float32. A trailing axis of one is dropped. Raises
-    UserError for a file that is missing, truncated, of another format, not 3D, too large, of a type that is no real number,
-    with a broken affine, spacing or checksum, or with voxels that are not finite.
+    Integer files without scaling stay integer, others become float32. Trailing axes of length one are dropped. Raises
+    UserError for a file that is missing, truncated, of another format, not 3D, too large, or not of real numbers, and
+    for a broken affine, spacing or checksum, or voxels that are not finite.
     """
     path, image = Path(path), open_nifti(path)
-    with _readable(path), np.errstate(all="ignore"):  # what overflows is not finite, and is reported below
+    with _readable(path), np.errstate(all="ignore"):  # overflow gives non-finite values, which are reported below
         array = _read_voxels(path, image)
     return _checked(path, array, image), image
 
 
 def read_image(image):
-    """The same of a nibabel image, which another program opened or made."""
+    """Like read_nifti, for a nibabel image that another program opened or made."""
     name = name_of(image)
     _check_image(name, image)
     with _readable(name), np.errstate(all="ignore"):
@@ -56,14 +56,14 @@ def read_image(image):
 
 
 def name_of(image):
-    """What messages call a nibabel image: its file, if it has one."""
+    """Returns the name of a nibabel image for messages: its file, if it has one."""
     return image.get_filename() or "image"
 
 
 def _checked(path, array, image):
-    """The voxels of an image (D, H, W) in RAS. Raises UserError where one is not finite."""
+    """Returns the voxels of an image as (D, H, W) in RAS. Raises UserError if one is not finite."""
     array = nib.apply_orientation(array, nib.io_orientation(image.affine))
-    if not (-_MAX_INTENSITY < array.min() <= array.max() < _MAX_INTENSITY):  # false for NaN too
+    if not (-_MAX_INTENSITY < array.min() <= array.max() < _MAX_INTENSITY):  # also false for NaN
         bad = np.count_nonzero(~(np.abs(array.astype(np.float64)) < _MAX_INTENSITY))
         raise UserError(
             f"{path}: {bad} voxels are NaN or infinite, or beyond {_MAX_INTENSITY:g}; expected finite intensities: "
@@ -75,7 +75,7 @@ def _checked(path, array, image):
 
 
 def _read_voxels(path, image):
-    """The array of a file as stored. A gzip file is read to its end, where its checksum stands."""
+    """Returns the array of a file as stored. Reads gzip files to the end, so that their checksum is verified."""
     if not formats.is_packed(path):
         return np.asanyarray(image.dataobj)
     stored = image.dataobj
@@ -89,7 +89,7 @@ def _read_voxels(path, image):
 
 
 def open_nifti(path):
-    """The nibabel image of a file, see read_nifti, whose header is checked; no voxel is read."""
+    """Opens a file as a nibabel image and checks its header, see read_nifti. Reads no voxels."""
     path = Path(path)
     require(path.is_file(), f"{path}: {formats.why_missing(path)}")
     with _readable(path):
@@ -114,7 +114,7 @@ def open_nifti(path):
 
 @contextlib.contextmanager
 def _readable(path):
-    """Makes a UserError of what nibabel raises for a broken file; the small faults that it mends are not reported."""
+    """Turns nibabel's errors for a broken file into UserError. Small faults that nibabel corrects are not reported."""
     try:
         with LoggingOutputSuppressor():
             yield
@@ -124,8 +124,8 @@ def _readable(path):
 
 
 def _check_header(path):
-    """The nibabel class that reads a NIfTI file. Raises UserError for what nibabel would mend without a word, or follow far
-    into the file."""
+    """Returns the nibabel class that reads a NIfTI file. Raises UserError for faults that nibabel would correct
+    silently, or that would make it read far into the file."""
     header_file = next(file for file in formats.files_of(path) if not file.name.lower().endswith(".img"))
     with ImageOpener(header_file) as file:
         start = file.read(nib.Nifti2Header.sizeof_hdr + 4)
@@ -155,8 +155,8 @@ def _check_header(path):
 
 
 def _check_image(path, image):
-    """Raises UserError for an image that is not 3D, too large for the checks, not of real numbers, or whose affine cannot be
-    inverted. No voxel is read."""
+    """Raises UserError for an image that is not 3D, too large, or not of real numbers, or whose affine is not
+    invertible. Reads no voxels."""
     kind, dtype, shape = type(image).__name__, image.get_data_dtype(), tuple(map(int, image.shape))
     known = isinstance(image, (nib.Nifti1Pair, nib.MGHImage))
     require(known, f"{path}: expected a NIfTI file (.nii or .nii.gz) or an .mgz file, got {kind}")
@@ -173,7 +173,7 @@ def _check_image(path, image):
 
 
 def _check_size(path, image):
-    """Raises UserError where a file is shorter than its header says."""
+    """Raises UserError if a file is shorter than its header says."""
     room = max(file.stat().st_size for file in formats.files_of(path)) * (
         _MOST_DEFLATED if formats.is_packed(path) else 1
     )
@@ -182,30 +182,30 @@ def _check_size(path, image):
 
 
 def spacing_mm(image):
-    """Spacing of a nibabel image along its RAS axes, in mm."""
+    """Returns the spacing of a nibabel image along its RAS axes, in mm."""
     return tuple(round(float(s), 4) for s in nib.affines.voxel_sizes(ras_affine(image)))
 
 
 def ras_affine(image):
-    """The affine (4, 4) of a nibabel image once its array is turned to RAS; no voxel is read."""
+    """Returns the affine (4, 4) of a nibabel image after reorientation to RAS. Reads no voxels."""
     ornt = nib.io_orientation(image.affine)
     return image.affine @ nib.orientations.inv_ornt_aff(ornt, image.shape[:3])
 
 
 def to_stored_orientation(array, image):
-    """An array (D, H, W) in RAS, turned to the orientation in which a nibabel image is stored."""
+    """Reorients an array (D, H, W) from RAS to the orientation in which a nibabel image is stored."""
     ras = nib.orientations.axcodes2ornt("RAS")
     return nib.apply_orientation(array, nib.orientations.ornt_transform(ras, nib.io_orientation(image.affine)))
 
 
 def orientation_flags(image):
-    """What is doubtful about where a nibabel image lies in space: a list of flags, empty where nothing is.
+    """Returns the flags about the orientation and spacing of a nibabel image: a list, empty if nothing is doubtful.
 
-    nibabel and the NIfTI standard decide which form counts: the sform if its code is above 0, else the qform, else the
-    spacing alone, with the first axis to the left. sform_only and qform_only say that the other one's code is 0;
-    sform_qform_disagree that they put a corner of the volume more than 1 mm apart, and the sform counted;
-    sform_qform_sides_differ that one of them mirrors left and right; no_orientation that there is neither.
-    spacing_differs: the sform has another voxel size than pixdim; units_not_mm: the header counts in metres or microns.
+    nibabel and the NIfTI standard define which form counts: the sform if its code is above 0, else the qform, else the
+    spacing alone, with the first axis to the left. sform_only and qform_only: the code of the other form is 0.
+    sform_qform_disagree: the forms place a corner of the volume more than 1 mm apart; the sform is used.
+    sform_qform_sides_differ: one form mirrors left and right. no_orientation: there is neither form. spacing_differs:
+    the voxel sizes of sform and pixdim differ. units_not_mm: the unit of the header is metres or microns.
     """
     header = image.header
     if isinstance(image, nib.MGHImage):
@@ -219,19 +219,20 @@ def orientation_flags(image):
 
 
 def units_of(image):
-    """The unit of length that the header of a nibabel image names: meter, micron, or mm, which any other one stands for too."""
+    """Returns the length unit in the header of a nibabel image: meter, micron, or mm, which also stands for any other
+    unit."""
     code = int(image.header["xyzt_units"]) & 7 if isinstance(image, nib.Nifti1Pair) else 0
     return {1: "meter", 3: "micron"}.get(code, "mm")
 
 
 def _doubts_of_forms(image):
-    """The flags of orientation_flags that are about sform and qform."""
+    """Returns the flags of orientation_flags about sform and qform."""
     sform, qform = int(image.header["sform_code"]) > 0, int(image.header["qform_code"]) > 0
     if not (sform and qform):
         return ["sform_only"] if sform else ["qform_only"] if qform else ["no_orientation"]
     try:
         other = image.get_qform()
-    except (HeaderDataError, ValueError):  # no rotation
+    except (HeaderDataError, ValueError):  # the qform is not a rotation
         return ["sform_only"]
     corners = np.array(list(np.ndindex(2, 2, 2))) * (np.array(image.shape[:3]) - 1)
     apart = nib.affines.apply_affine(image.affine, corners) - nib.affines.apply_affine(other, corners)
@@ -246,16 +247,16 @@ def is_phantom(image):
 
 
 def save_labels(path, labels, image, description, synthetic=False):
-    """Writes a label map (uint8) on the grid of a nibabel image: its affine, both forms and their codes, its orientation.
+    """Writes a label map (uint8) on the grid of a nibabel image: same affine, sform, qform and codes, and orientation.
 
-    synthetic: the model or the image is of phantoms, and the header says so.
+    synthetic: the model or the image comes from phantoms, and the header says so.
     """
     save_like(path, labels, image, description, 1.0, synthetic)
 
 
 def save_like(path, array, image, description, slope=1.0, synthetic=False):
-    """Writes an array (D, H, W) or (D, H, W, N) of uint8 or float32, oriented as stored, as NIfTI on the grid of a nibabel image;
-    readers multiply its values by `slope`, which the header holds."""
+    """Writes an array (D, H, W) or (D, H, W, N) of uint8 or float32, in stored orientation, as NIfTI on the grid of a
+    nibabel image. The header holds `slope`, by which readers multiply the values."""
     if isinstance(image, nib.Nifti1Pair):
         kind, header = nib.Nifti1Image, image.header.copy()
         if isinstance(header, nib.Nifti2Header):

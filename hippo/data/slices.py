@@ -1,4 +1,4 @@
-"""The slices that data_aug.py writes: reading them back with checks, and the grids that they were cut from."""
+"""Reads the slices that data_aug.py wrote, with checks, and the grids from which they were cut."""
 
 import csv
 import json
@@ -12,12 +12,13 @@ from hippo.errors import UserError, require
 import numpy as np
 
 PLANES = ("sagittal", "coronal", "axial")  # slices perpendicular to x, y and z
-INDEX_COLUMNS = ("number", "case", "plane", "position", "augmentation", "parameters", "split")  # of index.csv
+INDEX_COLUMNS = ("number", "case", "plane", "position", "augmentation", "parameters", "split")  # columns of index.csv
 _SLICES_AGAIN = "make the slices again with: python data_aug.py"
 
 
 class Slices(NamedTuple):
-    """Slices in memory: images (N, H, W) float32 in [0, 1], masks (N, H, W) uint8, and the case and plane of each."""
+    """Slices in memory: images (N, H, W) float32 in [0, 1], masks (N, H, W) uint8, and the case and plane of each
+    slice."""
 
     images: np.ndarray
     masks: np.ndarray
@@ -26,11 +27,11 @@ class Slices(NamedTuple):
 
 
 def read_index(folder):
-    """(rows, settings) of a folder that data_aug.py wrote.
+    """Reads the index of a folder that data_aug.py wrote. Returns (rows, settings).
 
-    rows: those of index.csv as dicts, "number" an int. settings: its constants, with "SIZE", "FOLD" and "DATA". Raises
-    UserError where the folder is missing or not finished, where index.csv and the files do not match, and where a case
-    has slices in training and in validation.
+    rows: rows of index.csv as dicts, with "number" as int. settings: the constants, with "SIZE", "FOLD" and "DATA".
+    Raises UserError if the folder is missing or unfinished, if index.csv and the files do not match, or if a case has
+    slices in both training and validation.
     """
     folder, again = Path(folder), _SLICES_AGAIN
     require(folder.is_dir(), f"{folder}: no such folder; make it with: python data_aug.py")
@@ -66,9 +67,9 @@ def read_index(folder):
 
 
 def load_slice(folder, number, size):
-    """(image float32, mask uint8), both (size, size), of one slice.
+    """Loads one slice. Returns (image float32, mask uint8), both (size, size).
 
-    Raises UserError for an array of another shape or type, and for a mask with other values than 0, 1 and 2.
+    Raises UserError for an array of another shape or type, and for a mask with values other than 0, 1 and 2.
     """
     arrays = []
     for kind, name, kinds in (("images", "img", "f"), ("masks", "mask", "iu")):
@@ -88,7 +89,7 @@ def load_slice(folder, number, size):
 
 
 def load_slices(folder):
-    """(training Slices, validation Slices, settings) of a folder that data_aug.py wrote.
+    """Loads a folder that data_aug.py wrote. Returns (training Slices, validation Slices, settings).
 
     Raises UserError, see read_index and load_slice.
     """
@@ -105,22 +106,22 @@ def load_slices(folder):
 
 
 def select(slices, indices):
-    """The Slices at the given indices."""
+    """Returns the Slices at the given indices."""
     chosen = list(indices)
     lists = ([values[i] for i in chosen] for values in (slices.cases, slices.planes))
     return type(slices)(slices.images[chosen], slices.masks[chosen], *lists)
 
 
 def first_cases(slices, n):
-    """The Slices of the first n sorted cases."""
+    """Returns the Slices of the first n cases in sorted order."""
     kept = set(sorted(set(slices.cases))[:n])
     return select(slices, (i for i, case in enumerate(slices.cases) if case in kept))
 
 
 def slice_grids(root, volumes, names, size):
-    """The grids that slices were cut from: {case: {plane: (size of a pixel in mm, shape of the volume's own slices)}}.
+    """Returns the grids from which slices were cut: {case: {plane: (pixel size in mm, shape of the original slices)}}.
 
-    For volumes in memory and for further cases by name; size: pixels along each side of the stored slices.
+    Covers volumes in memory and further cases by name. size: pixels along each side of the stored slices.
     """
     known = {volume.id for volume in volumes}
     grids = {}

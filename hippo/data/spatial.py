@@ -1,4 +1,4 @@
-"""Arrays in space: resampling, and windows cut from a scan and brought back."""
+"""Resamples arrays, and cuts windows out of a scan and maps them back."""
 
 from typing import NamedTuple
 
@@ -9,10 +9,11 @@ from scipy.ndimage import affine_transform, gaussian_filter, label
 
 
 def resample(array, shape, order=1):
-    """An array (D, H, W) or (H, W) resampled to another shape over the same extent, voxel edges aligned, edges replicated.
+    """Resamples an array (D, H, W) or (H, W) to another shape over the same extent, with aligned voxel edges and
+    replicated borders.
 
-    order 1: linear, to float32, smoothed first along the axes that shrink (see anti_alias), as scikit-image's
-    resize(anti_aliasing=True). order 0: the nearest voxel's value, for labels, in the array's own type.
+    order 1: linear, returns float32; smoothed first along the axes that shrink (see anti_alias), as in scikit-image's
+    resize(anti_aliasing=True). order 0: nearest neighbour, for labels; keeps the type of the array.
     """
     if order == 0:
         x = torch.from_numpy(np.ascontiguousarray(array, np.float32))[None, None]
@@ -26,14 +27,15 @@ def resample(array, shape, order=1):
 
 
 def anti_alias(array, shape):
-    """A real array smoothed along the axes that shrink to `shape`, by a Gaussian of (factor - 1) / 2 voxels; the array
-    itself where none does."""
+    """Smooths an array along the axes that shrink to `shape`, by a Gaussian of (factor - 1) / 2 voxels. Returns the
+    array itself if no axis shrinks."""
     sigma = [max(0, (n / size - 1) / 2) for n, size in zip(array.shape, shape)]
     return gaussian_filter(array, sigma, mode="nearest") if any(sigma) else array
 
 
 def shrink(array, factors):
-    """float32 means of blocks of `factors` voxels of an array (D, H, W); what is left over at the high ends is dropped."""
+    """Returns the float32 means of blocks of `factors` voxels of an array (D, H, W). Incomplete blocks at the high
+    ends are dropped."""
     for axis, factor in enumerate(factors):
         length = array.shape[axis] // factor * factor
         parts = [array[(slice(None),) * axis + (slice(i, length, factor),)] for i in range(factor)]
@@ -42,9 +44,9 @@ def shrink(array, factors):
 
 
 class Window(NamedTuple):
-    """A box of voxels of spacing_mm, its middle at centre_mm from the middle of a scan.
+    """A box of voxels of spacing_mm whose centre is at centre_mm, relative to the centre of a scan.
 
-    mirrored: its first axis runs to the left. turn: rotation (3, 3) of its axes.
+    mirrored: its first axis points to the left. turn: rotation (3, 3) of its axes.
     """
 
     centre_mm: np.ndarray
@@ -54,19 +56,19 @@ class Window(NamedTuple):
     turn: np.ndarray = np.eye(3)
 
     def steps(self):
-        """(3, 3) from voxels of the window to mm."""
+        """Returns the matrix (3, 3) from voxels of the window to mm."""
         return self.turn @ np.diag([-1.0 if self.mirrored else 1.0, 1.0, 1.0]) * self.spacing_mm
 
     def to_mm(self, voxels):
-        """mm from the middle of the scan of voxel indices (..., 3)."""
+        """Converts voxel indices (..., 3) to mm relative to the centre of the scan."""
         return self.centre_mm + (voxels - (np.array(self.size) - 1) / 2) @ self.steps().T
 
 
 def cut(array, matrix, window):
-    """The window's voxels (float32) from an array (D, H, W) in one linear resampling, smoothed first along the axes that
-    shrink; beyond the array its edge is replicated.
+    """Resamples the window (float32) from an array (D, H, W) by one linear interpolation, after smoothing along the
+    axes that shrink. Outside the array, its edge is replicated.
 
-    matrix: (3, 3) from the array's voxels to mm, about its middle.
+    matrix: (3, 3) from voxels of the array to mm, about its centre.
     """
     middle = (np.array(array.shape) - 1) / 2
     steps = np.linalg.solve(matrix, window.steps())  # window voxels to array voxels
@@ -83,8 +85,8 @@ def cut(array, matrix, window):
 
 
 def bring_back(probabilities, window, shape, matrix):
-    """Probabilities (C, *window.size) on the grid of a scan of this shape: ((C, d, h, w) float32, slices of the scan that
-    it covers). Beyond the window the first class has 1."""
+    """Resamples probabilities (C, *window.size) to the grid of a scan of this shape. Returns ((C, d, h, w) float32,
+    slices of the scan that it covers). Outside the window, the first class has probability 1."""
     middle = (np.array(shape) - 1) / 2
     steps = np.linalg.solve(window.steps(), matrix)  # array voxels to window voxels
     back = np.linalg.inv(steps)
@@ -105,13 +107,13 @@ def bring_back(probabilities, window, shape, matrix):
 
 
 def _reach(steps, start, size):
-    """The lowest and the highest place that voxels of a box of this size have under an affine."""
+    """Returns the lowest and the highest position that voxels of a box of this size have under an affine."""
     ends = np.minimum(steps * (np.array(size) - 1), 0), np.maximum(steps * (np.array(size) - 1), 0)
     return start + ends[0].sum(1), start + ends[1].sum(1)
 
 
 def largest_component(mask, weights=None):
-    """A boolean array with the connected component that has the most voxels, or the largest sum of weights."""
+    """Returns a mask of the connected component with the most voxels, or with the largest sum of weights."""
     components, count = label(mask)
     if count < 2:
         return mask

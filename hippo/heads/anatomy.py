@@ -1,11 +1,12 @@
-"""What is the hippocampus's own, as plain constants: its sides, its labels in every format, its size, and how it lies."""
+"""Everything specific to the hippocampus, as plain constants: sides, labels in every format, size, position and
+orientation."""
 
 SIDES = ("left", "right")
 LABELS = {
     "left": (1, 2),
     "right": (3, 4),
-}  # anterior and posterior in the label map of a head; in that of a crop 1 and 2
-FREESURFER = {"left": 17, "right": 53}  # FreeSurfer's numbers of the whole hippocampus
+}  # anterior and posterior in the label map of a whole head; a crop has 1 and 2
+FREESURFER = {"left": 17, "right": 53}  # FreeSurfer's label of the whole hippocampus
 DESCRIPTIONS = {  # {whether the labels are FreeSurfer's: {label: (name, abbreviation, colour)}}
     False: {
         1: ("left anterior hippocampus", "L-ant", "#56B4E9"),
@@ -16,19 +17,19 @@ DESCRIPTIONS = {  # {whether the labels are FreeSurfer's: {label: (name, abbrevi
     True: {17: ("left hippocampus", "L-hippo", "#56B4E9"), 53: ("right hippocampus", "R-hippo", "#E69F00")},
 }
 
-# where it lies
-WINDOW = (36, 52, 36)  # voxels around a hippocampus, as large as the training's patches
-LONG_AXIS = (0.064, 0.913, -0.402)  # from tail to head of a left hippocampus, mean of the training labels
-MOST_TURNED_DEGREES = 40  # a longer axis that lies further off is not trusted
-APART_MM = (25, 90)  # between the middles of both
-SMALL_CROP_MM = (44.5, 60.5, 48.5)  # a crop up to this size is one window, as all of the training's crops are
-LARGEST_CROP_MM = 100  # a scan whose sides are all shorter shows a part of a head
+# position and orientation
+WINDOW = (36, 52, 36)  # size in voxels of the window around a hippocampus, the size of the training patches
+LONG_AXIS = (0.064, 0.913, -0.402)  # direction from tail to head of a left hippocampus, mean of the training labels
+MOST_TURNED_DEGREES = 40  # a long axis that deviates by more from LONG_AXIS is not trusted
+APART_MM = (25, 90)  # distance between the centres of the two hippocampi
+SMALL_CROP_MM = (44.5, 60.5, 48.5)  # a crop up to this size is used as one window, like all training crops
+LARGEST_CROP_MM = 100  # a scan whose sides are all shorter is a crop of a head
 
-# how large it is
+# size
 MEAN_MM3 = 3300
-SEEN_MM3 = (400, 15_000)  # as the locating network may see it, on voxels of 4 mm
-USUAL_MM3, POSSIBLE_MM3 = (1500, 6000), (300, 12_000)  # what is outside is flagged, or refused
+SEEN_MM3 = (400, 15_000)  # volume that the locating network may report, on voxels of 4 mm
+USUAL_MM3, POSSIBLE_MM3 = (1500, 6000), (300, 12_000)  # volumes outside are flagged, or refused
 
-# the head around it
+# the whole head
 PLAUSIBLE_ETIV_MM3 = (900_000, 2_200_000)
-SMALL_ETIV_MM3 = 600_000  # a head below it in which a hippocampus is not found has a wrong voxel size, most likely
+SMALL_ETIV_MM3 = 600_000  # if no hippocampus is found in a smaller head, the voxel size is most likely wrong

@@ -1,19 +1,20 @@
-"""What can be doubtful about a result: each flag once, with its weight, its meaning and what to do.
+"""All flags, the doubts about a result: each is defined once, with its severity, its meaning and what to do about it.
 
-A flag is raised where it is seen, by its name: hippo.data.nifti (headers), scan, locate, segment and quality. The picture, the
-page of a study, the page in the browser and docs/troubleshooting.md take the rest from here.
+The modules that detect a problem raise its flag by name: hippo.data.nifti (headers), scan, locate, segment and
+quality. The picture, the page of a study, the page in the browser and docs/troubleshooting.md take everything else
+from here.
 """
 
 from dataclasses import dataclass
 
 RED, AMBER, GREEN = "red", "amber", "green"
-NONE = "none"  # severity of a flag that most scans of some programs have
+NONE = "none"  # severity of a harmless flag, which most scans written by some programs have
 
 
 @dataclass(frozen=True)
 class Flag:
-    """A doubt about a result. severity: red (it is likely wrong), amber (look at it) or none; meaning, what_to_do: for
-    people, as Markdown."""
+    """A doubt about a result. severity: red (the result is likely wrong), amber (check the result) or none; meaning,
+    what_to_do: Markdown for the user."""
 
     name: str
     severity: str
@@ -25,7 +26,7 @@ class Flag:
 
     @property
     def explanation(self):
-        """Its meaning and what to do, as plain text."""
+        """Returns the meaning and what to do as plain text."""
         return f"{self.meaning}. What to do: {self.what_to_do}.".replace("`", "")
 
 
@@ -152,17 +153,17 @@ _FLAGS = (
     ),
 )
 FLAGS = {flag.name: flag for flag in _FLAGS}
-OF_ETIV = ("intracranial_space_cut", "etiv_implausible")  # flags of the locating network's eTIV
+OF_ETIV = ("intracranial_space_cut", "etiv_implausible")  # flags about the eTIV that the locating network estimates
 
 
 def flags_in(text):
-    """The Flags that a cell of a table names, joined by semicolons, without the reason of a failure."""
+    """Returns the Flags named in a table cell, which separates names by semicolons. Ignores the reason of a failure."""
     return [FLAGS[name] for name in text.split(";") if name in FLAGS]
 
 
 def verdict(flags, has_result):
-    """(red, amber or green, the Flags that speak against a result): red where it is missing or likely wrong, amber where it
-    should be looked at."""
+    """Returns (red, amber or green, list of the Flags that count against the result). Red means that the result is
+    missing or likely wrong, amber that it should be checked."""
     doubts = [flag for flag in flags if flag.severity != NONE]
     if not has_result or any(flag.severity == RED for flag in doubts):
         return RED, doubts

@@ -1,19 +1,21 @@
-"""Whether a segmentation lies in fluid: where a hippocampus was removed, networks still draw one, and are sure of it."""
+"""Detects segmentations that lie in fluid. Where a hippocampus was removed, networks still draw one, with high
+confidence."""
 
 import numpy as np
 from scipy.ndimage import gaussian_filter
 
-_AROUND_MM = 10  # of the box around the labels that fluid and tissue are read from
-_SMOOTHED_MM = 0.7  # against noise
-_IN_FLUID = {"dark": 0.25, "bright": 0.20}  # below it, between fluid (0) and tissue (1), a voxel lies in fluid
-# real hippocampi at their median: 0.37 or more in T1, 0.73 in T2, 0.26 in FLAIR; removed ones 0.1
+_AROUND_MM = 10  # margin of the box around the labels in which fluid and tissue intensities are measured
+_SMOOTHED_MM = 0.7  # standard deviation of the Gaussian filter against noise
+_IN_FLUID = {"dark": 0.25, "bright": 0.20}  # a voxel is fluid below it, on a scale from fluid (0) to tissue (1)
+# medians of real hippocampi: 0.37 or more in T1, 0.73 in T2, 0.26 in FLAIR; of removed ones: 0.1
 
 
 def in_fluid(scan, side):
-    """(whether three quarters of a Hippocampus are as dark, or as bright, as fluid; whether half of it is).
+    """Tests whether a Hippocampus is as dark, or as bright, as fluid. Returns (True if three quarters of it are, True
+    if half of it is).
 
-    Fluid is the darkest or the brightest that lies around it, tissue the quartile at the other end. In a cavity of more
-    than 20 mm there is no tissue to compare with.
+    Fluid is the darkest or brightest intensity in the neighbourhood; tissue is the quartile at the other end. In a
+    cavity of more than 20 mm there is no tissue to compare with.
     """
     spacing = np.linalg.norm(scan.matrix, axis=0)
     voxels, reach = np.argwhere(side.labels), np.ceil(_AROUND_MM / spacing).astype(int)
@@ -23,7 +25,7 @@ def in_fluid(scan, side):
     low = np.maximum(corner + voxels.min(0) - reach, 0)
     high = np.minimum(corner + voxels.max(0) + 1 + reach, scan.array.shape)
     values = scan.array[tuple(map(slice, low, high))].astype(np.float32)
-    seen = np.ones(values.shape, bool) if scan.is_crop else values != scan.array[0, 0, 0]  # no background
+    seen = np.ones(values.shape, bool) if scan.is_crop else values != scan.array[0, 0, 0]  # exclude the background
     smooth = gaussian_filter(values, _SMOOTHED_MM / spacing)
     inside = smooth[tuple((voxels + corner - low).T)]
     darkest, dark, light, lightest = np.percentile(smooth[seen], (2, 25, 75, 98))

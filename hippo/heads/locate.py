@@ -1,4 +1,4 @@
-"""From a whole head to both hippocampi: where they are, on which side, and the intracranial volume.
+"""Locates both hippocampi in a whole head, tells left from right, and estimates the intracranial volume.
 
 A small network (train_locate.py) sees the head as 64 x 64 x 64 voxels of 4 mm.
 """
@@ -16,23 +16,24 @@ import numpy as np
 import torch
 from scipy.ndimage import affine_transform, binary_dilation, binary_erosion
 
-# eTIV = this x the volume that the network calls intracranial, see docs/RESULTS.md: of a brain without its skull, of a whole head
+# eTIV = scale x the volume that the network labels intracranial, see docs/RESULTS.md: for a skull-stripped brain, for a whole head
 ETIV_SCALE, ETIV_SCALE_WHOLE = 1.076, 1.023
-_LEFT = 1  # class
+_LEFT = 1  # class of the left hippocampus
 _MIRRORED_CLASSES = [0, 2, 1, 3, 4]
-_FOUND = 0.9  # least probability of a hippocampus, at its most certain voxel
-_TURNED_DEGREES = 35  # a line from left to right that lies so far off the axis is flagged
-_MOVED_MM = 12  # a head whose brain is further from the middle of the cube is looked at again
-_T1_CONTRAST = 0.7  # of the spread inside the skull, see _is_t1; heads of T1 have 1.2 to 2.1
-_SKULL = 0.2  # of the brain's brightness around it; below there is no skull: brains have 0.1 or less, whole heads 0.3 or more
-_CUT_VOXELS = 8  # of the intracranial space at the edge of the field of view
+_FOUND = 0.9  # minimum probability at the most certain voxel of a hippocampus
+_TURNED_DEGREES = 35  # the head is flagged if the line from left to right deviates by more from the axis
+_MOVED_MM = 12  # if the brain is further from the centre of the cube, the cube is moved and the head is processed again
+_T1_CONTRAST = 0.7  # in standard deviations inside the skull, see _is_t1; T1-weighted heads have 1.2 to 2.1
+_SKULL = 0.2  # share of the brain's brightness; darker surroundings mean no skull: brains have 0.1 or less, whole heads 0.3 or more
+_CUT_VOXELS = 8  # voxels of the intracranial space that may touch the edge of the field of view
 
 
 class Located(NamedTuple):
-    """What was found in a head. Positions are in mm from the middle of the scan.
+    """What was found in a head. Positions are in mm from the centre of the scan.
 
-    centres: {side: (3,) or None}, the middles of the hippocampi; certainty: {side: highest probability}; problems: {side: why it is not found};
-    etiv_mm3; inside: probability of the intracranial space (N, N, N), seen through `window`; flags: words.
+    centres: {side: (3,) or None}, centres of the hippocampi; certainty: {side: highest probability}; problems: {side:
+    why it was not found}; etiv_mm3; inside: probability of the intracranial space (N, N, N) in `window`; flags: list
+    of names.
     """
 
     centres: dict
@@ -45,13 +46,13 @@ class Located(NamedTuple):
 
 
 def load_locator(path):
-    """The TrainedModel that finds hippocampi. Raises UserError, see checkpoint.load_model."""
+    """Loads the TrainedModel that locates hippocampi. Raises UserError, see checkpoint.load_model."""
     return load_model(path, classes=(len(CLASSES) + 1,))[0]
 
 
 @torch.inference_mode()
 def locate(locator, scan, device, dtype):
-    """Finds both hippocampi of a Scan of a whole head; returns Located."""
+    """Locates both hippocampi in a Scan of a whole head. Returns Located."""
     window = Window(np.zeros(3), (SIZE,) * 3, SPACING_MM, False)
     for last in (False, False, True):
         image, seen = look(scan, window)
@@ -82,7 +83,7 @@ def locate(locator, scan, device, dtype):
 
 
 def _classify(locator, image, device, dtype):
-    """Probabilities (5, N, N, N) of the classes, averaged over the image as it is and mirrored."""
+    """Returns class probabilities (5, N, N, N), averaged over the image and its mirror image."""
     x = torch.from_numpy(image).to(device)
     with autocast(device, dtype):
         logits = locator.model(torch.stack([x, x.flip(0)])[:, None])  # (2, 5, N, N, N)
@@ -91,11 +92,12 @@ def _classify(locator, image, device, dtype):
 
 
 def look(scan, window):
-    """(image (N, N, N) as to_head_range leaves it, boolean field of view) of a Scan through a coarse window."""
+    """Resamples a Scan to a coarse window. Returns (image (N, N, N) scaled by to_head_range, boolean mask of the field
+    of view)."""
     spacing = np.linalg.norm(scan.matrix, axis=0)
     factors = np.maximum(1, (window.spacing_mm / spacing + 0.01).astype(int))
     coarse = shrink(scan.array, factors)
-    # window voxels to scan voxels to coarse voxels
+    # transform from window voxels to scan voxels to coarse voxels
     steps = np.linalg.solve(scan.matrix, window.steps())
     start = (np.array(scan.array.shape) - 1) / 2 + np.linalg.solve(scan.matrix, window.to_mm(np.zeros(3)))
     steps, start = steps / factors[:, None], (start - (factors - 1) / 2) / factors
@@ -106,7 +108,8 @@ def look(scan, window):
 
 
 def check(centres, certainty):
-    """({side: why it is not found}, flags) of what was found: each side certain, and both where they can be."""
+    """Checks that each side was found with certainty and that their positions are plausible. Returns ({side: why it
+    was not found}, flags)."""
     problems = {}
     for side in SIDES:
         if centres[side] is None or certainty[side] < _FOUND:
@@ -124,7 +127,7 @@ def check(centres, certainty):
 
 
 def _middle(weights, window):
-    """The middle of mass in mm, None where there is none."""
+    """Returns the centre of mass in mm, or None if the weights are empty."""
     total = weights.sum()
     if total < 1:
         return None
@@ -133,7 +136,8 @@ def _middle(weights, window):
 
 
 def _hippocampus(probability, window):
-    """(middle of the heaviest component in mm or None, its highest probability)."""
+    """Returns (centre in mm of the component with the largest sum of probabilities, or None if its volume is
+    implausible; its highest probability)."""
     part = largest_component(probability > 0.3 * max(probability.max(), 0.1), probability)
     weights = np.where(part, probability, 0)
     volume = weights.sum() * window.spacing_mm**3
@@ -142,7 +146,7 @@ def _hippocampus(probability, window):
 
 
 def _has_skull(image, inside, seen):
-    """Whether the scan shows something 8 to 16 mm outside the intracranial space, and not the background alone."""
+    """Tests whether the scan shows more than background 8 to 16 mm outside the intracranial space."""
     space = inside > 0.5
     around = binary_dilation(space, iterations=4) & ~binary_dilation(space, iterations=2) & seen
     if not around.any() or not space.any():
@@ -151,10 +155,10 @@ def _has_skull(image, inside, seen):
 
 
 def _is_t1(image, inside):
-    """Whether the intracranial space is darker at its border, where fluid is, than deep inside, as in T1-weighted images.
-    Inverted and T2-weighted images are not; proton density and FLAIR can look alike."""
+    """Tests whether the intracranial space is darker at its border, where fluid is, than deep inside, as in
+    T1-weighted images. Inverted and T2-weighted images fail this test; proton density and FLAIR images can pass it."""
     space = inside > 0.5
     deep, shell = binary_erosion(space, iterations=5), space & ~binary_erosion(space)
     if not deep.any():
-        return True  # too little of it to tell
+        return True  # too small to tell
     return image[deep].mean() - image[shell].mean() > _T1_CONTRAST * image[space].std()

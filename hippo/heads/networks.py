@@ -1,4 +1,4 @@
-"""The networks that segment the scans of a study."""
+"""Loads the networks that segment scans."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -11,13 +11,14 @@ from hippo.heads.quality import COEFFICIENTS
 from hippo.models.checkpoint import find_checkpoint, load_model
 from hippo.models.inference import has_dropout
 
-SHIPPED = "pretrained/heads_3d.pth"  # with these weights, the model for any contrast is compared
+SHIPPED = "pretrained/heads_3d.pth"  # only with these weights, results are compared with the any-contrast model
 
 
 class Networks(NamedTuple):
-    """models: list of TrainedModel; locator; any_contrast, sampler: TrainedModel or None; synthetic: one of them learned
-    from phantoms; shipped: the first one's weights are SHIPPED; name: of the models' files; checksums: {option: SHA-256} of all
-    weights; place: (torch.device, autocast dtype or None)."""
+    """The loaded networks. models: list of TrainedModel; locator; any_contrast, sampler: TrainedModel or None;
+    synthetic: whether one of them was trained on phantoms; shipped: whether the first model has the weights SHIPPED;
+    name: file names of the models; checksums: {option: SHA-256} of all weights; place: (torch.device, autocast dtype
+    or None)."""
 
     models: list
     locator: object
@@ -31,7 +32,7 @@ class Networks(NamedTuple):
 
     @property
     def single_label(self):
-        """Whether the models tell no parts apart."""
+        """Whether the models segment the whole hippocampus, without its parts."""
         return _classes(self.models[0]) == 2
 
 
@@ -40,7 +41,8 @@ def _classes(trained):
 
 
 def load_networks(cfg):
-    """The Networks of a configuration on its device. Raises UserError where weights are missing, or do not fit together."""
+    """Loads the Networks of a configuration onto its device. Raises UserError if weights are missing or do not fit
+    together."""
     device, dtype = set_up_device(cfg.device, cfg.amp)
     require(cfg.checkpoint, "--checkpoint=: expected a checkpoint")
     options = ["checkpoint", "partner", "any_contrast"] + ["sampler"] * bool(cfg.samples)

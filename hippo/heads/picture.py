@@ -1,4 +1,4 @@
-"""The picture of a scan to check its segmentation by."""
+"""Draws the picture by which a user checks the segmentation of a scan."""
 
 from hippo.data.cases import labels_of
 from hippo.heads.flags import AMBER, GREEN, RED, flags_in, verdict
@@ -9,20 +9,20 @@ import numpy as np
 from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 
-_THUMBNAIL = 0.6  # size of a page's pictures, against the picture of the scan
-_HALF_MM = 38  # of the part of the scan that is shown around a hippocampus
+_THUMBNAIL = 0.6  # scale of the thumbnails on a page, relative to the full picture
+_HALF_MM = 38  # half the side of the region shown around a hippocampus
 _PLANES = ("sagittal", "coronal", "axial")
 _COLOURS = {GREEN: "#BFE8CF", AMBER: "#FFE2A8", RED: "#F7B9AE"}
-_OUTLINED = [withStroke(linewidth=2, foreground="black")]  # for bright letters
-_LETTERS = (("P", "A"), ("L", "R"), ("L", "R"))  # at the left and right of each plane
+_OUTLINED = [withStroke(linewidth=2, foreground="black")]  # dark outline for bright letters
+_LETTERS = (("P", "A"), ("L", "R"), ("L", "R"))  # letters at the left and right edge of each plane
 
 
 def picture_of_scan(path, scan, sides, rows):
-    """Draws each side of a scan in three planes through the middle of what was found, with outlines, volumes and flags.
+    """Draws three planes through the centre of each hippocampus of a scan, with outlines, volumes and flags.
 
-    scan: hippo.heads.scan.Scan; sides: list of hippo.heads.segment.Hippocampus; rows: theirs of volumes.csv.
+    scan: hippo.heads.scan.Scan; sides: list of hippo.heads.segment.Hippocampus; rows: their rows of volumes.csv.
     """
-    heights = {"height_ratios": [0.14, 1] * len(sides)}  # a line of text above each line of planes
+    heights = {"height_ratios": [0.14, 1] * len(sides)}  # a row of text above each row of planes
     figure, axes = panels(2 * len(sides), 3, (9.6, 3.8 * len(sides) + 0.7), squeeze=False, gridspec_kw=heights)
     for axis in axes.flat:
         axis.set_axis_off()
@@ -30,7 +30,7 @@ def picture_of_scan(path, scan, sides, rows):
         text, colour = caption(side, row)
         box = {"facecolor": colour, "edgecolor": "none", "pad": 3}
         words = above[0].text(0, 0.5, text, transform=above[0].transAxes, va="center", fontsize=10, bbox=box)
-        words.set_in_layout(False)  # it may run over the panels beside
+        words.set_in_layout(False)  # the text may extend over the neighbouring panels
         if side.labels is None or not side.labels.any():
             continue
         for plane, axis in enumerate(line):
@@ -43,12 +43,13 @@ def picture_of_scan(path, scan, sides, rows):
 
 
 def thumbnail(picture, path):
-    """Writes a smaller copy of a picture, in the format of the path's ending."""
+    """Writes a smaller copy of a picture. The extension of the path sets the format."""
     matplotlib.image.thumbnail(picture, path, _THUMBNAIL, interpolation="antialiased")
 
 
 def caption(side, row):
-    """(a line or two on one side: its volumes, or why there are none, and what to think of it; the colour of that)."""
+    """Returns (text of one or two lines, background colour) for one side. The text gives the volumes and the doubts,
+    or why there is no result."""
     name = (side.side or "side unknown").upper()
     colour, doubts = verdict(flags_in(row["flags"]), bool(row["total_mm3"]))
     doubts = ", ".join(map(str, doubts))
@@ -62,7 +63,7 @@ def caption(side, row):
 
 
 def _draw_plane(axis, scan, side, plane):
-    """One plane of the scan with the outlines of both parts. x runs to the right, y to the front, z up."""
+    """Draws one plane of the scan with the outlines of both parts. x points to the right, y to the front, z up."""
     spacing = np.linalg.norm(scan.matrix, axis=0)
     offset = np.array([part.start for part in side.place])
     voxels = np.argwhere(side.labels) + offset

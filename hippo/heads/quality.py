@@ -1,4 +1,4 @@
-"""How good a segmentation is likely to be: evidence from what the models say of it, and the Dice that it predicts."""
+"""Estimates how good a segmentation is: collects evidence from the models and predicts the Dice from it."""
 
 import functools
 from typing import NamedTuple
@@ -14,13 +14,14 @@ COEFFICIENTS = "pretrained/quality.json"  # written by python -m tools.quality
 
 
 def expected_dice(probabilities):
-    """The Dice that probabilities (3, D, H, W) expect of their own likeliest labels, mean of both parts.
+    """Returns the Dice that probabilities (3, D, H, W) predict for their own argmax labels, averaged over both parts.
 
-    A voxel of a label is right with its probability; so many voxels of it there are as the probabilities add up to.
+    Each voxel of a label counts as correct with its probability. The true size of a part is taken as the sum of its
+    probabilities.
     """
     labels = probabilities.argmax(0)
     values = []
-    for part in (1, 2) if probabilities[2].any() else (1,):  # of a model of the whole
+    for part in (1, 2) if probabilities[2].any() else (1,):  # a model of the whole hippocampus has no part 2
         there = labels == part
         hits, total = probabilities[part][there].sum(), there.sum() + probabilities[part].sum()
         values.append(2 * hits / total if total else 1.0)
@@ -28,10 +29,11 @@ def expected_dice(probabilities):
 
 
 def gather(members, views, labels, volumes_mm3, other=None):
-    """{name: number} of what speaks for a segmentation: the more, the better.
+    """Returns the evidence for a segmentation, {name: number}; higher is better.
 
-    members: probabilities (3, *window) of each model; views: (N, 3, d, h, w) of the window and of turned ones on the scan's
-    grid; labels (d, h, w): what came of them, of these volumes; other: (3, *window) of a further model.
+    members: probabilities (3, *window) of each model; views: (N, 3, d, h, w), probabilities of the window and of
+    rotated windows on the grid of the scan; labels (d, h, w): the resulting labels, with volumes_mm3; other: (3,
+    *window) of a further model.
     """
     mean = sum(members) / len(members)
     window = mean.argmax(0)
@@ -48,17 +50,17 @@ def gather(members, views, labels, volumes_mm3, other=None):
 
 
 def agreement(first, second):
-    """Dice of two label maps, mean of the parts that one of them has."""
+    """Returns the Dice of two label maps, averaged over the parts that occur in at least one of them."""
     parts = [part for part in (1, 2) if (first == part).any() or (second == part).any()]
     return float(np.mean([dice(first == part, second == part) for part in parts or (1,)]))
 
 
 def predict_dice(evidence, kind):
-    """The Dice to expect, mean of both parts, in [0, 1]: the usual one, less what each shortfall of the evidence from a
-    threshold costs. So less agreement never gives a higher number.
+    """Predicts the Dice, averaged over both parts, in [0, 1]: the usual Dice minus a penalty for each piece of
+    evidence that falls below a threshold. Hence less agreement never gives a higher Dice.
 
-    kind: of the coefficients: both (two models and a check by a third), one (a single model), or any (the model for any
-    contrast).
+    kind: which coefficients to use: both (two models and a check by a third), one (a single model), or any (the model
+    for any contrast).
     """
     fit = _coefficients()[kind]
     lost = sum(weight * max(0.0, threshold - evidence[name]) for name, threshold, weight in fit["steps"])
@@ -71,23 +73,24 @@ def _coefficients():
 
 
 class Limits(NamedTuple):
-    """What is flagged and what is refused; predict.py's constants of the same names."""
+    """Thresholds for flags and refusals. They have the names of predict.py's constants."""
 
-    low_quality: float  # a predicted Dice below is flagged
-    least_quality: float  # below it there is no result
-    asymmetry: float  # difference of a head's two volumes, a share of their mean, above which both are flagged
-    usual_mm3: tuple  # of a whole hippocampus; what is outside is flagged
-    possible_mm3: tuple  # what is outside is refused
+    low_quality: float  # a lower predicted Dice is flagged
+    least_quality: float  # a lower predicted Dice means no result
+    asymmetry: float  # largest difference of a head's two volumes, relative to their mean; above it both are flagged
+    usual_mm3: tuple  # volumes of a whole hippocampus outside this range are flagged
+    possible_mm3: tuple  # volumes outside this range are refused
 
 
 def limits_of(settings):
-    """The Limits that settings, or the configuration of a script, hold."""
+    """Returns the Limits in settings, or in the configuration of a script."""
     return Limits(*(getattr(settings, name) for name in Limits._fields))
 
 
 def judge(sides, scan, limits, strict=True):
-    """The list of Hippocampus with the flags of these Limits and, if strict, the problems: no result below least_quality,
-    outside possible_mm3 and in fluid. Without strict they have the flags only, as for models of phantoms, which are sure of nothing."""
+    """Returns the list of Hippocampus with flags and, if strict, problems added according to the Limits. Strict
+    refuses a quality below least_quality, a volume outside possible_mm3, and segmentations in fluid. It is off for
+    models trained on phantoms, whose confidence is always low."""
     volumes = [0 if side.problem else sum(side.volumes_mm3(scan)) for side in sides]
     problems = [side.problem or strict * _problem(side, volume, limits) for side, volume in zip(sides, volumes)]
     kept = [volume for volume, problem in zip(volumes, problems) if volume and not problem]
@@ -99,7 +102,7 @@ def judge(sides, scan, limits, strict=True):
 
 
 def _problem(side, volume, limits):
-    """Why a side is no result; empty where it is one."""
+    """Returns why a side has no result, or an empty text if it has one."""
     low, high = limits.possible_mm3
     if side.quality < limits.least_quality:
         return f"no hippocampus for sure: quality {side.quality:.2f}, expected {limits.least_quality} or more"
@@ -111,7 +114,7 @@ def _problem(side, volume, limits):
 
 
 def _flags(side, volume, apart, limits):
-    """The flags of a side and those of these Limits."""
+    """Returns the flags of a side, with those added that the Limits raise."""
     flags = {
         "low_quality": side.quality < limits.low_quality,
         "implausible_volume": not limits.usual_mm3[0] <= volume <= limits.usual_mm3[1],

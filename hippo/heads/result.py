@@ -1,4 +1,4 @@
-"""What was found in a scan: numbers with their units, flags, and the arrays behind them."""
+"""The result of a scan: volumes with their units, flags, and the arrays behind them."""
 
 from dataclasses import dataclass, field
 
@@ -15,12 +15,12 @@ PARTS = ("anterior", "posterior", "total")
 
 @dataclass(frozen=True)
 class Side:
-    """One hippocampus.
+    """The result for one hippocampus.
 
-    side: left or right, or empty where a crop shows none. Volumes in mm3, counted on the scan's own grid: None where there is
-    no result, and those of the parts where the models tell none apart. quality: the Dice to expect. flags: Flags of this side;
-    problem: why there is no result, else empty. model: names of the weights. spread_mm3: {part: standard deviation over samples}.
-    found: windows, probabilities and labels in RAS.
+    side: left or right, or empty if a crop shows no hippocampus. Volumes are in mm3, counted on the scan's own grid;
+    they are None if there is no result, and those of the parts also if the models do not separate the parts. quality:
+    predicted Dice. flags: Flags of this side. problem: why there is no result, else empty. model: names of the
+    weights. spread_mm3: {part: standard deviation over samples}. found: windows, probabilities and labels in RAS.
     """
 
     side: str
@@ -37,18 +37,20 @@ class Side:
 
     @property
     def labels(self):
-        """Label map uint8 on the scan's own grid: 1 anterior, 2 posterior. Nothing is labelled where there is no result."""
+        """Returns the label map (uint8) on the scan's own grid: 1 anterior, 2 posterior. It is all 0 if there is no
+        result."""
         return to_stored_orientation(joint_labels([self.found], self.scan, crop=True), self.scan.image)
 
 
 @dataclass(frozen=True)
 class Result:
-    """What Segmenter says of a scan.
+    """The result of Segmenter for a scan.
 
-    name: the scan's file. sides: left and right of a head, one of a crop. flags: Flags of the whole scan. etiv_mm3: intracranial
-    volume, None of a crop; etiv_source: network, given, or empty. seconds: of reading and segmenting. single_label: labels are
-    FreeSurfer's numbers of the whole hippocampus. synthetic: the models learned from phantoms. scan, located: what was
-    read and where it was found; uncertainty: maps (D, H, W, 2) as stored of predictive entropy and mutual information, or None.
+    name: file of the scan. sides: left and right of a head, or the one of a crop. flags: Flags of the whole scan.
+    etiv_mm3: intracranial volume, None for a crop. etiv_source: network, given, or empty. seconds: time to read and
+    segment. single_label: whether labels are FreeSurfer's numbers of the whole hippocampus. synthetic: whether the
+    models were trained on phantoms. scan, located: the input and where the hippocampi were found. uncertainty: maps
+    (D, H, W, 2) in the stored orientation of predictive entropy and mutual information, or None.
     """
 
     name: str
@@ -65,34 +67,36 @@ class Result:
 
     @property
     def left(self):
-        """The left Side; None of a crop of the right one."""
+        """The left Side, or None for a crop of the right one."""
         return next((side for side in self.sides if side.side == "left"), None)
 
     @property
     def right(self):
-        """The right Side; None of a crop of the left one."""
+        """The right Side, or None for a crop of the left one."""
         return next((side for side in self.sides if side.side == "right"), None)
 
     @property
     def has_result(self):
-        """Whether a side has a volume."""
+        """Whether at least one side has a volume."""
         return any(not side.problem for side in self.sides)
 
     def labels(self, numbered_as_crop=None):
-        """Label map uint8 on the scan's own grid: 1 left anterior, 2 left posterior, 3 right anterior, 4 right posterior; of a crop
-        1 and 2; of single_label 17 left and 53 right. numbered_as_crop: whether it is a crop; None: if it is one."""
+        """Returns the label map (uint8) on the scan's own grid. Head: 1 left anterior, 2 left posterior, 3 right
+        anterior, 4 right posterior. Crop: 1 and 2. single_label: 17 left, 53 right. numbered_as_crop: whether to use
+        the labels of a crop; None: only if the scan is one."""
         found = [side.found for side in self.sides]
         return to_stored_orientation(
             joint_labels(found, self.scan, self.single_label, numbered_as_crop), self.scan.image
         )
 
     def probabilities(self, numbered_as_crop=None):
-        """Soft maps float32 (D, H, W, N) on the scan's own grid, of anterior and posterior, 0 to 1: N = 4 of a head, 2 of a crop."""
+        """Returns probabilities in [0, 1] of the anterior and posterior parts, float32 (D, H, W, N) on the scan's own
+        grid: N = 4 for a head, 2 for a crop."""
         found = [side.found for side in self.sides]
         return to_stored_orientation(joint_probabilities(found, self.scan, numbered_as_crop), self.scan.image)
 
     def rows(self):
-        """The rows of predict.py's table, one a side: {column: text}."""
+        """Returns the rows of predict.py's table, one per side: {column: text}."""
         return [self._row(side) for side in self.sides]
 
     def _row(self, side):
@@ -110,14 +114,14 @@ class Result:
         return row | {f"{part}_sd_mm3": f"{value:.1f}" for part, value in side.spread_mm3.items()}
 
     def save(self, folder):
-        """Writes the label map and the picture that predict.py writes, named after the scan; returns their paths."""
-        from hippo.heads.save import paths_in, save_result  # it needs matplotlib, which takes its time
+        """Writes the label map and the picture that predict.py writes, named after the scan. Returns their paths."""
+        from hippo.heads.save import paths_in, save_result  # imported here because matplotlib is slow to import
 
         return save_result(self, folder, paths_in(self.name, self.scan.is_crop))
 
 
 def as_side(found, scan, model, single_label, spread=()):
-    """The Side of a Hippocampus. spread: standard deviations of its volumes, in the order of PARTS."""
+    """Converts a Hippocampus to a Side. spread: standard deviations of its volumes, in the order of PARTS."""
     anterior, posterior = (None, None) if found.problem else found.volumes_mm3(scan)
     total = None if found.problem else anterior + posterior
     if single_label:
@@ -129,7 +133,7 @@ def as_side(found, scan, model, single_label, spread=()):
 
 
 def readable(path):
-    """A path as text that every file can hold, also where its name is of another encoding."""
+    """Returns a path as text that can be written to any file, even if its name is not valid UTF-8."""
     return str(path).encode("utf-8", "backslashreplace").decode()
 
 

@@ -1,4 +1,4 @@
-"""A Result as files: its label map, its soft maps, and the picture to check it by."""
+"""Writes a Result to files: label map, probability maps, and the picture to check it by."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -10,14 +10,14 @@ from hippo.heads.picture import picture_of_scan, thumbnail
 
 import numpy as np
 
-_PARTS = {  # description of labels and of soft maps; True: numbered as a crop
+_PARTS = {  # header description of labels and probability maps; True: labels of a crop
     False: "L anterior 1, posterior 2; R anterior 3, posterior 4",
     True: "hippocampus: 1 anterior, 2 posterior",
 }
 
 
 class Paths(NamedTuple):
-    """Where the files of a Result go, from a folder; empty: not written."""
+    """Paths of the files of a Result, relative to a folder. An empty path means that the file is not written."""
 
     labels: str
     probabilities: str = ""
@@ -27,14 +27,16 @@ class Paths(NamedTuple):
 
 
 def paths_in(name, is_crop):
-    """The Paths of the label map and the picture of a scan of this name."""
+    """Returns the Paths of the label map and the picture for a scan of this name."""
     stem = case_id(name) or "scan"
     return Paths(f"{stem}_{'seg' if is_crop else 'hippocampus'}.nii.gz", picture=f"{stem}_hippocampus.png")
 
 
 def save_result(result, folder, paths, numbered_as_crop=None, written=None):
-    """Writes the files of a Result that `paths` names, whole or not at all: labels and soft maps of sides with a result, and the picture.
-    Returns their paths. numbered_as_crop: see Result.labels; written: list that gets each path before it is written.
+    """Writes the files that `paths` names: label and probability maps (only if a side has a result), uncertainty maps,
+    and the picture. Each file is written completely or not at all. Returns their paths.
+
+    numbered_as_crop: see Result.labels; written: list to which each path is appended before it is written.
     """
     folder, written = Path(folder), [] if written is None else written
     crop = result.scan.is_crop if numbered_as_crop is None else numbered_as_crop

@@ -1,4 +1,4 @@
-"""A scan as the rest of this room sees it: an array in RAS, and where its voxels lie."""
+"""Reads a scan into an array in RAS orientation together with its geometry."""
 
 from typing import NamedTuple
 
@@ -10,17 +10,17 @@ import nibabel as nib
 import numpy as np
 
 _SMALLEST_MM = 12
-_THICK_MM, _TOO_THICK_MM = 2.0, 5.05  # voxels longer than this are flagged, or refused
-_BACKGROUND = 0.5  # share of the outermost voxels from which on their commonest value is a background
-_DARKER = 0.05  # share of the other voxels that are darker than a background that is not dark
-_FEW_VALUES = 4  # without the background's, of a label map; other label maps have
-_FLAT = 0.25  # a larger share of voxels with six equal neighbours, scans 0.30 at most, and
-_GRADUAL = 0.6  # a smaller share of edges between neighbouring values, scans of 17 or more grey levels 0.67 at least
+_THICK_MM, _TOO_THICK_MM = 2.0, 5.05  # longer voxels are flagged, or refused
+_BACKGROUND = 0.5  # minimum share of outer voxels with the commonest value for a background
+_DARKER = 0.05  # a background counts as bright if at least this share of the other voxels is darker
+_FEW_VALUES = 4  # a label map has at most so many values apart from the background; a label map with more has
+_FLAT = 0.25  # a larger share of voxels with six equal neighbours (scans have 0.30 at most) and
+_GRADUAL = 0.6  # a smaller share of edges between adjacent values (scans of 17 or more grey levels have 0.67 or more)
 
 
 class Scan(NamedTuple):
-    """array (D, H, W) in RAS; matrix (3, 3) from its voxels to mm, in which positions count from its middle, and
-    middle_mm, where that lies in the scanner's space; image: nibabel's, as stored; flags: what is doubtful, in words."""
+    """A scan in RAS. array: (D, H, W); matrix: (3, 3), from voxels to mm relative to the centre of the array;
+    middle_mm: that centre in scanner space; image: the nibabel image as stored; flags: names of doubts."""
 
     array: np.ndarray
     matrix: np.ndarray
@@ -30,18 +30,18 @@ class Scan(NamedTuple):
 
     @property
     def sides_mm(self):
-        """Lengths of the field of view along the array's axes."""
+        """Side lengths of the field of view along the axes of the array."""
         return np.linalg.norm(self.matrix, axis=0) * self.array.shape
 
     @property
     def is_crop(self):
-        """Whether this is a part of a head, around one hippocampus, and no head."""
+        """Whether the scan shows only a part of a head around one hippocampus."""
         return bool(self.sides_mm.max() <= LARGEST_CROP_MM)
 
 
 def read_scan(source):
-    """The Scan of a file, or of a nibabel image. Raises UserError, see nifti.read_nifti, and for what can be no MRI of a
-    head or a part of one: every voxel the same, a mask or label map, voxels longer than 5 mm."""
+    """Reads a Scan from a file or a nibabel image. Raises UserError, see nifti.read_nifti, and for what cannot be an
+    MRI of a head or a part of one: constant images, masks and label maps, voxels longer than 5 mm."""
     in_memory = isinstance(source, nib.spatialimages.SpatialImage)
     array, image = read_image(source) if in_memory else read_nifti(source)
     path = name_of(image) if in_memory else source
@@ -68,8 +68,9 @@ def read_scan(source):
 
 
 def _with_dark_background(array):
-    """The array, whose background is made as dark as the rest gets where it is one value that is not the darkest: around a
-    brain that was standardised inside its mask, for instance, lie zeros, and half of the brain is below zero."""
+    """Returns the array with its background set to the darkest intensity of the rest, if the background is one value
+    that is not the darkest. For instance, a brain that was standardised inside its mask is surrounded by zeros, while
+    half of the brain is below zero."""
     faces = np.concatenate([np.take(array, [0, -1], axis)[..., ::2].ravel() for axis in range(3)])
     values, counts = np.unique(faces, return_counts=True)
     value = values[counts.argmax()]
@@ -83,10 +84,10 @@ def _with_dark_background(array):
 
 
 def _is_label_map(array):
-    """Whether an array has few values, or large areas of one value with edges that skip the values in between. A scan of few
-    grey levels has areas of one value too, and its edges go through those in between.
+    """Tests whether an array has few values, or large areas of one value whose edges skip the values in between. A
+    scan with few grey levels also has areas of one value, but its edges pass through the values in between.
 
-    Voxels are drawn at random: every n-th would fall in step with slices that were repeated n times.
+    Voxels are drawn at random, because a regular grid would coincide with slices that were repeated.
     """
     rng = np.random.default_rng(0)
     places = np.stack([rng.integers(1, n - 1, 400_000) for n in array.shape])  # (3, N)

@@ -1,4 +1,4 @@
-"""From a scan to the anterior and posterior part of each hippocampus. Pure: it prints and writes nothing."""
+"""Segments the anterior and posterior part of each hippocampus in a scan. Pure: it prints and writes nothing."""
 
 from typing import NamedTuple
 
@@ -13,19 +13,19 @@ from hippo.models.inference import predict_volume
 
 import numpy as np
 
-_AGREE = 0.75  # Dice of two models with each other, below which is a flag
-_ALIKE = 0.75  # Dice with the model for any contrast, below which the contrast is in doubt
-_DOUBT = "contrast_doubtful"  # its flag
-_SURER = 0.015  # by so much has the better side of a crop to be surer than the other
+_AGREE = 0.75  # a lower Dice between two models is flagged
+_ALIKE = 0.75  # a lower Dice with the model for any contrast puts the contrast in doubt
+_DOUBT = "contrast_doubtful"  # flag of a doubtful contrast
+_SURER = 0.015  # minimum lead in confidence of the better side of a crop
 
 
 class Hippocampus(NamedTuple):
-    """One side. labels (d, h, w) uint8, 1 anterior and 2 posterior, and probabilities (3, d, h, w) float32, on the scan's
-    grid inside `place`, slices of the array in RAS; window: where the models looked, matrix: (3, 3) from the scan's voxels
-    to its mm.
+    """The segmentation of one side.
 
-    quality: the Dice to expect, mean of both parts, from the evidence, see heads.quality; problem: why there is no result,
-    else empty.
+    labels (d, h, w) uint8: 1 anterior, 2 posterior; probabilities (3, d, h, w) float32; both on the grid of the scan,
+    inside `place`, slices of the array in RAS. window: where the models looked; matrix: (3, 3), from voxels of the
+    scan to mm. quality: Dice predicted from the evidence, mean of both parts, see heads.quality; problem: why there is
+    no result, else empty.
     """
 
     side: str
@@ -40,7 +40,7 @@ class Hippocampus(NamedTuple):
     evidence: dict = {}
 
     def volumes_mm3(self, scan):
-        """[anterior, posterior]: voxels x the volume of a voxel."""
+        """Returns [anterior, posterior]: number of voxels x volume of a voxel."""
         voxel = abs(float(np.linalg.det(scan.matrix)))
         return [np.count_nonzero(self.labels == label) * voxel for label in (1, 2)]
 
@@ -48,13 +48,13 @@ class Hippocampus(NamedTuple):
 def segment(
     models, locator, scan, device, dtype, tta=True, side="auto", any_contrast=None, contrast="auto", progress=None
 ):
-    """(list of Hippocampus, Located or None) of a Scan: both sides of a head, one of a crop.
+    """Segments a Scan. Returns (list of Hippocampus, Located or None): both sides of a head, one side of a crop.
 
-    models: list of TrainedModel of one spacing; the first one finds the window, all are averaged. side: of a crop, left,
-    right or auto (the side that the models are surer of).
-    any_contrast: TrainedModel for what is not T1-weighted, or None. contrast: t1 (the models), any (any_contrast), or auto:
-    any_contrast where the scan does not look T1-weighted, and for a side on which it does not agree with the models, if
-    the Dice to expect of it is higher. progress: called with "found", "left" and "right" when these are done.
+    models: list of TrainedModel with the same spacing; the first one places the window, all are averaged. side: for a
+    crop, left, right or auto (the side with the higher confidence). any_contrast: TrainedModel for images that are not
+    T1-weighted, or None. contrast: t1 (use models), any (use any_contrast), or auto: use any_contrast if the scan does
+    not look T1-weighted, and for a side on which it disagrees with the models and predicts a higher Dice. progress:
+    called with "found", "left" and "right" when these are done.
     """
     progress = progress or (lambda step: None)
     how = {"device": device, "dtype": dtype, "tta": tta}
@@ -86,14 +86,14 @@ def segment(
 
 
 def _better(first, second):
-    """Of the results of T1's models and of the one for any contrast: the former, unless it is in doubt and the latter is
-    expected to be better."""
+    """Returns the result of the T1 models, unless it is in doubt and the model for any contrast predicts a higher
+    Dice."""
     doubtful = first.problem or _DOUBT in first.flags
     return second if doubtful and not second.problem and second.quality > first.quality else first
 
 
 def _places(located):
-    """{side: middle in mm, or a Hippocampus that says why there is none} of a head."""
+    """Returns, for a head, {side: centre in mm, or a Hippocampus that says why there is none}."""
     return {
         name: Hippocampus(name, located.problems[name]) if name in located.problems else located.centres[name]
         for name in SIDES
@@ -101,7 +101,7 @@ def _places(located):
 
 
 def _places_in_crop(locator, scan, side, device, dtype):
-    """The same of the sides that a crop may show; None: all of the crop is the window."""
+    """Like _places, for the sides that a crop may show. None means that the window is the whole crop."""
     if (scan.sides_mm <= SMALL_CROP_MM).all():
         return dict.fromkeys(SIDES)
     found = locate(locator, scan, device, dtype)
@@ -115,8 +115,8 @@ def _places_in_crop(locator, scan, side, device, dtype):
 
 
 def _of_crop(results, side):
-    """The result of a crop's side as told or, if auto, of the side that the models are surer of; flagged where the other
-    side is about as likely, or likelier."""
+    """Returns the result of the given side of a crop or, if auto, of the side with the higher confidence. Flags it if
+    the other side is about as likely, or likelier."""
     sure = {result.side: result.evidence.get("confidence", 0.0) for result in results}
     best = max(results, key=lambda result: sure[result.side] if side == "auto" else result.side == side)
     others = [sure[name] for name in sure if name != best.side]
@@ -126,8 +126,9 @@ def _of_crop(results, side):
 
 
 def joint_labels(sides, scan, single_label=False, crop=None):
-    """The label map (D, H, W) uint8 of a scan: anatomy.LABELS of a head, 1 and 2 of a crop; single_label: FREESURFER's numbers
-    of the whole hippocampus. crop: whether it is numbered as one; None: if it is one."""
+    """Returns the label map (D, H, W) uint8 of a scan: anatomy.LABELS for a head, 1 and 2 for a crop. single_label:
+    use FREESURFER's labels of the whole hippocampus. crop: whether to use the labels of a crop; None: only if the scan
+    is one."""
     crop = scan.is_crop if crop is None else crop
     result = np.zeros(scan.array.shape, np.uint8)
     for side in (side for side in sides if not side.problem):
@@ -139,7 +140,8 @@ def joint_labels(sides, scan, single_label=False, crop=None):
 
 
 def joint_probabilities(sides, scan, crop=None):
-    """Soft maps (D, H, W, N) float32 of a scan, in the order of joint_labels: N = 4 of a head, 2 of a crop."""
+    """Returns probability maps (D, H, W, N) float32 of a scan, in the order of joint_labels: N = 4 for a head, 2 for a
+    crop."""
     crop = scan.is_crop if crop is None else crop
     result = np.zeros((*scan.array.shape, 2 if crop else 4), np.float32)
     for side in (side for side in sides if not side.problem):
@@ -149,15 +151,15 @@ def joint_probabilities(sides, scan, crop=None):
 
 
 def segment_side(models, scan, centre_mm, side, device, dtype, tta=True, check=None, kind="one"):
-    """The Hippocampus around a place in mm; centre_mm None: all of a small crop is the window.
+    """Segments the Hippocampus around a position in mm. If centre_mm is None, the window is the whole (small) crop.
 
-    The training's crops show what looks like a left hippocampus, so the right one is mirrored. The window is centred
-    anew on what was found until it stays. check: a further TrainedModel; where it sees another hippocampus in the window,
-    the result is flagged. kind: of quality's coefficients where there is no check.
+    The training crops look like a left hippocampus, so the right one is mirrored. The window is re-centred on the
+    prediction until it converges. check: a further TrainedModel; the result is flagged if it disagrees in the window.
+    kind: which coefficients of quality to use if there is no check.
     """
 
     whole_crop, spacing, mirrored = centre_mm is None, models[0].preprocessing["spacing_mm"], side == "right"
-    matrix = np.diag(np.linalg.norm(scan.matrix, axis=0)) if whole_crop else scan.matrix  # of a crop its own axes
+    matrix = np.diag(np.linalg.norm(scan.matrix, axis=0)) if whole_crop else scan.matrix  # a small crop keeps its axes
 
     def look(window, models=models[:1], tta=False):
         seen = predict_volume(models, normalise(cut(scan.array, matrix, window)), device, dtype, tta).cpu().numpy()
@@ -178,7 +180,7 @@ def segment_side(models, scan, centre_mm, side, device, dtype, tta=True, check=N
     weights = np.array([len(models)] + [tta and not whole_crop] * len(VIEWS), np.float32)
     views, place = on_grid(parts, scan.array.shape, matrix)
     probabilities = np.tensordot(weights / weights.sum(), views, 1)
-    # a small crop as in the evaluation
+    # a small crop is treated as in the evaluation
     inside = probabilities.argmax(0) > 0 if whole_crop else likeliest(probabilities, parts, weights)
     labels = np.where(inside, 1 + (probabilities[2] > probabilities[1]), 0).astype(np.uint8)
     labels *= largest_component(inside)

@@ -1,4 +1,4 @@
-"""Uncertainty from samples of probabilities: of each voxel, and of the volumes."""
+"""Uncertainty of each voxel and of the volumes, from sampled probabilities."""
 
 from hippo.data.intensity import normalise
 from hippo.data.spatial import bring_back, cut
@@ -8,8 +8,9 @@ import numpy as np
 
 
 def sample_scan(trained, scan, sides, samples, device, dtype):
-    """(predictive entropy and mutual information (D, H, W, 2) float32 on a Scan's grid, standard deviations of the volumes
-    in mm3 for each Hippocampus, empty where there is none), by MC dropout in the windows of the sides.
+    """Estimates uncertainty by MC dropout in the windows of the sides. Returns (predictive entropy and mutual
+    information (D, H, W, 2) float32 on the grid of a Scan; for each Hippocampus the standard deviations of its volumes
+    in mm3, empty if it has no result).
 
     trained: TrainedModel of a 3D network with dropout. Raises ValueError for one without.
     """
@@ -20,7 +21,7 @@ def sample_scan(trained, scan, sides, samples, device, dtype):
             continue
         image = normalise(cut(scan.array, side.matrix, side.window))
         drawn = sample_volume(trained, image, device, dtype, samples).cpu().numpy()
-        both = np.stack([np.zeros_like(image), *entropies(drawn)])  # bring_back fills beyond the window in the first
+        both = np.stack([np.zeros_like(image), *entropies(drawn)])  # bring_back sets the first to 1 outside
         brought, place = bring_back(both, side.window, scan.array.shape, side.matrix)
         maps[place] = np.maximum(maps[place], np.moveaxis(brought[1:], 0, -1))
         spreads.append(spread(drawn, side.window.spacing_mm**3))
@@ -28,10 +29,11 @@ def sample_scan(trained, scan, sides, samples, device, dtype):
 
 
 def entropies(samples):
-    """(predictive entropy, mutual information), each (D, H, W) in [0, 1], of probabilities (N, C, D, H, W).
+    """Returns (predictive entropy, mutual information), each (D, H, W) in [0, 1], of probabilities (N, C, D, H, W).
 
-    Both as shares of the largest entropy, log C. The entropy of the mean is all of the uncertainty; what it exceeds the
-    samples' mean entropy by is mutual information, the part that comes from the model (Houlsby et al. 2011).
+    Both are divided by the largest possible entropy, log C. The entropy of the mean is the total uncertainty. Its
+    excess over the mean entropy of the samples is the mutual information, the part due to the model (Houlsby et al.
+    2011).
     """
     most = np.log(samples.shape[1])
     total = _entropy(samples.mean(0), 0) / most
@@ -43,7 +45,7 @@ def _entropy(probabilities, axis):
 
 
 def spread(samples, voxel_mm3=1.0):
-    """Standard deviations in mm3 over samples (N, 3, D, H, W) of the volumes: [anterior, posterior, whole]."""
+    """Returns the standard deviations in mm3 of the volumes [anterior, posterior, whole] over samples (N, 3, D, H, W)."""
     labels = samples.argmax(1).reshape(len(samples), -1)
     counts = np.stack([(labels == 1).sum(1), (labels == 2).sum(1), (labels > 0).sum(1)])
     return (counts.std(1) * voxel_mm3).tolist()

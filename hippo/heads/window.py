@@ -1,4 +1,4 @@
-"""The window around a hippocampus: where it comes to rest, and what is seen through several, on the scan's grid."""
+"""Places the window around a hippocampus, and combines predictions from several windows on the grid of the scan."""
 
 from hippo.data.spatial import bring_back, largest_component
 from hippo.heads.anatomy import LONG_AXIS, MOST_TURNED_DEGREES
@@ -6,16 +6,16 @@ from hippo.heads.anatomy import LONG_AXIS, MOST_TURNED_DEGREES
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-_MOVES = 6  # times a window is centred anew at most
-_STAYS_MM, _STAYS_DEGREES = 2.5, 8  # a window that would move or turn by less stays
-_TURNED_DEGREES = 7  # of the further views, about the corners of a tetrahedron
+_MOVES = 6  # maximum number of times that a window is re-centred
+_STAYS_MM, _STAYS_DEGREES = 2.5, 8  # a window has converged if it moves and turns by less
+_TURNED_DEGREES = 7  # rotation of the additional views, about axes to the corners of a tetrahedron
 VIEWS = np.array([(1, 1, 1), (1, -1, -1), (-1, 1, -1), (-1, -1, 1)]) / 3**0.5
 VIEWS = Rotation.from_rotvec(np.radians(_TURNED_DEGREES) * VIEWS).as_matrix()
 
 
 def settle(look, window):
-    """(the Window centred and turned anew on what look(window), probabilities (3, *window.size), shows in it, until it
-    stays; whether it did). None for the window: there is no hippocampus in it."""
+    """Re-centres and re-orients the window on the prediction until it converges. look(window) returns probabilities
+    (3, *window.size). Returns (window or None, converged); None means that no hippocampus was found."""
     for move in range(_MOVES):
         found = foreground(look(window))
         if not found.any():
@@ -23,7 +23,7 @@ def settle(look, window):
         middle, turn = _pose(found, window)
         moved = np.linalg.norm(middle - window.centre_mm)
         turned = np.degrees(np.arccos(np.clip((np.trace(turn.T @ window.turn) - 1) / 2, -1, 1)))
-        if move >= 2:  # half-way, so that it does not swing between two places
+        if move >= 2:  # half-way, so that the window does not oscillate between two places
             middle = (middle + window.centre_mm) / 2
         window = window._replace(centre_mm=middle, turn=turn)
         if moved < _STAYS_MM and turned < _STAYS_DEGREES:
@@ -32,11 +32,11 @@ def settle(look, window):
 
 
 def _pose(found, window):
-    """(middle in mm of the box around what was found, rotation (3, 3) of the window in which its long axis runs as in the
-    training's crops)."""
+    """Returns (centre in mm of the bounding box of the prediction, rotation (3, 3) of the window that aligns the long
+    axis with that of the training crops)."""
     voxels = np.argwhere(found)
     middle = window.to_mm((voxels.min(0) + voxels.max(0)) / 2)
-    points = (voxels - voxels.mean(0)) @ window.steps().T  # mm
+    points = (voxels - voxels.mean(0)) @ window.steps().T  # in mm
     axis = np.linalg.eigh(points.T @ points)[1][:, 2]
     axis = axis * (np.sign(axis @ window.turn[:, 1]) or 1)
     usual = np.array(LONG_AXIS) * ((-1, 1, 1) if window.mirrored else 1)
@@ -49,13 +49,14 @@ def _pose(found, window):
 
 
 def foreground(probabilities):
-    """The largest component of the hippocampus, where it is the likeliest class."""
+    """Returns a mask of the largest component of voxels whose most probable class is hippocampus."""
     return largest_component(probabilities.argmax(0) > 0)
 
 
 def on_grid(parts, shape, matrix):
-    """Probabilities seen through several windows, [(array (C, *window.size), Window), ...], on the grid of a scan of this
-    shape: (array (N, C, d, h, w) float32, slices of the scan that they cover). Beyond its window, each is background."""
+    """Resamples probabilities seen through several windows, [(array (C, *window.size), Window), ...], to the grid of a
+    scan of this shape. Returns (array (N, C, d, h, w) float32, slices of the scan that they cover). Outside its
+    window, each view is background."""
     brought = [bring_back(probabilities, window, shape, matrix) for probabilities, window in parts]
     starts = np.min([[s.start for s in place] for _, place in brought], axis=0)
     stops = np.max([[s.stop for s in place] for _, place in brought], axis=0)
@@ -69,10 +70,10 @@ def on_grid(parts, shape, matrix):
 
 
 def likeliest(probabilities, parts, weights):
-    """The voxels of a grid (boolean) that are likeliest to be hippocampus, as many as make the volume that it has in the
-    windows: on voxels of 3 mm, those of more than one half would be too few.
+    """Returns a mask of the most probable hippocampus voxels on the grid of the scan, as many as reproduce the volume
+    measured in the windows. A threshold of 0.5 would select too few on voxels of 3 mm.
 
-    probabilities: (C, d, h, w), the mean with these weights of those that `parts`, see on_grid, were brought to.
+    probabilities: (C, d, h, w), the mean with these weights of the views that on_grid made from `parts`.
     """
     inside = 1 - probabilities[0]
     windows = [1 - seen[0] for seen, _ in parts]
@@ -83,7 +84,7 @@ def likeliest(probabilities, parts, weights):
 
 
 def touches_edge(mask, place, shape):
-    """Whether a boolean array, which lies at `place` in an array of this shape, reaches the edge of the latter."""
+    """Tests whether a mask, placed at `place` in an array of this shape, reaches the edge of that array."""
     for axis, (part, size) in enumerate(zip(place, shape)):
         low, high, _ = part.indices(size)
         ends = ([0] if low == 0 else []) + ([mask.shape[axis] - 1] if high == size else [])

@@ -1,17 +1,18 @@
-"""Attention over channels and places, for the stages of a U-Net, in 2D and 3D.
+"""Attention over channels and positions, for the stages of a U-Net, in 2D and 3D.
 
 SqueezeExcitation  Hu et al., CVPR 2018
-CBAM               Woo et al., ECCV 2018: channels, then places
+CBAM               Woo et al., ECCV 2018: channels, then positions
 """
 
 import torch
 from torch import nn
 
-_LEAST = 4  # hidden units, so that a stage of few channels keeps some
+_LEAST = 4  # minimum number of hidden units, for stages of few channels
 
 
 class SqueezeExcitation(nn.Module):
-    """Each channel times sigmoid(W2 relu(W1 m)), m its mean over all places; W1 has channels / reduction rows, at least 4.
+    """Multiplies each channel by sigmoid(W2 relu(W1 m)), where m is the mean over all positions; W1 has channels /
+    reduction rows, at least 4.
 
     forward: (B, C, *S) to (B, C, *S).
     """
@@ -25,8 +26,8 @@ class SqueezeExcitation(nn.Module):
 
 
 class CBAM(nn.Module):
-    """Each channel times sigmoid(MLP(mean) + MLP(maximum)) over all places; then each place times the sigmoid of a
-    convolution of width 7 of the mean and the maximum over channels.
+    """Multiplies each channel by sigmoid(MLP(mean) + MLP(maximum)) over all positions, then each position by the
+    sigmoid of a convolution of width 7 of the mean and the maximum over channels.
 
     forward: (B, C, *S) to (B, C, *S).
     """
@@ -49,7 +50,7 @@ def _mlp(channels, reduction):
 
 
 def _of_channels(factor, x):
-    """(B, C) in the shape and type in which it multiplies x."""
+    """Reshapes and casts (B, C) so that it can be multiplied with x."""
     return factor.to(x.dtype).view(*factor.shape, *[1] * (x.ndim - 2))
 
 

@@ -5,8 +5,8 @@
     WithHeads   a body such as a U-Net, and its heads: image of any size in, logits out
     UNetWithINR the U-Net with its heads
 
-Shapes are written (B, C, *S): S is (H, W) in 2D and (D, H, W) in 3D. The style (two 3x3x3 convolutions a stage,
-instance norm, leaky ReLU 0.01) is nnU-Net's: Isensee et al., Nature Methods 18, 2021.
+Shapes are written (B, C, *S): S is (H, W) in 2D and (D, H, W) in 3D. The style (two 3x3x3 convolutions per stage,
+instance norm, leaky ReLU 0.01) is that of nnU-Net: Isensee et al., Nature Methods 18, 2021.
 """
 
 from hippo.models.attention import ATTENTION
@@ -25,8 +25,8 @@ CHANNELS_LAST = {2: torch.channels_last, 3: torch.channels_last_3d}
 
 
 class ConvBlock(nn.Sequential):
-    """A stage: `convs` times (3x3(x3) convolution without bias, instance norm, leaky ReLU), attention (none, se or cbam),
-    and dropout of whole channels.
+    """A stage: `convs` times (3x3(x3) convolution without bias, instance norm, leaky ReLU), then attention (none, se
+    or cbam), then dropout of whole channels.
 
     forward: (B, in_channels, *S) to (B, out_channels, *S).
     """
@@ -46,13 +46,13 @@ class ConvBlock(nn.Sequential):
 class UNet(nn.Module):
     """The U-Net without its heads (Ronneberger et al. 2015; Cicek et al. 2016).
 
-    encoder: channels of each stage, the last one the bottleneck; max pooling by 2 between two of them.
-    decoder: channels of each stage on the way up, deepest first; default: the encoder's, backwards.
-    convs:   convolutions a stage.
-    dropout: probability that training leaves out a channel of a stage's output (Tompson et al. 2015).
+    encoder: channels of each stage, the last one being the bottleneck; max pooling by 2 between stages.
+    decoder: channels of each stage on the way up, deepest first; default: those of the encoder in reverse.
+    convs:   convolutions per stage.
+    dropout: probability that a channel of a stage's output is dropped in training (Tompson et al. 2015).
     attention: none, se or cbam, at the end of each stage, see hippo.models.attention.
-    forward: (B, in_channels, *S) with S divisible by `stride` to a list of the decoder's feature maps, finest last.
-    Raises ValueError where the numbers of stages do not fit.
+    forward: (B, in_channels, *S), with S divisible by `stride`, to a list of the decoder's feature maps, finest last.
+    Raises ValueError if the numbers of stages do not match.
     """
 
     def __init__(self, dim, in_channels, encoder, decoder=None, convs=2, dropout=0.0, attention="none"):
@@ -69,7 +69,7 @@ class UNet(nn.Module):
         self.merge = nn.ModuleList(ConvBlock(dim, s + o, o, convs, dropout, attention) for s, o in zip(skips, decoder))
 
     def encoder(self):
-        """The stages on the way down."""
+        """Returns the stages on the way down."""
         return self.down
 
     def forward(self, x):
@@ -86,14 +86,14 @@ class UNet(nn.Module):
 
 
 class WithHeads(nn.Module):
-    """A body with a 1x1 convolution as head and, with `use_inr`, an INR head whose logits are added to it.
+    """A body with a 1x1 convolution as head and, with `use_inr`, an INR head whose logits are added.
 
-    body: module with `stride` and `decoder_channels`, as UNet has them, that returns feature maps, finest last.
-    forward: (B, in_channels, *S) of any size S to logits (B, num_classes, *S), never probabilities, in train and eval
-    mode. The image is padded to a multiple of the body's stride with replicated edges, and the result cropped back.
-    With deep_supervision, and in train mode only, it returns a list: the logits, then those of the coarser decoder
-    stages at 1/2, 1/4, ... of the size; S must then be a multiple of the stride.
-    Raises ValueError for an input of the wrong number of dimensions or channels.
+    body: module with `stride` and `decoder_channels`, like UNet, that returns feature maps, finest last. forward: (B,
+    in_channels, *S) of any size S to logits (B, num_classes, *S), never probabilities, in train and eval mode. The
+    image is padded to a multiple of the body's stride with replicated edges, and the result is cropped back. With
+    deep_supervision, and in train mode only, it returns a list: the logits, then those of the coarser decoder stages
+    at 1/2, 1/4, ... of the size; S must then be a multiple of the stride. Raises ValueError for an input with the
+    wrong number of dimensions or channels.
     """
 
     def __init__(
@@ -141,7 +141,7 @@ class WithHeads(nn.Module):
 
 
 class UNetWithINR(WithHeads):
-    """A U-Net with its heads; arguments as UNet and WithHeads have them."""
+    """A U-Net with its heads; see UNet and WithHeads for the arguments."""
 
     def __init__(
         self, dim, in_channels, num_classes, encoder, decoder=None, convs=2, dropout=0.0, attention="none", **heads
@@ -151,5 +151,5 @@ class UNetWithINR(WithHeads):
 
 
 def count_parameters(model):
-    """Number of trainable parameters."""
+    """Returns the number of trainable parameters."""
     return sum(p.numel() for p in model.parameters() if p.requires_grad)

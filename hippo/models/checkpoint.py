@@ -1,4 +1,4 @@
-"""Checkpoints: written whole, read without trust, built into the model that they name.
+"""Writes checkpoints atomically, reads them as untrusted files, and builds the models that they name.
 
 A checkpoint is a dict of tensors and plain values: "model" {"name", "args"}, "model_state_dict", "preprocessing" (see
 hippo.models.inference), and what the run adds: "train_cases", "val_cases", "fold", "synthetic", "epoch", ...
@@ -18,32 +18,32 @@ from hippo.models.inference import TrainedModel, make_preprocessing
 import torch
 
 MODELS = {**unet_inr_3d.MODELS, **model2d.MODELS}
-# the largest values of a model's arguments; 1024 for the others
+# largest accepted values of a model's arguments; 1024 for the others
 _LARGEST = {"depth": 10, "unet_depth": 10, "convs": 4, "inr_chunk": 0, "dropout": 0.99}
 
 
 def save_checkpoint(path, content):
-    """Writes a dict of tensors and plain Python values, whole or not at all. Raises OSError that names the file."""
+    """Writes a dict of tensors and plain Python values, completely or not at all. Raises OSError that names the file."""
     with atomic(path) as temporary:
         try:
             torch.save(content, temporary)
-        except RuntimeError as error:  # torch's word for a full disk
+        except RuntimeError as error:  # torch raises this if the disk is full
             raise OSError(str(error).splitlines()[0]) from None
 
 
 def load_checkpoint(path, made_by="python train_3d.py or python train2d.py"):
-    """The content of a checkpoint, on the CPU: tensors and plain values only, nothing in the file is ever run.
+    """Loads a checkpoint to the CPU. Only tensors and plain values are read; no code in the file is ever run.
 
-    A relative path that is not there is looked for in the repository too, so that the shipped models are found from any
-    folder. Raises UserError for a file that is missing, broken or of another project; `made_by` is the command that
-    makes it.
+    A relative path that does not exist is also looked up in the repository, so that the shipped models are found from
+    any folder. Raises UserError for a file that is missing, broken or of another project; `made_by` is the command
+    that creates it.
     """
     path = find_checkpoint(path)
     if not path.is_file():
         raise UserError(f"{path}: no such checkpoint; make it with: {made_by}")
     try:
         with zipfile.ZipFile(path) as archive:
-            # torch writes without compression: a file that promises more than it holds is a trap
+            # torch writes without compression: a file that declares more than it holds is malicious
             if sum(entry.file_size for entry in archive.infolist()) > path.stat().st_size:
                 raise ValueError
         content = torch.load(path, map_location="cpu", weights_only=True)
@@ -58,20 +58,20 @@ def load_checkpoint(path, made_by="python train_3d.py or python train2d.py"):
 
 
 def find_checkpoint(path):
-    """The path or, where nothing is there, the same path in the repository."""
+    """Returns the path or, if it does not exist, the same path in the repository."""
     return Path(path) if Path(path).is_file() or not (ROOT / path).is_file() else ROOT / path
 
 
 def load_model(path, classes=(3,)):
-    """(TrainedModel in eval mode on the CPU, checkpoint without its weights). Raises UserError, see load_checkpoint, and
-    for a checkpoint of another kind of model, or with another number of classes than one of these."""
+    """Loads a model. Returns (TrainedModel in eval mode on the CPU, checkpoint without its weights). Raises UserError,
+    see load_checkpoint, and for another kind of model, or a number of classes that is not in `classes`."""
     info = load_checkpoint(path, "python train_3d.py or python train2d.py; a shipped one: git checkout pretrained")
     try:
         weights = info.pop("model_state_dict")
         model = _build(
             info["model"]["name"], info["model"]["args"], weights, classes, find_checkpoint(path).stat().st_size
         )
-        # older checkpoints have the two entries that varied, and no dict
+        # older checkpoints have no dict, only the two entries that varied
         older = {name: info[name] for name in ("slice_size", "flip_axes") if name in info}
         info["preprocessing"] = make_preprocessing(**info.get("preprocessing", older))
     except (KeyError, TypeError, RuntimeError, ValueError, AttributeError, ArithmeticError) as error:
@@ -84,14 +84,14 @@ def load_model(path, classes=(3,)):
 
 
 def _is_plausible(key, value):
-    """Whether an argument of a model is one that the training scripts write."""
+    """Whether an argument of a model has a value that the training scripts could have written."""
     return value in ATTENTION if key == "attention" else 0 <= value <= _LARGEST.get(key, 1024)
 
 
 def _build(name, args, weights, classes, file_size):
-    """The named network with its weights, in float32. The file is not trusted: the network is built without memory
-    first, and filled only if the file is large enough to hold its weights. Raises one of several errors for what does
-    not fit."""
+    """Builds the named network with its weights, in float32. The file is not trusted: the network is first built
+    without memory, and filled only if the file is large enough to hold its weights. Raises one of several errors if
+    something does not match."""
     if not all(_is_plausible(*item) for item in args.items()):
         raise ValueError(f"a {name} of {args}")
     with torch.device("meta"):

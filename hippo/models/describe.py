@@ -11,8 +11,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 
 def describe_models(models, shape):
-    """Rows [name, parameters, multiply-adds, CPU milliseconds] of models {name: class}, each without and with the INR
-    head, on one input of `shape` (B, C, *S). Milliseconds are the minimum of ten runs."""
+    """Returns rows [name, parameters, multiply-adds, CPU milliseconds] of models {name: class}, each without and with
+    the INR head, for one input of `shape` (B, C, *S). Milliseconds are the minimum of ten runs."""
     device, dtype = set_up_device("cpu")
     rows = []
     for name, use_inr in itertools.product(models, (False, True)):

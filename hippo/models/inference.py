@@ -1,4 +1,4 @@
-"""From a normalised volume to class probabilities, by 3D and by 2D models."""
+"""Predicts class probabilities of a normalised volume, with 3D and 2D models."""
 
 import contextlib
 from typing import NamedTuple
@@ -14,13 +14,13 @@ from torch import nn
 
 
 class TrainedModel(NamedTuple):
-    """A network, and how its images are prepared."""
+    """A network together with the preprocessing of its images."""
 
     model: torch.nn.Module
     preprocessing: dict
 
     def to(self, device):
-        """The TrainedModel on another device."""
+        """Returns the TrainedModel on another device."""
         return TrainedModel(self.model.to(device), self.preprocessing)
 
 
@@ -31,11 +31,12 @@ def make_preprocessing(
     spacing_mm=1.0,
     normalisation=NORMALISATION,
 ):
-    """How a model's images are prepared, as the checkpoint holds it: a dict of plain values.
+    """Returns the preprocessing of a model's images as stored in a checkpoint: a dict of plain values.
 
-    slice_size: pixels along each side of a 2D model's slices. flip_axes: axes of "xyz" that training mirrored.
-    window: voxels of a 3D model's training patch. spacing_mm: of its voxels. normalisation: the one that
-    data.intensity.normalise does or, of a network that finds hippocampi in heads, to_head_range. Raises ValueError for anything else.
+    slice_size: pixels along each side of a 2D model's slices. flip_axes: axes of "xyz" that training mirrored. window:
+    voxels of a 3D model's training patch. spacing_mm: spacing of its voxels. normalisation: NORMALISATION
+    (data.intensity.normalise) or, for a network that locates hippocampi in heads, HEAD_NORMALISATION (to_head_range).
+    Raises ValueError for anything else.
     """
     if not (type(slice_size) is int and 8 <= slice_size <= 1024):
         raise ValueError("slice_size")
@@ -57,10 +58,10 @@ def make_preprocessing(
 
 
 def tta_views(trained):
-    """Test-time augmentation: (shift in voxels, axes to flip) of each view of a volume for a 3D model.
+    """Returns the views for test-time augmentation with a 3D model: (shift in voxels, axes to flip) of each.
 
-    A shift pads the low sides with replicated edges, so that the poolings meet other voxels. With two poolings, and the
-    network's own padding, the grid moves by one voxel. Flips help only along axes that training flipped too.
+    A shift pads the low sides with replicated edges, so that the pooling grid meets other voxels. With two poolings,
+    and the network's own padding, the grid moves by one voxel. Flips help only along axes that training flipped too.
     """
     shifts = [(0, 0, 0), (trained.model.unet.stride // 2,) * 3]
     flips = [()] + [(axis,) for axis in ("xyz".index(a) for a in trained.preprocessing["flip_axes"])]
@@ -69,11 +70,12 @@ def tta_views(trained):
 
 @torch.inference_mode()
 def predict_volume(trained, image, device, dtype, tta=False):
-    """Class probabilities of one volume: image (D, H, W) float32, normalised, to a (C, D, H, W) float32 tensor on `device`.
+    """Predicts class probabilities of one volume: image (D, H, W) float32, normalised, to a (C, D, H, W) float32
+    tensor on `device`.
 
     trained: a TrainedModel in eval mode, or a list of them, whose probabilities are averaged. A 3D model sees the
-    volume, with tta averaged over tta_views. A 2D model sees every slice of the three planes, each resampled to its
-    training's slice size; the planes' probabilities are averaged.
+    volume; with tta, the result is averaged over tta_views. A 2D model sees every slice of the three planes, resampled
+    to its training slice size; the probabilities of the planes are averaged.
     """
     if isinstance(trained, list):
         return sum(predict_volume(member, image, device, dtype, tta) for member in trained) / len(trained)
@@ -93,23 +95,24 @@ def predict_volume(trained, image, device, dtype, tta=False):
 
 
 def decide(probabilities, border="voxel"):
-    """The label map (D, H, W), integers, of class probabilities (C, D, H, W), a tensor: in each voxel the likeliest class.
+    """Returns the label map (D, H, W), integers, of class probabilities (C, D, H, W), a tensor: the most probable
+    class of each voxel.
 
-    border: between the two parts. voxel: as above; plane: one coronal plane, as most labels of the Decathlon have it, and
-    of all such planes the likeliest. Its normal is axis 1, which points to anterior.
+    border: between the two parts. voxel: as above; plane: the most probable coronal plane, since most labels of the
+    Decathlon are split by one. Its normal is axis 1, which points to anterior.
     """
     labels = probabilities.argmax(0)
     if border == "voxel":
         return labels
-    gain = (probabilities[2] - probabilities[1]).sum((0, 2)).cumsum(0)  # (H,): of all slices up to here as posterior
-    behind = int(torch.cat([gain.new_zeros(1), gain]).argmax())  # so many slices are
+    gain = (probabilities[2] - probabilities[1]).sum((0, 2)).cumsum(0)  # (H,): if slices up to here are posterior
+    behind = int(torch.cat([gain.new_zeros(1), gain]).argmax())  # number of posterior slices
     part = torch.where(torch.arange(labels.shape[1], device=labels.device) < behind, 2, 1)[:, None]  # (H, 1)
     return torch.where(labels > 0, part, 0)
 
 
 @torch.inference_mode()
 def sample_volume(trained, image, device, dtype, samples, seed=0, batch=4):
-    """Class probabilities (samples, C, D, H, W) of one volume, each with other channels left out, as in training (MC
+    """Returns class probabilities (samples, C, D, H, W) of one volume, sampled with dropout active as in training (MC
     dropout: Gal & Ghahramani 2016). The same seed gives the same samples.
 
     trained: TrainedModel of a 3D network in eval mode. Raises ValueError for a network without dropout.
@@ -129,7 +132,7 @@ def sample_volume(trained, image, device, dtype, samples, seed=0, batch=4):
 
 
 def has_dropout(trained):
-    """Whether sample_volume has channels to leave out of a TrainedModel: a 3D network that was trained with dropout."""
+    """Whether sample_volume can be used with a TrainedModel: a 3D network that was trained with dropout."""
     return trained.model.dim == 3 and bool(_dropout_layers(trained))
 
 
@@ -139,7 +142,7 @@ def _dropout_layers(trained):
 
 @contextlib.contextmanager
 def _training(layers):
-    """The layers in train mode meanwhile."""
+    """Puts the layers into train mode while the block runs."""
     for layer in layers:
         layer.train()
     try:
@@ -150,7 +153,7 @@ def _training(layers):
 
 
 def _predict_slices(trained, image, device, dtype, batch=16):
-    """predict_volume of a 2D model."""
+    """Implements predict_volume for a 2D model."""
     size = (trained.preprocessing["slice_size"],) * 2
     image = to_unit_range(image)
     total = 0

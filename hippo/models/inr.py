@@ -1,4 +1,4 @@
-"""The INR head: a SIREN over voxel coordinates and features (Sitzmann et al., NeurIPS 2020)."""
+"""The INR head: a SIREN on voxel coordinates and features (Sitzmann et al., NeurIPS 2020)."""
 
 import math
 
@@ -7,7 +7,7 @@ from torch import nn
 
 
 class SineLayer(nn.Module):
-    """sin(omega_0 (W x + b)) with the initialisation of Sitzmann et al. 2020 (SIREN, section 3.2 and supplement 1.5):
+    """Computes sin(omega_0 (W x + b)), initialised as in Sitzmann et al. 2020 (SIREN, section 3.2 and supplement 1.5):
     W uniform in +-1/in for the first layer, in +-sqrt(6/in)/omega_0 for the others. (..., in) to (..., out)."""
 
     def __init__(self, in_features, out_features, omega_0=30.0, first=False):
@@ -21,12 +21,13 @@ class SineLayer(nn.Module):
 
 
 class INRHead(nn.Module):
-    """An implicit neural representation of the segmentation: a SIREN that maps the normalised coordinates of each voxel
-    and its features, projected to `hidden_dim` numbers, to logits. (B, C, *S) to (B, num_classes, *S).
+    """An implicit neural representation of the segmentation: a SIREN that maps the normalised coordinates of each
+    voxel and its features, projected to `hidden_dim` numbers, to logits. (B, C, *S) to (B, num_classes, *S).
 
-    Coordinates count from the image's centre, and `extent` voxels are 1: the same in a training patch and in a volume of
-    another size. chunk: voxels evaluated at a time (0: all at once); the result is the same, the memory is less.
-    Runs in float32 under autocast too: omega_0 = 30 magnifies bf16's rounding past use.
+    Coordinates are relative to the centre of the image and divided by `extent` voxels, so they are the same in a
+    training patch and in a volume of another size. chunk: voxels evaluated at a time (0: all at once); it saves memory
+    and does not change the result. Runs in float32 under autocast too, because omega_0 = 30 amplifies the rounding of
+    bf16 too much.
     """
 
     def __init__(self, dim, in_channels, num_classes, hidden_dim=64, layers=2, omega_0=30.0, chunk=0):
@@ -44,7 +45,8 @@ class INRHead(nn.Module):
         nn.init.uniform_(self.out.weight, -bound, bound)
 
     def coordinates(self, size, device=None):
-        """Coordinates of each voxel from the centre, in units of `extent` voxels: (prod(size), len(size))."""
+        """Returns the coordinates of each voxel relative to the centre, in units of `extent` voxels: (prod(size),
+        len(size))."""
         axes = [(torch.arange(s, device=device) - (s - 1) / 2) / self.extent for s in size]
         return torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).flatten(0, -2)
 

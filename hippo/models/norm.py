@@ -1,4 +1,4 @@
-"""Instance norm and leaky ReLU in one, fast on a CPU."""
+"""Fused instance norm and leaky ReLU, fast on a CPU."""
 
 import math
 
@@ -10,8 +10,9 @@ from torch import nn
 class _NormAct(torch.autograd.Function):
     """Instance norm, affine and leaky ReLU of x (B, N, C), in few passes over memory.
 
-    Statistics are in float32 (float64 for float64), the rest in the input's own type. Broadcasting over few channels is
-    slow on a CPU: so a parameter of one value a channel is repeated over `k` voxels, and x is seen as (B, N/k, k C).
+    Statistics are in float32 (float64 for float64), the rest in the type of the input. Broadcasting over few channels
+    is slow on a CPU, so a parameter with one value per channel is repeated over `k` voxels, and x is viewed as (B,
+    N/k, k C).
     """
 
     @staticmethod
@@ -42,8 +43,8 @@ class _NormAct(torch.autograd.Function):
 class NormAct(nn.Module):
     """Instance norm with affine, then leaky ReLU: (B, C, *S) to (B, C, *S).
 
-    On a CPU, torch's own instance norm copies channels-last tensors and takes longer than the convolution before it;
-    the fused form above replaces it there. On other devices torch's is used. Both give the same result (see the tests).
+    On a CPU, torch's own instance norm copies channels-last tensors and takes longer than the convolution before it,
+    so the fused form above is used there. Other devices use torch's. Both give the same result (see the tests).
     """
 
     def __init__(self, channels, eps=1e-5, slope=0.01):

@@ -1,7 +1,8 @@
 """UNETR (Hatamizadeh et al., WACV 2022): a vision transformer as encoder, convolutions as decoder.
 
-An image is cut into patches of 2^k voxels a side; a transformer relates them. Hidden states from between its
-layers are brought to 1/2^(k-1), ..., 1/2 of the image's size, and joined on the way up, as a U-Net's skip connections are.
+The image is cut into patches of 2^k voxels per side, which a transformer relates to each other. Hidden states of
+intermediate layers are upsampled to 1/2^(k-1), ..., 1/2 of the image size, and joined on the way up like the skip
+connections of a U-Net.
 """
 
 import math
@@ -14,15 +15,15 @@ from torch import nn
 
 
 class ResBlock(nn.Module):
-    """Two convolutions of width 3 with instance norm, and the input, or a 1x1x1 convolution of it, added before the last leaky
-    ReLU: (B, in_channels, *S) to (B, out_channels, *S)."""
+    """Two convolutions of width 3 with instance norm. The input, or a 1x1x1 convolution of it, is added before the
+    last leaky ReLU: (B, in_channels, *S) to (B, out_channels, *S)."""
 
     def __init__(self, in_channels, out_channels):
         super().__init__()
         self.conv1 = nn.Conv3d(in_channels, out_channels, 3, padding=1, bias=False)
         self.norm1 = NormAct(out_channels)
         self.conv2 = nn.Conv3d(out_channels, out_channels, 3, padding=1, bias=False)
-        self.norm2 = NormAct(out_channels, slope=1.0)  # of slope 1: no activation
+        self.norm2 = NormAct(out_channels, slope=1.0)  # slope 1 means no activation
         self.short = nn.Identity()
         if in_channels != out_channels:
             self.short = nn.Sequential(
@@ -34,7 +35,8 @@ class ResBlock(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """Attention of all patches to all, then a perceptron, each after a layer norm and added: (B, N, width) to the same."""
+    """Self-attention over all patches, then an MLP, each with layer norm before and a residual connection: (B, N,
+    width) to the same."""
 
     def __init__(self, width, heads, mlp_ratio=4, dropout=0.0):
         super().__init__()
@@ -52,10 +54,10 @@ class TransformerBlock(nn.Module):
 
 
 class ViT(nn.Module):
-    """The transformer of the patches of an image: (B, C, *S), S divisible by `patch`, to a list of hidden states (B, width,
-    *S / patch): after each layer but the last, and, normalised, after the last.
+    """A vision transformer: (B, C, *S), S divisible by `patch`, to a list of hidden states (B, width, *S / patch):
+    after each layer but the last, and, normalised, after the last.
 
-    grid: patches along each axis that there is a learned position for; for others it is interpolated.
+    grid: patches along each axis that have a learned position embedding; it is interpolated for other sizes.
     """
 
     def __init__(self, in_channels, patch, width, layers, heads, grid, dropout=0.0):
@@ -80,7 +82,8 @@ class ViT(nn.Module):
 
 
 class UNETRBody(nn.Module):
-    """UNETR without its head: (B, C, *S), S divisible by `stride`, to a list of the decoder's feature maps, finest last."""
+    """UNETR without its head: (B, C, *S), S divisible by `stride`, to a list of the decoder's feature maps, finest
+    last."""
 
     def __init__(self, in_channels, patch, width, layers, heads, features, grid, dropout):
         super().__init__()
@@ -102,7 +105,7 @@ class UNETRBody(nn.Module):
         self.merge = nn.ModuleList(ResBlock(2 * c, c) for c in channels[::-1])
 
     def encoder(self):
-        """The transformer."""
+        """Returns the transformer."""
         return self.vit
 
     def forward(self, x):
@@ -116,7 +119,8 @@ class UNETRBody(nn.Module):
 
 
 def _upsampling(width, channels, halvings):
-    """From the size of the patches to 2^halvings of it, with a residual block after each doubling but the first."""
+    """Upsamples from the resolution of the patches by a factor of 2^halvings, with a residual block after each
+    doubling but the first."""
     layers = [nn.ConvTranspose3d(width, channels, 2, stride=2, bias=False)]
     for _ in range(halvings - 1):
         layers += [nn.ConvTranspose3d(channels, channels, 2, stride=2, bias=False), ResBlock(channels, channels)]

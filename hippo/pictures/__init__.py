@@ -1,4 +1,4 @@
-"""Pictures need no display: the backend that MPLBACKEND names, a notebook's for instance, need not be there."""
+"""Pictures need no display. The backend named by MPLBACKEND, that of a notebook for instance, need not be installed."""
 
 import contextlib
 import os

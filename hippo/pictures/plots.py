@@ -1,4 +1,4 @@
-"""Figures that more than one script draws. Colours are of the Okabe-Ito palette, safe for colour-blind readers."""
+"""Figures that more than one script draws. Colours are from the Okabe-Ito palette, safe for colour-blind readers."""
 
 from hippo.data.cases import labels_of
 from hippo.files import atomic
@@ -8,26 +8,27 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 COLOURS = {1: "#56B4E9", 2: "#E69F00"}  # anterior, posterior
-SERIES = ("#000000", "#56B4E9", "#E69F00", "#009E73")  # further curves of one figure
-TASK04 = "Hippocampus"  # its name in its dataset.json
+SERIES = ("#000000", "#56B4E9", "#E69F00", "#009E73")  # colours of further curves in a figure
+TASK04 = "Hippocampus"  # name of the data set in its dataset.json
 TRAIN, VALIDATION = "#999999", "#000000"
 
 
 def source(synthetic, name=TASK04):
-    """What the data of a figure are, for its title. name: of the data set, as its dataset.json has it."""
+    """Returns the description of the data for the title of a figure. name: of the data set, as in its dataset.json."""
     real = "Decathlon Task04 Hippocampus (CC-BY-SA 4.0)" if name in (TASK04, "") else name
     return "SYNTHETIC phantoms" if synthetic else real
 
 
 def panels(rows, columns, size, **options):
-    """(figure, its axes) of rows x columns panels, size in inches. No display is needed, and pyplot's state not changed."""
+    """Returns (figure, axes) of rows x columns panels, size in inches. Needs no display and does not change pyplot's
+    state."""
     figure = Figure(figsize=size, layout="constrained")
     return figure, figure.subplots(rows, columns, **options)
 
 
 def save(figure, path, title, dpi=130):
-    """Writes a figure with the title above it, whole or not at all."""
-    figure.suptitle(title, parse_math=False)  # names of files may hold $
+    """Writes a figure with a title above it, completely or not at all."""
+    figure.suptitle(title, parse_math=False)  # file names may contain $
     with atomic(path) as temporary:
         figure.savefig(temporary, dpi=dpi)
 
@@ -61,7 +62,7 @@ CURVES = {
 
 
 def curves(history, folder, title):
-    """loss_train_vs_val.png, dice_train_vs_val.png and val_nsd.png of a history, into `folder`."""
+    """Writes loss_train_vs_val.png, dice_train_vs_val.png and val_nsd.png of a history into `folder`."""
     for name, draw in CURVES.items():
         figure, axes = panels(1, 1, (5.4, 4.6))
         draw(axes, history)
@@ -69,7 +70,7 @@ def curves(history, folder, title):
 
 
 def training_curves(history, path, title):
-    """Loss, Dice and NSD of a history side by side in one figure."""
+    """Draws loss, Dice and NSD of a history side by side in one figure."""
     figure, row = panels(1, 3, (12.5, 4.8))
     for axes, draw in zip(row, CURVES.values()):
         draw(axes, history)
@@ -77,7 +78,7 @@ def training_curves(history, path, title):
 
 
 def per_case_dice(cases, path, title):
-    """Dice of each case, both labels, sorted by their mean: {case: {"dice": [anterior, posterior]}}."""
+    """Draws the Dice of each case, both labels, sorted by their mean: {case: {"dice": [anterior, posterior]}}."""
     names = sorted(cases, key=lambda name: np.mean(cases[name]["dice"]))
     values = np.array([cases[name]["dice"] for name in names])
     figure, axes = panels(1, 1, (10, 4.5))
@@ -95,10 +96,9 @@ def per_case_dice(cases, path, title):
 
 
 def outlines(rows, path, title, labels=2):
-    """Images with the outlines of label (solid) and prediction (dashed); labels: how many there are.
+    """Draws images with the outlines of label (solid) and prediction (dashed). labels: number of labels.
 
-    rows: list of (text, [(image, label, prediction), ...]), each a 2D array whose first axis runs to the right of the
-    picture.
+    rows: list of (text, [(image, label, prediction), ...]), each a 2D array whose first axis points to the right in the picture.
     """
     columns = max(len(views) for _, views in rows)
     size = (3.2 * columns, 3.1 * len(rows) + 0.8)
@@ -126,11 +126,12 @@ def outlines(rows, path, title, labels=2):
 
 _CONFIGURATIONS = ["#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999"]
 _MARKERS = "osD^vPX*"
-_FEWEST = 10  # heads of a study, for a line and for outliers
+_FEWEST = 10  # minimum number of heads for a fitted line and for outliers
 
 
 def search_analysis(groups, path, title):
-    """A grid search in four panels: Dice of each configuration, Dice against parameters and against minutes, curves.
+    """Draws a grid search in four panels: Dice of each configuration, Dice against parameters, Dice against minutes,
+    curves.
 
     groups: [{"label", "runs": [entry of small_models_results.json for each seed]}, ...].
     """
@@ -155,7 +156,7 @@ def search_analysis(groups, path, title):
         means = [np.mean(run["dice"]) for run in g["runs"]]
         size.scatter([run["parameters"] / 1e6 for run in g["runs"]], means, s=40, label=g["label"], **style)
         time.scatter([run["training_time"] / 60 for run in g["runs"]], means, s=40, **style)
-        values = np.array([run["history"]["val_dice"] for run in g["runs"]], float)  # None: no validation
+        values = np.array([run["history"]["val_dice"] for run in g["runs"]], float)  # None means no validation
         epochs = np.flatnonzero(np.isfinite(values).all(0))
         values, epochs = values[:, epochs], epochs + 1
         curve.plot(epochs, np.mean(values, axis=0), markersize=4, linewidth=1.2, **style)
@@ -174,7 +175,7 @@ def search_analysis(groups, path, title):
 
 
 def against_peer(pairs, path, title):
-    """Mean Dice of each case against that of another method, {case: (the other's, ours)}, and the differences."""
+    """Draws the mean Dice of each case against another method, {case: (the other's, ours)}, and the differences."""
     other, ours = np.array(list(pairs.values())).T
     figure, (scatter, histogram) = panels(1, 2, (10, 4.6))
     low, high = min(other.min(), ours.min()) - 0.01, max(other.max(), ours.max()) + 0.01
@@ -193,7 +194,7 @@ def against_peer(pairs, path, title):
 
 
 def bland_altman(volumes, path, title):
-    """Volume agreement (Bland & Altman 1986): {label name: [(true, predicted) in mm3, ...]}."""
+    """Draws the agreement of volumes (Bland & Altman 1986): {label name: [(true, predicted) in mm3, ...]}."""
     figure, row = panels(1, len(volumes), (10, 4.6))
     for axes, (name, pairs), colour in zip(row, volumes.items(), COLOURS.values()):
         truth, prediction = np.array(pairs).T
@@ -215,7 +216,7 @@ def bland_altman(volumes, path, title):
 
 
 def uncertainty(curves, path, title):
-    """Reliability and risk-coverage curves of methods: {name: (sums of calibration_bins, (coverage, risk, area))}."""
+    """Draws reliability and risk-coverage curves: {method: (sums of calibration_bins, (coverage, risk, area))}."""
     figure, (reliability, risks) = panels(1, 2, (10, 4.6))
     reliability.plot([0.3, 1], [0.3, 1], color="#999999", linestyle="--", linewidth=1)
     for (name, (bins, (coverage, risk, area))), colour in zip(curves.items(), SERIES):
@@ -231,8 +232,8 @@ def uncertainty(curves, path, title):
 
 
 def quality(cases, heads, path, title):
-    """Predicted Dice against the true one of degraded and clean cases, and against the Dice with another program of heads:
-    each (predicted (N,), found (N,))."""
+    """Draws the predicted Dice against the true Dice of clean and degraded cases, and against the Dice with another program on heads. Each
+    is (predicted (N,), found (N,))."""
     figure, row = panels(1, 2, (10, 4.8))
     for axes, (predicted, found), colour in zip(row, (cases, heads), SERIES[1:]):
         low = min(predicted.min(), found.min()) - 0.02
@@ -250,9 +251,8 @@ def quality(cases, heads, path, title):
 
 
 def cohort(names, sides, path, title):
-    """Volumes of a study against eTIV, left against right, and the anterior part's share; outliers with their names.
-
-    names: of three heads or more; sides: {left or right: {"etiv_ml", "total_mm3", "anterior_mm3": (N,)}}."""
+    """Draws the volumes of a study against eTIV, left against right, and the anterior share, and labels outliers. names: of at least three
+    heads; sides: {left or right: {"etiv_ml", "total_mm3", "anterior_mm3": (N,)}}."""
     figure, (etiv, both, share) = panels(1, 3, (15, 4.8))
     for (side, of), colour in zip(sides.items(), COLOURS.values()):
         style = {"s": 16, "color": colour, "edgecolor": "black", "linewidth": 0.4, "label": side}
@@ -281,8 +281,8 @@ def cohort(names, sides, path, title):
 
 
 def _name_outliers(axes, names, x, y, expected, most=8):
-    """Writes the names of the points that lie more than 3.5 robust standard deviations (1.48 times the median absolute
-    deviation) off what is expected, `most` at most."""
+    """Labels up to `most` points that deviate from the expected value by more than 3.5 robust standard deviations (1.48 times the median
+    absolute deviation)."""
     off = np.abs(y - expected)
     limit = 3.5 * 1.4826 * np.median(off) if len(names) >= _FEWEST else np.inf
     for i in [i for i in np.argsort(-off)[:most] if off[i] > limit]:
@@ -292,7 +292,7 @@ def _name_outliers(axes, names, x, y, expected, most=8):
 
 
 def memory(series, path, title):
-    """Memory over the scans that are done: [(number, MiB), ...]."""
+    """Draws memory over the number of processed scans: [(number, MiB), ...]."""
     figure, axes = panels(1, 1, (7, 3.5))
     axes.plot(*np.array(series).T, color=VALIDATION)
     axes.set(xlabel="scans done", ylabel="memory in MiB", ylim=(0, None))

@@ -1,4 +1,4 @@
-"""Whether an uncertainty means what it says: calibration, and the risk of what is left when the most uncertain is put aside."""
+"""Evaluates uncertainty: calibration, and the risk that remains when the most uncertain values are rejected."""
 
 import numpy as np
 
@@ -6,19 +6,20 @@ BINS = 15
 
 
 def calibration_bins(confidence, correct):
-    """(BINS, 3) sums over equal bins of confidence in [0, 1]: values, their confidence, how many are correct."""
+    """Returns (BINS, 3) sums over equal bins of confidence in [0, 1]: number of values, their confidence, number of
+    correct ones."""
     place = np.minimum((confidence * BINS).astype(int), BINS - 1)
     return np.stack([np.bincount(place, weights, BINS) for weights in (None, confidence, correct)], 1)
 
 
 def expected_calibration_error(bins):
-    """The mean distance between confidence and accuracy, of sums as calibration_bins gives them (Guo et al. 2017)."""
+    """Returns the mean distance between confidence and accuracy, from the sums of calibration_bins (Guo et al. 2017)."""
     return float(np.abs(bins[:, 1] - bins[:, 2]).sum() / bins[:, 0].sum())
 
 
 def risk_coverage(uncertainty, risk):
-    """(coverage, mean risk of the least uncertain share) for each number of values kept, and the area under it, AURC
-    (Geifman & El-Yaniv 2017). uncertainty, risk: (N,); equal uncertainties share their mean risk."""
+    """Returns (coverage, mean risk of the least uncertain values) for each number of values kept, and the area under
+    this curve, AURC (Geifman & El-Yaniv 2017). uncertainty, risk: (N,); equal uncertainties share their mean risk."""
     _, place, counts = np.unique(uncertainty, return_inverse=True, return_counts=True)
     sums = np.bincount(place, risk)
     kept = np.repeat(sums / counts, counts)

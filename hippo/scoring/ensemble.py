@@ -1,4 +1,4 @@
-"""Finished runs scored together: the probabilities of their final weights are averaged."""
+"""Scores finished runs as an ensemble: the probabilities of their final weights are averaged."""
 
 from pathlib import Path
 
@@ -14,11 +14,11 @@ MADE_BY = "train_3d.py or train2d.py"
 
 
 def score_ensemble(runs, data_root, out_dir, tta, device, dtype, border="voxel"):
-    """Scores finished runs of one split on the cases that it held out; writes metrics.json and plots/ into out_dir.
+    """Scores finished runs of one split on its validation cases. Writes metrics.json and plots/ into out_dir.
 
     runs: folders of train_3d.py and train2d.py; tta: test-time augmentation of the 3D models; border: as in
-    inference.decide. Returns the content of metrics.json, with "members": the mean of each run. Raises UserError for a
-    run that is not finished and for runs on different splits.
+    inference.decide. Returns the content of metrics.json, with "members": the mean of each run. Raises UserError for
+    an unfinished run and for runs on different splits.
     """
     check_folder(out_dir)
     members, splits, parts = [], [], []

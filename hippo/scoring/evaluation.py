@@ -1,4 +1,4 @@
-"""Evaluation of volumes and slices: what training, validation and ensembles share."""
+"""Evaluates volumes and slices, for training, validation and ensembles."""
 
 from pathlib import Path
 
@@ -18,10 +18,11 @@ import torch.nn.functional as F
 
 
 def evaluate(trained, volumes, device, dtype, tta=False, loss_function=None, border="voxel"):
-    """Metrics of each volume on its own grid: ({id: case_metrics}, list of losses, empty without loss_function).
+    """Evaluates each volume on its own grid. Returns ({id: case_metrics}, list of losses, empty without
+    loss_function).
 
     trained: as in predict_volume; border: as in decide. With a plane, "dice_voxel_border" is the Dice without it. With
-    several processes, each does its share of the volumes, and all get the result.
+    several processes, each evaluates its share of the volumes, and all get the complete result.
     """
     cases, losses = {}, {}
     for volume in volumes[rank() :: world_size()]:
@@ -42,10 +43,10 @@ def evaluate(trained, volumes, device, dtype, tta=False, loss_function=None, bor
 
 
 def evaluate_run(trained, val, history, out_dir, device, dtype, data, tta=False, extra=None):
-    """Evaluates the final and the best weights of a run on volumes; writes metrics.json and two pictures.
+    """Evaluates the final and the best weights of a run on volumes. Writes metrics.json and two pictures.
 
-    data: as cases.describe_data returns it; extra: further content of metrics.json. Returns the content of metrics.json;
-    the model keeps its final weights.
+    data: from cases.describe_data; extra: further content of metrics.json. Returns the content of metrics.json; the
+    model keeps its final weights.
     """
     out_dir, model = Path(out_dir), trained.model.eval()
     final, _ = evaluate(trained, val, device, dtype, tta)
@@ -84,7 +85,8 @@ def evaluate_run(trained, val, history, out_dir, device, dtype, data, tta=False,
 
 
 def draw_results(trained, val, final, folder, device, dtype, source, tta, border="voxel"):
-    """per_case_dice.png, and predictions.png of the best, the median and the worst case. final: {id: case_metrics}."""
+    """Draws per_case_dice.png, and predictions.png with the best, the median and the worst case. final: {id:
+    case_metrics}."""
     labels = len(next(iter(final.values()))["dice"])
     title = f"Final weights, {len(final)} validation cases: {source}"
     plots.per_case_dice(final, folder / "per_case_dice.png", title)
@@ -102,12 +104,13 @@ def draw_results(trained, val, final, folder, device, dtype, source, tta, border
 
 @torch.inference_mode()
 def evaluate_slices(model, slices, grids, batch_size, device, dtype, loss_function, own_grid=False):
-    """(means over slices {"dice", "nsd_1mm", "dice_original", "nsd_1mm_original"}, each [anterior, posterior]; mean loss).
+    """Evaluates slices. Returns (means over slices {"dice", "nsd_1mm", "dice_original", "nsd_1mm_original"}, each
+    [anterior, posterior]; mean loss).
 
     slices: data.slices.Slices; grids: data.slices.slice_grids. A slice counts for a label only if truth or prediction
-    has it; by the original's definition it counts 1 otherwise. own_grid: probabilities are averaged over each
-    of the volume's own voxels, the label is chosen there, and the label map is enlarged as the truth was. Otherwise the
-    label of each pixel is chosen by itself.
+    has it; by the original's definition, it otherwise counts 1. own_grid: probabilities are averaged over the volume's
+    own voxels, the label is chosen there, and the label map is enlarged like the truth was. Otherwise the label of
+    each pixel is chosen separately.
     """
     values, losses = {"dice": [], "nsd_1mm": []}, []
     for start in range(rank() * batch_size, len(slices.cases), world_size() * batch_size):
@@ -134,6 +137,6 @@ def evaluate_slices(model, slices, grids, batch_size, device, dtype, loss_functi
 
 
 def _decide(probabilities, own_shape, shape):
-    """The label map (H, W) of probabilities (C, H, W), decided on a grid of own_shape and enlarged to `shape`."""
+    """Returns the label map (H, W) of probabilities (C, H, W), decided on a grid of own_shape and enlarged to `shape`."""
     labels = F.interpolate(probabilities[None], own_shape, mode="bilinear", antialias=True).argmax(1)[None]
     return F.interpolate(labels.float(), shape, mode="nearest-exact")[0, 0]

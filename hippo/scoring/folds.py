@@ -1,4 +1,4 @@
-"""The results of a cross-validation's folds gathered, and compared case by case with another's."""
+"""Collects the results of the folds of a cross-validation, and compares them case by case with another method."""
 
 import csv
 from pathlib import Path
@@ -11,7 +11,7 @@ import numpy as np
 
 
 def read_peer(path):
-    """{case: mean Dice} of a CSV with the columns case_id and argmax_foreground_mean_dice."""
+    """Reads {case: mean Dice} from a CSV with the columns case_id and argmax_foreground_mean_dice."""
     require(Path(path).is_file(), f"{path}: missing; get it with: git checkout {path}; or --peer= for no comparison")
     try:
         with open(path, newline="", encoding="utf-8") as file:
@@ -23,12 +23,12 @@ def read_peer(path):
 
 
 def result_name(names):
-    """The name of the folder of a fold that holds the result of these models."""
+    """Returns the name of the folder, inside that of a fold, with the result of these models."""
     return names[0] if len(names) == 1 else "_".join(["together", *names])
 
 
 def collect_members(folders, names, peer):
-    """The content of cross_validation.json: all models together and, under "members", each alone."""
+    """Returns the content of cross_validation.json: all models together and, under "members", each one alone."""
     result = collect([folder / result_name(names) for folder in folders], peer)
     result["members"], kept = {}, ("mean", "std", "folds", "training_minutes", "interval", "difference")
     for name in names:
@@ -47,7 +47,7 @@ def collect_members(folders, names, peer):
 
 
 def collect(folders, peer):
-    """The scores of all cases from the folds' metrics.json, with their means and intervals."""
+    """Collects the scores of all cases from metrics.json of the folds. Returns them with their means and intervals."""
     parts = [load_json(folder / "metrics.json", "python cross_validate.py") for folder in folders]
     cases = {
         case: {"fold": fold, **values} for fold, part in enumerate(parts) for case, values in part["cases"].items()

@@ -1,6 +1,6 @@
 """Metrics of a case and of its labels: Dice, normalised surface Dice (NSD), HD95, volume.
 
-Surface metrics follow DeepMind's `surface-distance`, the Decathlon's own definition (Nikolov et al. 2018, arXiv
+Surface metrics follow DeepMind's `surface-distance`, the definition of the Decathlon (Nikolov et al. 2018, arXiv
 1809.04430): surface elements between voxel centres, weighted by their area in mm2.
 """
 
@@ -14,21 +14,22 @@ from scipy.ndimage import distance_transform_edt
 from scipy.spatial import cKDTree
 from skimage.measure import marching_cubes, mesh_surface_area
 
-_MANY_POINTS = 1000  # from here on a distance transform of the whole box is faster than a tree of its surface
+_MANY_POINTS = 1000  # from this number on, a distance transform of the whole box is faster than a tree of its surface
 
 
 def dice(prediction, truth):
-    """Dice of two boolean arrays of one shape, in [0, 1]; 1 where both are empty."""
+    """Returns the Dice of two boolean arrays of the same shape, in [0, 1]; 1 if both are empty."""
     total = np.count_nonzero(prediction) + np.count_nonzero(truth)
     return 2 * np.count_nonzero(prediction & truth) / total if total else 1.0
 
 
 @lru_cache
 def _surface_element_sizes(spacing_mm):
-    """Area in mm2 (2D: length in mm) of the surface element of each pattern of 2x2x2 (2x2) voxels, by its bit code.
+    """Returns the area in mm2 (2D: length in mm) of the surface element of each pattern of 2x2x2 (2x2) voxels, by its
+    bit code.
 
-    From marching cubes of the pattern; one with more than half of its voxels set counts as its complement, which
-    settles the ambiguous patterns as surface-distance does.
+    Areas come from marching cubes of the pattern. A pattern with more than half of its voxels set counts as its
+    complement, which resolves the ambiguous patterns as surface-distance does.
     """
     corners = 2 ** len(spacing_mm)
     sizes = np.zeros(2**corners)
@@ -54,7 +55,7 @@ def _surface_element_sizes(spacing_mm):
 
 
 def _surface(mask, sizes):
-    """A padded mask's surface elements: where they are (boolean), their indices (N, dim), and the size of each (N,)."""
+    """Returns the surface elements of a padded mask: positions (boolean), indices (N, dim), and sizes (N,)."""
     code = mask.view(np.uint8)
     for axis in range(mask.ndim):  # the bit of a corner: its offsets (dx, dy, dz) read as a binary number
         low, high = (code[(slice(None),) * axis + (part,)] for part in (slice(None, -1), slice(1, None)))
@@ -64,7 +65,7 @@ def _surface(mask, sizes):
 
 
 def _bounding_box(mask):
-    """Slices of the box around all True voxels of an array; empty ones where there is none."""
+    """Returns the slices of the bounding box of all True voxels of an array; empty slices if there are none."""
     box, rest = [], mask
     for _ in range(mask.ndim):
         there = np.flatnonzero(rest.reshape(len(rest), -1).any(1))
@@ -74,17 +75,17 @@ def _bounding_box(mask):
 
 
 def surface_distances(prediction, truth, spacing_mm):
-    """Distances between the surfaces of two boolean arrays (2D or 3D) of one shape.
+    """Computes distances between the surfaces of two boolean arrays (2D or 3D) of the same shape.
 
-    Returns (distances_mm, sizes) of the elements of the truth's surface to the prediction's, and the same the other
-    way round: four 1D arrays. A distance to an empty mask is infinite; an empty mask has no elements.
+    Returns (distances_mm, sizes) of the elements of the truth's surface to the prediction's, then the same in the
+    other direction: four 1D arrays. A distance to an empty mask is infinite; an empty mask has no elements.
     """
     sizes = _surface_element_sizes(tuple(float(s) for s in spacing_mm))
     box = _bounding_box(prediction | truth)
     surfaces = [_surface(np.pad(mask[box], 1), sizes) for mask in (truth, prediction)]
     result = []
     for (where, points, size), (other, others, _) in (surfaces, surfaces[::-1]):
-        distances, apart = np.zeros(len(size)), ~other[where]  # an element that both have is at distance 0
+        distances, apart = np.zeros(len(size)), ~other[where]  # an element of both surfaces is at distance 0
         if not len(others):
             distances[:] = np.inf
         elif np.count_nonzero(apart) > _MANY_POINTS:  # a poor prediction
@@ -99,10 +100,10 @@ def surface_distances(prediction, truth, spacing_mm):
 
 
 def nsd_and_hd95(prediction, truth, spacing_mm, tolerances_mm=(1.0, 2.0)):
-    """(list of NSD at each tolerance, HD95 in mm) of two boolean arrays of one shape.
+    """Returns (list of NSD at each tolerance, HD95 in mm) of two boolean arrays of the same shape.
 
-    NSD: the share of both surfaces that lies within the tolerance of the other. HD95: the larger of the two directions'
-    95th percentile of distance, weighted by area. Both empty: 1 and nan; one empty: 0 and nan.
+    NSD: the share of both surfaces that lies within the tolerance of the other. HD95: the 95th percentile of distance,
+    weighted by area; the larger one of the two directions. Both empty: 1 and nan; one empty: 0 and nan.
     """
     to_prediction, truth_sizes, to_truth, prediction_sizes = surface_distances(prediction, truth, spacing_mm)
     if not len(truth_sizes) or not len(prediction_sizes):
@@ -121,12 +122,13 @@ def nsd_and_hd95(prediction, truth, spacing_mm, tolerances_mm=(1.0, 2.0)):
 
 
 def case_metrics(prediction, truth, spacing_mm, labels=2):
-    """All metrics of one case: label maps (integers 0 to `labels`) of one shape on the case's own grid, spacing in mm.
+    """Computes all metrics of one case: label maps (integers 0 to `labels`) of the same shape on the grid of the case,
+    spacing in mm.
 
-    Returns {"dice": [anterior, posterior], or [hippocampus] where there is one label, "nsd_1mm": [..], "nsd_2mm": [..],
-    "hd95_mm": [..], "volume_mm3": [..], "true_volume_mm3": [..]}; an undefined HD95 is nan. Two more tell the errors
-    apart: "dice_whole" [Dice of all labels as one], and "dice_true_border" [..], where each voxel that truth and prediction
-    both call hippocampus is given the true label. Raises ValueError for shapes that differ.
+    Returns {"dice": [anterior, posterior], or [hippocampus] for one label, "nsd_1mm": [..], "nsd_2mm": [..],
+    "hd95_mm": [..], "volume_mm3": [..], "true_volume_mm3": [..]}; an undefined HD95 is nan. Two more separate the
+    kinds of error: "dice_whole" [Dice of all labels as one], and "dice_true_border" [..], where each voxel that is
+    hippocampus in both truth and prediction gets the true label. Raises ValueError for different shapes.
     """
     if prediction.shape != truth.shape:
         raise ValueError(f"prediction {prediction.shape} and truth {truth.shape} differ in shape")
@@ -144,14 +146,15 @@ def case_metrics(prediction, truth, spacing_mm, labels=2):
 
 
 def volume_mm3(mask, spacing_mm):
-    """Volume of a boolean array in mm3."""
+    """Returns the volume of a boolean array in mm3."""
     return float(np.count_nonzero(mask) * np.prod(spacing_mm))
 
 
 def dice_of_logits(logits, target):
-    """Dice of the most likely class, for each sample and label: logits (B, C, *S) and target (B, *S) to a (B, C - 1) array.
+    """Returns the Dice of the most probable class for each sample and label: logits (B, C, *S) and target (B, *S) to a
+    (B, C - 1) array.
 
-    nan where neither has the label. A target (B, C, *S) of shares counts with its largest one.
+    nan if neither has the label. For a target (B, C, *S) of fractions, the largest one counts.
     """
     target = target.argmax(1) if target.ndim == logits.ndim else target
     prediction, target = logits.argmax(1).flatten(1), target.flatten(1)

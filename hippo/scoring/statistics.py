@@ -1,4 +1,4 @@
-"""Means, spreads and intervals over cases and seeds."""
+"""Means, standard deviations and confidence intervals over cases and seeds."""
 
 import numpy as np
 
@@ -6,10 +6,10 @@ _RESAMPLES = 10_000
 
 
 def summarise(cases):
-    """Mean, standard deviation (ddof 0, as everywhere here) and number of values over cases, for each label.
+    """Computes mean, standard deviation (ddof 0, as everywhere here) and number of values over cases, for each label.
 
-    cases: {id: case_metrics}. Returns {"mean": {name: [anterior, posterior]}, "std": ..., "n": ...}; undefined values,
-    such as the distance to a structure that was missed, are left out, and n says how many remain.
+    cases: {id: case_metrics}. Returns {"mean": {name: [anterior, posterior]}, "std": ..., "n": ...}. Undefined values,
+    such as the distance to a structure that was missed, are left out; n is the number of remaining values.
     """
     names = [name for name in next(iter(cases.values()), {}) if not name.endswith("volume_mm3")]
     columns = {
@@ -25,14 +25,14 @@ def summarise(cases):
 
 
 def _of_finite(function, column):
-    """A function of the finite values of a column; nan where there is none."""
+    """Applies a function to the finite values of a column; nan if there are none."""
     column = column[np.isfinite(column)]
     return function(column) if function is len else float(function(column)) if len(column) else float("nan")
 
 
 def bootstrap(values, level=0.95, seed=0):
-    """{"mean", "interval": [low, high]} of values (cases,) or (seeds, cases), by resampling cases and seeds (Efron &
-    Tibshirani 1993) independently.
+    """Returns {"mean", "interval": [low, high]} of values (cases,) or (seeds, cases), by resampling cases and seeds
+    independently (Efron & Tibshirani 1993).
 
     With few seeds, the bootstrap estimates their spread poorly. With one seed, the interval covers cases only.
     """
@@ -48,7 +48,8 @@ def bootstrap(values, level=0.95, seed=0):
 
 
 def bootstrap_of(function, n, resamples=1000, level=0.95, seed=0):
-    """{"mean", "interval": [low, high]} of function(indices (n,) of cases), with all of them and by resampling them."""
+    """Returns {"mean", "interval": [low, high]} of function(indices (n,) of cases): the value for all cases, and an
+    interval from resampled cases."""
     rng = np.random.default_rng(seed)
     values = [function(rng.integers(0, n, n)) for _ in range(resamples)]
     tail = 50 * (1 - level)
@@ -57,9 +58,9 @@ def bootstrap_of(function, n, resamples=1000, level=0.95, seed=0):
 
 
 def paired_differences(runs, others):
-    """Differences of mean Dice, paired by case and seed: a (seeds, cases) array.
+    """Returns the differences of mean Dice, paired by case and seed: a (seeds, cases) array.
 
-    runs, others: lists of {"seed", "case_dice": {case: [anterior, posterior]}}. Raises ValueError where they share no
+    runs, others: lists of {"seed", "case_dice": {case: [anterior, posterior]}}. Raises ValueError if they share no
     seed or no case.
     """
     ours, theirs = ({run["seed"]: run["case_dice"] for run in part} for part in (runs, others))

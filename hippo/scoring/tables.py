@@ -1,4 +1,4 @@
-"""Tables in Markdown, and the comparison of the points of a search."""
+"""Markdown tables, and the comparison of the points of a search."""
 
 from hippo.data.cases import labels_of
 from hippo.scoring.statistics import bootstrap, paired_differences
@@ -12,23 +12,24 @@ PLAIN = (False, None, False, "none", None)  # the last five of GRID: such a netw
 
 
 def markdown_table(header, rows):
-    """A Markdown table; cells are written with str."""
+    """Returns a Markdown table; cells are converted with str."""
     return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in [header, ["---"] * len(header), *rows])
 
 
 def with_interval(part, digits=4):
-    """A difference and its interval, as in +0.0015 (-0.0002 to +0.0031). part: as statistics.bootstrap returns it."""
+    """Formats a difference and its interval, as in +0.0015 (-0.0002 to +0.0031). part: from statistics.bootstrap."""
     mean, low, high = (f"{value:+.{digits}f}" for value in (part["mean"], *part["interval"]))
     return f"{mean} ({low} to {high})"
 
 
 def search_groups(found):
-    """The configurations of a search, each with all its seeds: {values of GRID: {"label", "runs": [entry, ...]}}.
+    """Groups the points of a search by configuration, each with all its seeds: {values of GRID: {"label", "runs":
+    [entry, ...]}}.
 
-    found: {key: entry} as small_models_results.json holds it; points that failed are left out.
+    found: {key: entry} as in small_models_results.json; failed points are left out.
     """
     good = [entry for entry in found.values() if "error" not in entry]
-    # searches of before attention and models were axes
+    # for searches from before attention and model were axes
     configs = [{"attention": "none", "model": None, **entry["config"]} for entry in good]
     varied = [name for name in (*GRID[:4], "epochs") if len({config.get(name) for config in configs} - {None}) > 1]
     groups = {}
@@ -45,11 +46,12 @@ def search_groups(found):
 
 
 def search_comparisons(groups):
-    """{values of GRID: difference of mean Dice from the same network with nothing added; of another network, from the first
-    such network}.
+    """Returns {values of GRID: difference of mean Dice from the same network with nothing added}. Other networks are
+    compared with the first such plain network.
 
-    A difference is statistics.bootstrap of the pairs by case and seed, and "seeds", the number of seeds. Configurations
-    that share no seed with that network are left out. The intervals hold together at 95 % (Bonferroni's correction).
+    A difference is statistics.bootstrap of the pairs by case and seed, and "seeds", the number of seeds.
+    Configurations that share no seed with the plain network are left out. The intervals hold jointly at 95 %
+    (Bonferroni correction).
     """
     pairs, first = {}, next((key for key in groups if key[4:] == PLAIN), ())
     for key, part in groups.items():
@@ -62,7 +64,7 @@ def search_comparisons(groups):
 
 
 def search_table(found):
-    """A Markdown table of a search: volumes, final weights, mean ± standard deviation over cases."""
+    """Returns the Markdown table of a search: volumes, final weights, mean ± standard deviation over cases."""
     groups = search_groups(found)
     comparisons = search_comparisons(groups)
     count = len(next(iter(groups.values()))["runs"][0]["dice"]) if groups else 2
@@ -87,7 +89,7 @@ def search_table(found):
 
 
 def search_conclusion(found):
-    """Sentences on which configurations differ from the network with neither INR nor deep supervision."""
+    """Returns sentences that say which configurations differ from the network with neither INR nor deep supervision."""
     groups = search_groups(found)
     comparisons = search_comparisons(groups)
     if not comparisons:

@@ -1,4 +1,4 @@
-"""The scans of a study, one after the other or in several processes, and what is joined of their records."""
+"""Processes the scans of a study, in one or several processes, and joins their records into the table and the page."""
 
 import contextlib
 import multiprocessing
@@ -27,17 +27,18 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-_MOST = 61  # processes of a pool on Windows
-_SCANS_EACH = 5  # of a process, at least, so that it is worth its start of 3 s
+_MOST = 61  # maximum number of processes in a pool on Windows
+_SCANS_EACH = 5  # minimum number of scans per process, so that its start of 3 s pays off
 _JOINED = ("volumes.csv", "volumes.tsv", "volumes.json", "adjustment.json", "report.html")
-_process_state = {}  # of a worker: its Segmenter and settings
+_process_state = {}  # state of a worker process: its Segmenter and settings
 
 
 def run_items(items, segmenter, cfg, is_bids):
-    """Segments Items, in cfg.workers processes, or in this one. Raises UserError where a worker cannot start, and OSError
-    where the disk is full.
+    """Segments Items in cfg.workers processes, or in this one. Raises UserError if a worker cannot start, and OSError
+    if the disk is full.
 
-    A process of a shard takes one thread: where shards share a machine, more threads than cores wait for each other.
+    A process of a shard uses one thread: if several shards share a machine, more threads than cores would slow each
+    other down.
     """
     workers, threads = (
         min(cfg.workers or _usual_workers(items, segmenter.networks), len(items)),
@@ -56,14 +57,14 @@ def run_items(items, segmenter, cfg, is_bids):
 
 
 def _usual_workers(items, networks):
-    """One process a core, each with enough scans to be worth its start; one on a GPU."""
+    """Returns the default number of workers: one per core, with enough scans each to justify its start; one on a GPU."""
     on_cpu = networks.place[0].type == "cpu"
     return max(1, min(torch.get_num_threads(), len(items) // _SCANS_EACH, _MOST)) if on_cpu else 1
 
 
 def _run_in_processes(items, model, cfg, is_bids, workers, threads):
-    """Segments Items in worker processes. Where one of them is killed, the scans that it and the others were at are done
-    again, each in a process of its own; the one whose process is killed again is a failed row, and the others go on."""
+    """Segments Items in worker processes. If one of them is killed, the unfinished scans of all workers are repeated,
+    each in its own process. A scan whose process is killed again becomes a failed row; the others continue."""
     with tqdm(total=len(items), desc="predict", disable=None) as bar:
         left = _run_pool(items, cfg, is_bids, workers, threads, bar)
         while left:
@@ -84,12 +85,12 @@ def _run_in_processes(items, model, cfg, is_bids, workers, threads):
 
 
 def _run_pool(items, cfg, is_bids, workers, threads, bar):
-    """Segments Items in new processes; returns those that are not done because a process was killed."""
+    """Segments Items in new processes. Returns the Items left unfinished because a process was killed."""
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(min(workers, len(items)), context, _start_worker, (cfg, is_bids, threads))
     done = set()
     try:
-        with _interrupts_held():  # Ctrl-C is for this process, which lets the others end what they are at
+        with _interrupts_held():  # only this process handles Ctrl-C; it lets the others finish their current scans
             jobs = {pool.submit(_work, item): item for item in items}
         for job in as_completed(jobs):
             job.result()
@@ -107,7 +108,7 @@ def _run_pool(items, cfg, is_bids, workers, threads, bar):
 
 @contextlib.contextmanager
 def _interrupts_held():
-    """Holds back Ctrl-C; processes that are started meanwhile never get it, on Linux and macOS."""
+    """Blocks Ctrl-C. On Linux and macOS, processes started in the meantime never receive it."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
@@ -127,7 +128,7 @@ def _start_worker(cfg, is_bids, threads):
     try:
         with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
             _process_state["fixed"] = Segmenter.load(**vars(Settings.of(cfg))), cfg, is_bids
-    except Exception as error:  # said by the first job, since a pool hides what its processes' start raises
+    except Exception as error:  # reported by the first job, since a pool hides errors raised when its processes start
         _process_state["problem"] = f"a worker process could not start: {type(error).__name__}: {error}"
 
 
@@ -138,12 +139,13 @@ def _work(item):
 
 
 def join(out_dir, adjustment=None):
-    """Writes the table of the records in a folder of results and, of more than one scan, the page; returns the records.
+    """Writes the table of all records in a results folder and, if there is more than one scan, the page. Returns the
+    records.
 
     adjustment: for the adjusted volumes, see tables.fit_adjustment; None: that of the study, or a fit to it. Raises
-    UserError where a folder holds no results. Other runs wait meanwhile, so that the last one writes all of them.
+    UserError if the folder holds no results. Other runs wait in the meantime, so that the last one writes all records.
     """
-    load_study(out_dir)  # before a lock would make the folder
+    load_study(out_dir)  # before the lock, which would create the folder
     with locked(out_dir):
         return _join(Path(out_dir), adjustment)
 
@@ -159,7 +161,7 @@ def _join(out_dir, adjustment):
     if fit:
         save_json(out_dir / "adjustment.json", fit)
     else:
-        (out_dir / "adjustment.json").unlink(missing_ok=True)  # of when there were more
+        (out_dir / "adjustment.json").unlink(missing_ok=True)  # left from when there were more scans
     if is_bids:
         commit = describe_environment()["git_commit"]
         bids.save_description(
@@ -195,12 +197,12 @@ def _save_page(out_dir, study, records, rows):
 
 
 def _is_whole(row):
-    """Whether a row has all that plots.cohort draws."""
+    """Whether a row has all values that plots.cohort draws."""
     return bool(row["total_mm3"] and row["etiv_mm3"] and row["anterior_mm3"])
 
 
 def _columns(heads):
-    """The columns that plots.cohort draws, of {name: [left row, right row]}."""
+    """Returns the columns that plots.cohort draws, from {name: [left row, right row]}."""
     scales = {"etiv_mm3": ("etiv_ml", 1e-3), "total_mm3": ("total_mm3", 1.0), "anterior_mm3": ("anterior_mm3", 1.0)}
     return {
         side: {

@@ -1,4 +1,4 @@
-"""BIDS derivatives: the names and the files that describe them (bids-specification.readthedocs.io, derivatives).
+"""BIDS derivatives: file names and metadata files (bids-specification.readthedocs.io, derivatives).
 
 A label map is sub-01/anat/sub-01_space-orig_seg-hippocampus_dseg.nii.gz, on the grid of its T1-weighted scan.
 """
@@ -13,24 +13,24 @@ from hippo.files import load_json, remove_half_written, save_json, save_text
 from hippo.heads.anatomy import DESCRIPTIONS
 from hippo.study.inputs import DESCRIPTION
 
-_LAST = ("res", "den", "label", "desc")  # entities that stand behind seg- in a name
+_LAST = ("res", "den", "label", "desc")  # entities that follow seg- in a file name
 _SEGMENTATION = "seg-hippocampus"
-_SUBCORTICAL = 9  # BIDS' own index of subcortical grey matter
-KINDS = ("dseg", "probseg", "uncertainty")  # of results, with a sidecar each
+_SUBCORTICAL = 9  # the BIDS index of subcortical grey matter
+KINDS = ("dseg", "probseg", "uncertainty")  # kinds of results, each with a sidecar
 FILES = (
     DESCRIPTION,
     f"{_SEGMENTATION}_dseg.tsv",
     f"{_SEGMENTATION}_dseg.json",
     ".bidsignore",
     "README",
-)  # of all scans
+)  # files that describe all scans
 _WORDS = {
     "dseg": "Anterior and posterior hippocampus of both sides, as a network sees them",
     "probseg": "Probabilities of the labels of the segmentation, in their order, 0 to 1",
     "whole": "Hippocampus of both sides, as a network sees it",
     "uncertainty": "Predictive entropy and mutual information of samples by MC dropout, 0 to 1",
 }
-# not of the standard: this project's own files in a data set of derivatives
+# files of this project that are not part of the BIDS standard
 _IGNORED = (
     "volumes.tsv",
     "volumes.json",
@@ -44,8 +44,8 @@ _IGNORED = (
 
 
 def output_name(name, kind):
-    """The path of a result, from the root of the derivatives, without its ending. name: of the scan, see inputs.Item; kind:
-    dseg, probseg or uncertainty."""
+    """Returns the path of a result relative to the root of the derivatives, without its extension. name: of the scan,
+    see inputs.Item; kind: dseg, probseg or uncertainty."""
     folder, _, stem = name.rpartition("/")
     entities = stem.removesuffix("_T1w").split("_")
     last = [e for e in entities if e.split("-")[0] in _LAST]
@@ -66,7 +66,7 @@ def refuse_equal_names(items):
 
 
 def save_sidecar(out_dir, item, kind, whole=False):
-    """Writes the JSON file beside a result; returns its path. whole: the labels are FreeSurfer's."""
+    """Writes the JSON sidecar of a result and returns its path. whole: the labels are FreeSurfer's."""
     uri = f"bids:raw:{item.name}{item.path.name.removeprefix(item.name.rpartition('/')[2])}"
     words = _WORDS["whole" if whole and kind == "dseg" else kind]
     content = {"Description": words, "Sources": [uri], "SpatialReference": uri}
@@ -81,8 +81,9 @@ def save_sidecar(out_dir, item, kind, whole=False):
 
 
 def save_description(out_dir, source, models, commit, whole=False):
-    """Writes what describes the derivatives of the data set `source`: dataset_description.json, the table of labels, and
-    what a validator need not look at. models: {name of weights: SHA-256}; whole: the labels are FreeSurfer's."""
+    """Writes the files that describe the derivatives of the data set `source`: dataset_description.json, the table of
+    labels, and the list of files that a validator skips. models: {name of weights: SHA-256}; whole: the labels are
+    FreeSurfer's."""
     out_dir = Path(out_dir)
     try:
         raw = load_json(Path(source) / DESCRIPTION, "")

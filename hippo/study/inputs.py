@@ -1,4 +1,4 @@
-"""What the inputs of a command hold: scans, folders of scans, or a BIDS data set."""
+"""Finds the scans in the inputs of a command: files, folders, or a BIDS data set."""
 
 import contextlib
 import os
@@ -13,18 +13,18 @@ from hippo.errors import require
 from hippo.heads.result import readable
 from hippo.study.sharing import holds_results
 
-DESCRIPTION = "dataset_description.json"  # a folder that holds it is a BIDS data set
+DESCRIPTION = "dataset_description.json"  # a folder with this file is a BIDS data set
 
 _BESIDE_SCANS = (".json", ".tsv", ".csv", ".txt", ".md", ".bval", ".bvec", ".png", ".jpg", ".html", ".pdf", ".log")
-_NO_PEOPLE = ("sub-emptyroom",)  # of MEG data sets
+_NO_PEOPLE = ("sub-emptyroom",)  # in MEG data sets
 _DICOM = "DICOM files; convert their series with dcm2niix"
-_NO_SCANS = ("derivatives", "labels", "labelsTr", "labelsTs")  # folders inside others that hold none
+_NO_SCANS = ("derivatives", "labels", "labelsTr", "labelsTs")  # subfolders that are not searched for scans
 
 
 class Item(NamedTuple):
-    """A scan of a study: its name in the results (its path without the ending, from the folder that was searched, with
-    slashes), its file, and why it cannot be done, else empty. participant_id, session_id: in a BIDS data set; etiv_mm3: its
-    own intracranial volume, or None; label: what its rows call it, if not by its path."""
+    """A scan of a study. name: its name in the results (path relative to the searched folder, with slashes, without
+    the extension); path: its file; problem: why it cannot be processed, else empty; participant_id, session_id: in a
+    BIDS data set; etiv_mm3: a given intracranial volume, or None; label: its name in the table, if not its path."""
 
     name: str
     path: Path
@@ -41,11 +41,11 @@ def is_bids(path):
 
 
 def find_t1(root, participants="", sessions=""):
-    """The Items of the T1-weighted scans of a BIDS data set, sorted; derivatives and other files are left out. A person
-    who has none, in these sessions, is an Item with a problem.
+    """Finds the T1-weighted scans of a BIDS data set. Returns sorted Items; derivatives and other files are left out.
+    A participant without such a scan in these sessions becomes an Item with a problem.
 
-    participants, sessions: the labels to take, with or without sub- and ses-, as in "01" or "['01', '02']"; empty: all.
-    Raises UserError where a label is not in the data set, and where no scan is left.
+    participants, sessions: the labels to take, with or without sub- and ses-, as in "01" or "['01', '02']"; empty:
+    all. Raises UserError if a label is not in the data set, or if no scan is left.
     """
     root, found = Path(root), {}
     scans = (path for path in _anatomical(root) if _is_t1(path) and has_ending(path))
@@ -75,7 +75,8 @@ def find_t1(root, participants="", sessions=""):
 
 
 def _wanted(root, text, prefix, there):
-    """The labels that an option names, with their prefix; none: empty. Raises UserError for one that is not there."""
+    """Returns the set of labels that an option names, with their prefix; empty if it names none. Raises UserError for
+    unknown labels."""
     wanted = {prefix + label.removeprefix(prefix) for label in re.findall(r"[\w+-]+", str(text))}
     missing, there = ", ".join(sorted(wanted - {*there})), sorted(there)
     few = ", ".join(there[:5]) + (", ..." if len(there) > 5 else "") or f"none with {prefix}"
@@ -84,17 +85,17 @@ def _wanted(root, text, prefix, there):
 
 
 def _anatomical(root):
-    """The files in the anat/ folders of a BIDS data set."""
+    """Returns the files in the anat/ folders of a BIDS data set."""
     return [p for middle in ("", "ses-*/") for p in root.glob(f"sub-*/{middle}anat/*") if not p.name.startswith(".")]
 
 
 def _is_t1(path):
-    """Whether a file of a BIDS data set is a T1-weighted scan by its name."""
+    """Whether a file of a BIDS data set is a T1-weighted scan, judged by its name."""
     return path.name.startswith("sub-") and "_T1w." in path.name and not path.name.endswith(_BESIDE_SCANS)
 
 
 def _why_no_t1(root, folder, sessions):
-    """What to say of a person without a T1-weighted scan, in these sessions if there are any."""
+    """Returns the message for a participant without a T1-weighted scan, in these sessions if any are given."""
     images = sorted(path for path in _anatomical(root) if folder in path.parents and has_ending(path))
     images = [path for path in images if not sessions or sessions & {*path.parts}]
     text = " ".join((f"no T1-weighted scan (_T1w.nii.gz) of {folder.name}", *sorted(sessions)))
@@ -105,7 +106,8 @@ def _why_no_t1(root, folder, sessions):
 
 
 def left_out(inputs, out_dir):
-    """{file or folder: why it is not taken} of what lies in folders and BIDS data sets and could be meant."""
+    """Returns {file or folder: reason} for everything in folders and BIDS data sets that is skipped but may have been
+    meant as input."""
     result = {}
     for root in (Path(path) for path in inputs if Path(path).is_dir()):
         if is_bids(root):
@@ -128,7 +130,7 @@ def left_out(inputs, out_dir):
 
 
 def _why_no_scan(path):
-    """Why a file is left out; empty for one that is no image and goes with the scans, such as a table."""
+    """Returns why a file is left out, or an empty text if it is no image but belongs to the scans, such as a table."""
     name = path.name.lower()
     if name.endswith(_BESIDE_SCANS):
         return ""
@@ -139,8 +141,8 @@ def _why_no_scan(path):
 
 
 def find_items(inputs, out_dir):
-    """The Items of files and folders; folders are searched with all that lie in them, but for hidden ones, results, and
-    those of derivatives and labels. Each has a name of its own, whatever the letters' case."""
+    """Returns the Items of files and folders. Folders are searched recursively, except hidden folders, results,
+    derivatives and labels. Every Item has a unique name, even if case is ignored."""
     items = []
     for path in map(Path, inputs):
         scans = search(path, out_dir) if path.is_dir() else []
@@ -157,15 +159,15 @@ def find_items(inputs, out_dir):
 
 
 def search(folder, out_dir):
-    """The scans in a folder and in those inside it, sorted; of a pair the header alone."""
+    """Returns the sorted scans in a folder and its subfolders; of a .hdr and .img pair only the header."""
     found = [path for path in _walk(folder, out_dir)[0] if has_ending(path)]
     headers = {path.with_suffix("") for path in found if path.suffix.lower() == ".hdr"}
     return sorted(p for p in found if p.suffix.lower() != ".img" or p.with_suffix("") not in headers)
 
 
 def _walk(folder, out_dir):
-    """(the files in a folder and in those inside it, sorted, but for hidden ones, results, and folders of derivatives and
-    labels; these folders). Links are followed, circles are not."""
+    """Walks a folder and its subfolders. Returns (sorted files, skipped folders). Skips hidden files and folders,
+    results, derivatives and labels. Follows links, but not in circles."""
     found, skipped, seen = [], [], set()
     for parent, folders, files in os.walk(folder, followlinks=True):
         parent = Path(parent)
@@ -182,8 +184,8 @@ def _walk(folder, out_dir):
 
 
 def _told_apart(items):
-    """The Items with names that differ: those of equal names get their path from their common folder; where that is not
-    enough, the ending of the file, or a number."""
+    """Returns the Items with unique names. Items of equal name get their path from their common folder; if that is not
+    enough, also the extension of the file, or a number."""
     groups, taken, result = {}, set(), []
     for item in items:
         groups.setdefault(folded(item.name), []).append(os.path.dirname(os.path.abspath(item.path)))
@@ -208,18 +210,18 @@ def _told_apart(items):
 
 
 def folded(name):
-    """A name as file systems compare it that ignore the letters' case and how accents are written."""
+    """Returns a name as file systems compare it that ignore case and the way accents are encoded."""
     return unicodedata.normalize("NFC", name).casefold()
 
 
 def real_path(path):
-    """A file's path by real folders, so that links to a folder and other spellings of it are one."""
+    """Returns the path of a file with its folder resolved, so that links to the folder and other spellings compare equal."""
     folder, name = os.path.split(os.path.abspath(path))
     return os.path.join(os.path.realpath(folder), name)
 
 
 def longer_names(path, name):
-    """Names for a file with more and more of its folders, and then with numbers."""
+    """Yields names for a file with more and more of its parent folders, then with numbers."""
     parents = Path(path).parts[1:-1]
     for depth in range(1, len(parents) + 1):
         longer = "/".join((*parents[-depth:], case_id(path)))
@@ -231,7 +233,7 @@ def longer_names(path, name):
 
 
 def why_empty(folder):
-    """What to say of a folder without scans."""
+    """Returns the message for a folder without scans."""
     with contextlib.suppress(OSError):  # a file that cannot be read
         if any(path.is_file() and is_dicom(path) for path in folder.rglob("*")):
             return f"DICOM files; convert them first, and then predict the new folder: dcm2niix -z y -o FOLDER {folder}"

@@ -1,4 +1,4 @@
-"""From one scan of a study to its files and rows."""
+"""Processes one scan of a study: writes its files and its rows of the table."""
 
 import contextlib
 import sys
@@ -16,7 +16,7 @@ from hippo.study.tables import empty_row
 
 
 def paths_of(item, is_bids, is_crop, cfg):
-    """The Paths of an Item, from the folder of results."""
+    """Returns the Paths of an Item, relative to the results folder."""
     if is_bids:
         labels, soft, unsure = (f"{bids.output_name(item.name, kind)}.nii.gz" for kind in bids.KINDS)
         stem = item.name.rpartition("/")[2]
@@ -31,9 +31,9 @@ def paths_of(item, is_bids, is_crop, cfg):
 
 
 def process(item, segmenter, cfg, is_bids, progress=None):
-    """Segments an Item, and writes its files and its record: of one that cannot be done, a row with the flag "failed: ...",
-    and the traceback in the record where that was not foreseen. Nothing is done where another run was faster. Raises
-    OSError where the disk is full.
+    """Segments an Item, and writes its files and its record. A failed Item gets a row with the flag "failed: ...", and
+    the record holds the traceback if the error was unexpected. Skips an Item that another run has finished. Raises
+    OSError if the disk is full.
 
     progress: see segment.
     """
@@ -49,13 +49,13 @@ def process(item, segmenter, cfg, is_bids, progress=None):
 
 
 def _process(item, segmenter, cfg, is_bids, progress):
-    """See process. Raises OSError where a record cannot be written."""
+    """See process. Raises OSError if a record cannot be written."""
     state, written = begin(cfg.out_dir, item), []
     try:
         if item.problem:
             raise UserError(item.problem)
         rows = _segment_item(item, segmenter, cfg, is_bids, written, progress)
-    except Exception as error:  # one scan's failure ends no batch
+    except Exception as error:  # the failure of one scan must not end the batch
         if is_disk_full(error):
             raise
         foreseen = isinstance(error, UserError)
@@ -70,13 +70,14 @@ def _process(item, segmenter, cfg, is_bids, progress):
 
 
 def failed_row(item, model, reason):
-    """The row of an Item that could not be done."""
+    """Returns the table row of an Item that could not be processed."""
     reason = str(reason).removeprefix(f"{item.path}: ").replace(";", ",").replace("\n", " ")
     return empty_row(item.label or item.path) | {"flags": f"failed: {reason}", "model": model}
 
 
 def _segment_item(item, segmenter, cfg, is_bids, written, progress):
-    """The rows of an Item that can be done. Raises UserError, see scan.read_scan. written: list that its files are added to."""
+    """Segments an Item and returns its rows. Raises UserError, see scan.read_scan. written: list to which its files
+    are appended."""
     result = segmenter(item.path, item.etiv_mm3, progress)
     crop = result.scan.is_crop and not is_bids
     paths = paths_of(item, is_bids, result.scan.is_crop, cfg)

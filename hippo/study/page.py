@@ -1,4 +1,4 @@
-"""The page that a study is checked by: one HTML file with all of its pictures, worst quality first."""
+"""The page for checking a study: one HTML file with all of its pictures, worst quality first."""
 
 import base64
 import hashlib
@@ -13,10 +13,10 @@ _NUMBERS = ("quality", "left, mm³", "right, mm³", "asymmetry, %", "eTIV, ml")
 
 
 def page(title, scans, plot, facts, left_out=None):
-    """The text of the page.
+    """Returns the HTML of the page.
 
-    scans: {name: (its rows of the table with statistics, picture as bytes of WebP or None)}; plot: PNG as bytes or None;
-    facts: {word: text} of what was run; left_out: {file: why} of what was not taken.
+    scans: {name: (its rows of the table with statistics, picture as WebP bytes or None)}; plot: PNG bytes or None;
+    facts: {name: text} about the run; left_out: {file: reason} for skipped files.
     """
     ordered = sorted(scans.items(), key=lambda item: (_worst(item[1][0]), item[0]))
     raised = {flag.name for rows, _ in scans.values() for row in rows for flag in flags_in(row["flags"])}
@@ -44,12 +44,12 @@ def page(title, scans, plot, facts, left_out=None):
 
 
 def _worst(rows):
-    """The lowest quality of a scan; a side without a result is worse than any."""
+    """Returns the lowest quality of a scan. A side without a result counts as worse than any."""
     return min(float(row["quality"] or -1) for row in rows)
 
 
 def colour(rows):
-    """green, amber or red: the worst of its sides."""
+    """Returns green, amber or red: the worst verdict of the sides of a scan."""
     colours = {verdict(flags_in(row["flags"]), bool(row["total_mm3"]))[0] for row in rows}
     return next(found for found in (RED, AMBER, GREEN) if found in colours)
 
@@ -65,7 +65,7 @@ def _heading(name):
 
 
 def _row(name, rows, picture):
-    """A scan's row of the page's table."""
+    """Returns the HTML table row of a scan."""
     of = {row["side"]: row for row in rows}
     totals = {side: of.get(side, {}).get("total_mm3", "") for side in ("left", "right")}
     first, name = rows[0], escape(name)
@@ -90,7 +90,7 @@ def _row(name, rows, picture):
 
 
 def _digest(rows):
-    """What stands for a result in the list of those that were looked at: another result has another one."""
+    """Returns a digest that identifies a result in the list of checked results. It changes when the result changes."""
     values = [
         [(name, row[name]) for name in sorted(row) if name != "seconds" and "adjusted" not in name] for row in rows
     ]
@@ -98,12 +98,13 @@ def _digest(rows):
 
 
 def _scaled(text, factor, form):
-    """(value to sort by, text to show) of a cell of the table."""
+    """Returns (value to sort by, text to show) for a table cell."""
     return (text, format(float(text) * factor, form)) if text else ("", "-")
 
 
 def _words(row, of):
-    """The flags of a side, each with its meaning on hovering, and why there is no result."""
+    """Returns the HTML of the flags of a side, each with its meaning as a tooltip, and of the reason if there is no
+    result."""
     words = [f'<abbr title="{escape(flag.explanation)}">{flag}</abbr>' for flag in flags_in(row["flags"])]
     _, _, reason = row["flags"].partition("failed: ")
     words += [f"failed: {escape(reason)}"] if reason else []

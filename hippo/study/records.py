@@ -1,5 +1,5 @@
-"""What a folder of results holds: a record of each scan, a file of its own that is written last. The table is made of the
-records that are on the disk: so any number of runs may share a folder, and a study goes on where it stopped."""
+"""The records in a results folder: one file per scan, written last. The table is built from the records on disk, so any number of runs can
+share a folder, and an interrupted study continues where it stopped."""
 
 import hashlib
 import itertools
@@ -23,21 +23,21 @@ from hippo.study.inputs import folded, longer_names, real_path
 from hippo.study.sharing import RECORDS, STUDY, enter, holds_results, is_in_use, locked
 
 _SCANS = "scans"  # folder of the records
-_LONGEST_NAME = 200  # bytes of a record's name
+_LONGEST_NAME = 200  # maximum length in bytes of a record's name
 _AGAIN = "the same command"
-_GONE = ".gone"  # ending of the records of scans that were taken out of the folder that they were found in
-_BEGUN = ".begun"  # ending of the notes of scans that a process is at
+_GONE = ".gone"  # extension of the records of scans that were removed from their folder
+_BEGUN = ".begun"  # extension of the notes of scans that a process is working on
 
 
 def open_study(out_dir, study, items, alone=True, left_out=None, roots=()):
-    """Makes a folder for results, or joins one of the same settings, and says that this run is there, until sharing.leave.
-    Returns the Items under the names that they have there: where another scan has a name, the folder tells them apart.
+    """Creates a results folder, or joins one with the same settings, and registers this run until sharing.leave. Returns the Items with the
+    names they have in this folder; if another scan has the name, parent folders are added to it.
 
-    Results of other settings are set aside. Raises UserError where another run is at work on them, where they differ by
-    the processor alone, where alone is False (of a shard), and for a folder that holds folders and no results.
+    Results with other settings are moved aside. Raises UserError if another run is working on them, if only the processor differs, if alone
+    is False (for a shard), or if the folder holds folders but no results.
 
-    study: {"settings", "bids", "adjustment"} of plain values. left_out: {file: why it is no scan} of what this run found.
-    roots: folders that the Items are all scans of; records of others that were there are put aside, and said.
+    study: {"settings", "bids", "adjustment"} of plain values. left_out: {file: reason} of files that this run skipped. roots: folders that
+    were searched completely; records of scans that no longer exist there are put aside, with a message.
     """
     folder = check_folder(out_dir)
     _check_foreign(folder)
@@ -51,14 +51,14 @@ def open_study(out_dir, study, items, alone=True, left_out=None, roots=()):
         there = any(not item.problem and os.path.isfile(item.path) for item in items)
         problem = items[0].problem or "no such file"
         require(there, f"{items[0].path}: {problem}; the results in {folder} stay as they are")
-        if os.name != "posix":  # Windows renames no folder with an open file
+        if os.name != "posix":  # Windows cannot rename a folder with an open file
             lock.release()
         set_aside(folder)
     return open_study(out_dir, study, items, alone, left_out, roots)
 
 
 def _check_foreign(folder):
-    """Raises UserError where a folder holds folders that are no results, such as derivatives/ itself."""
+    """Raises UserError if a folder holds folders that are not results, such as derivatives/ itself."""
     there = list(folder.iterdir()) if folder.is_dir() and not holds_results(folder) else []
     ours = any(path.name.startswith("volumes.") for path in there)
     text = f"{folder} holds folders, and no results; give them one of their own: --out_dir={folder / 'hippo'}"
@@ -66,8 +66,8 @@ def _check_foreign(folder):
 
 
 def _differs(folder, study):
-    """Why the results in a folder are not of this study; empty if they are, or if there are none. Raises UserError where
-    the processor makes the only difference."""
+    """Returns why the results in a folder do not belong to this study; empty if they do, or if there are none. Raises UserError if only the
+    processor differs."""
     if not holds_results(folder):
         return "other files" if any(not path.name.startswith(".") for path in folder.iterdir()) else ""
     earlier = load_study(folder)
@@ -87,7 +87,7 @@ def _differs(folder, study):
 
 
 def _join_study(folder, study, items, left_out, roots):
-    """The Items by their names in the study, which is to have them from now on."""
+    """Adds the Items to the study in a folder. Returns them with their names in the study."""
     path = folder / RECORDS / STUDY
     earlier = load_study(folder) if path.is_file() else {"scans": {}, "left_out": {}}
     scans = _without_gone(folder, earlier["scans"], items, roots)
@@ -106,7 +106,7 @@ def _join_study(folder, study, items, left_out, roots):
 
 
 def _take_up(folder, item):
-    """Brings the record of an Item back that was gone, and gives it the Item's path where that has moved."""
+    """Restores the record of an Item that was removed and is back, and updates its path if the scan was moved."""
     path = _path(folder, item.name)
     if os.path.isfile(path.with_suffix(_GONE)) and not os.path.exists(path):
         path.with_suffix(_GONE).replace(path)
@@ -117,8 +117,8 @@ def _take_up(folder, item):
 
 
 def _without_gone(folder, scans, items, roots):
-    """{name: path} without what is gone: scans that were taken out of a folder that was searched, and failures of folders in
-    which there are scans now. Their records are renamed, and no result is deleted."""
+    """Returns {name: path} without scans that were removed from a searched folder, and without failures of folders that now
+    contain scans. Their records are renamed; no result is deleted."""
     mine = {real_path(item.path) for item in items}
     above = {str(parent) for path in mine for parent in Path(path).parents}
     searched = above & {os.path.realpath(root) for root in roots}  # a drive that is not mounted holds none of the Items
@@ -139,8 +139,8 @@ def _without_gone(folder, scans, items, roots):
 
 
 def _told_apart(folder, scans, items):
-    """The Items by their names in a study, whose {name: path} they are added to: a file keeps the name that it has, also where
-    it was moved, another one of that name gets its folder before it."""
+    """Adds the Items to scans, the {name: path} of a study, and returns them with their names there. A known file keeps its
+    name, also when it was moved; a new file whose name is taken gets its folder as a prefix."""
     names, taken, result = {real_path(path): name for name, path in scans.items()}, {*map(folded, scans)}, []
     gone = [name for name, path in scans.items() if not os.path.lexists(path)]
     moved = {record["sha256"]: name for name in gone if (record := load_record(folder, name))}
@@ -158,28 +158,28 @@ def _told_apart(folder, scans, items):
 
 
 def _is_free(folder, name, item):
-    """Whether no record has a name, not even one of a scan that was taken out, but for the Item's own."""
+    """Whether an Item may take a name: no other scan has a record of it, not even a removed one."""
     file = _path(folder, name)
     record = _read(file if os.path.isfile(file) else file.with_suffix(_GONE))
     return not record or real_path(record["path"]) == real_path(item.path)
 
 
 def load_study(out_dir):
-    """What the runs in a folder of results have in common: open_study's `study`, "scans": {name: path} that it is to have,
-    and "left_out". Raises UserError where a folder holds no results."""
+    """Returns what all runs in a results folder share: open_study's `study`, "scans": {name: path} of all scans to be processed, and
+    "left_out". Raises UserError if the folder holds no results."""
     path = Path(out_dir) / RECORDS / STUDY
     require(
         path.is_file(),
         f"{out_dir}: no results in this folder; make them with: python predict.py SCANS --out_dir={out_dir}",
     )
     study = {"left_out": {}, **load_json(path, _AGAIN)}
-    if isinstance(study["scans"], list):  # of version 0.5
+    if isinstance(study["scans"], list):  # written by version 0.5
         study["scans"] = {name: (load_record(out_dir, name) or {}).get("path", "") for name in study["scans"]}
     return study
 
 
 def checksum(path):
-    """The SHA-256 of a scan's file, or files, or empty where one cannot be read."""
+    """Returns the SHA-256 of the file, or files, of a scan; empty if one cannot be read."""
     try:
         return "+".join(map(digest, files_of(path)))
     except OSError:
@@ -187,8 +187,8 @@ def checksum(path):
 
 
 def is_done(out_dir, item):
-    """Whether the results of an Item are there, of the same input and eTIV: each side of it, and each file. The results of
-    an input that is there no longer stay."""
+    """Whether the results of an Item are complete (each side and each file) and made from the same input and eTIV. Results of an input that
+    no longer exists are kept."""
     record = load_record(out_dir, item.name)
     return bool(
         record
@@ -200,13 +200,13 @@ def is_done(out_dir, item):
 
 
 def is_kept(out_dir, item):
-    """Whether an Item has an earlier result, and no file, or a pointer to one, to make another one of."""
+    """Whether an Item has an earlier result that must stay, because its file is missing, or only a pointer to it is there."""
     record = load_record(out_dir, item.name)
     return bool(record and has_result(record)) and not (os.path.isfile(item.path) and not is_pointer(item.path))
 
 
 def was_begun(out_dir, item):
-    """Whether a process ended while it was at an Item."""
+    """Whether a process ended while it was working on an Item."""
     return _begun(out_dir, item.name)
 
 
@@ -215,15 +215,15 @@ def _begun(out_dir, name):
 
 
 def begin(out_dir, item):
-    """Notes that a process is at an Item; returns what save_record wants of its file as it is now."""
+    """Notes that a process is working on an Item. Returns the current state of its file, for save_record."""
     remove_half_written(_path(out_dir, item.name).with_suffix(_BEGUN))
     save_text(_path(out_dir, item.name).with_suffix(_BEGUN), "")
     return {"stat": _stat(item.path), "sha256": checksum(item.path)}
 
 
 def save_record(out_dir, item, rows, files, state):
-    """Writes the record of an Item: its rows, and its files in the folder of results, which are all written by now. Files of
-    an earlier record that are no longer its are removed. state: see begin."""
+    """Writes the record of an Item: its rows, and its files in the results folder, which must all be written by now. Deletes files that
+    only an earlier record listed. state: see begin."""
     path, earlier = _path(out_dir, item.name), load_record(out_dir, item.name)
     record = {"name": item.name, "path": os.path.abspath(item.path), **state, "own_etiv_mm3": item.etiv_mm3}
     record |= {"participant_id": item.participant_id, "session_id": item.session_id, "files": files, "rows": rows}
@@ -235,8 +235,8 @@ def save_record(out_dir, item, rows, files, state):
 
 
 def load_records(out_dir):
-    """The records that are in a folder of results, those of a BIDS data set by their names, others in the order in which
-    they were given; one that is broken is as if not there."""
+    """Returns the records in a results folder, sorted by name for a BIDS data set, else in the order in which the scans were given. Broken
+    records are ignored."""
     study = load_study(out_dir)
     paths = [path for path in (Path(out_dir) / RECORDS / _SCANS).rglob("*.json") if not path.match(HALF_WRITTEN)]
     found = {path: record for path in paths if (record := _read(path))}
@@ -251,7 +251,7 @@ def has_result(record):
 
 
 def _stat(path):
-    """[size, time of the last change in ns] of each file of a scan, in one list; empty where there is none."""
+    """Returns [size, modification time in ns] of each file of a scan, in one flat list; empty if there is none."""
     try:
         return [value for file in files_of(path) for value in (os.stat(file).st_size, os.stat(file).st_mtime_ns)]
     except OSError:
@@ -259,7 +259,8 @@ def _stat(path):
 
 
 def shard_of(text):
-    """(first, step) of the option --shard, as in 3/100: every hundredth scan, from the third on. Empty: all of them."""
+    """Parses the option --shard into (first, step); 3/100 means every hundredth scan from the third on. Empty: all
+    scans."""
     try:
         first, of = map(int, (text or "1/1").split("/"))
     except ValueError:
@@ -269,7 +270,7 @@ def shard_of(text):
 
 
 def _path(out_dir, name):
-    """The file of a record, whose name is shortened where a file system would not take it."""
+    """Returns the path of a record. Names that are too long for a file system are shortened."""
     folder, _, stem = name.rpartition("/")
     if len(stem.encode("utf-8", "surrogateescape")) > _LONGEST_NAME:
         stem = f"{stem[:40]}-{hashlib.sha256(stem.encode('utf-8', 'surrogateescape')).hexdigest()[:16]}"
@@ -277,13 +278,13 @@ def _path(out_dir, name):
 
 
 def load_record(out_dir, name):
-    """The record of a scan, or None where there is none, or a broken one."""
+    """Returns the record of a scan, or None if it is missing or broken."""
     record = _read(_path(out_dir, name))
     return record if record and record["name"] == name else None
 
 
 def _read(path):
-    """The record in a file, or None."""
+    """Returns the record in a file, or None."""
     try:
         record = load_json(path, _AGAIN)
         return record if isinstance(record["name"], str) and isinstance(record["rows"], list) else None

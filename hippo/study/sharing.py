@@ -1,8 +1,9 @@
-"""Several runs in one folder of results: what must be changed together is locked, and a run says that it is there.
+"""Lets several runs share a results folder: changes that belong together are locked, and each run registers its
+presence.
 
-Locks are those of the operating system, which ends them with their process. Network drives have them as well, as a rule.
-Where a drive has none, filelock takes the existence of a file for one, or runs go on without and say so: no record of a scan
-is lost then, but a table may lack scans until --collect=True writes it again.
+The operating system's locks are used, which end with their process; most network drives support them. On a drive
+without locks, filelock uses the existence of a file as a lock, or runs continue without locks and say so. No record of
+a scan is lost then, but the table may lack scans until --collect=True writes it again.
 """
 
 import contextlib
@@ -17,17 +18,18 @@ from hippo.files import machine
 
 from filelock import FileLock, Timeout
 
-RECORDS = ".hippo"  # in the folder of results
-STUDY = "study.json"  # in it: what its results have in common
+RECORDS = ".hippo"  # subfolder of the results folder
+STUDY = "study.json"  # file in RECORDS: what all results have in common
 _LOCK = "lock"
-_RUNS = "runs"  # a file for each run, which holds its lock
-_PATIENCE_S, _LONGEST_S = 20, 600  # before a run says that it waits, and before it gives up
+_RUNS = "runs"  # folder with one file per run, locked by that run
+_PATIENCE_S, _LONGEST_S = 20, 600  # seconds before a run reports that it is waiting, and before it gives up
 _present = {}  # {folder: the lock of this process's run there}
 
 
 @contextlib.contextmanager
 def locked(out_dir):
-    """While the block runs, no other process is in such a block of this folder of results, which is made if need be."""
+    """Locks a results folder while the block runs, so that no other process is in such a block. Creates the folder if
+    needed."""
     folder = Path(out_dir) / RECORDS
     lock = FileLock(folder / _LOCK)
     while True:
@@ -44,7 +46,7 @@ def locked(out_dir):
                 raise UserError(text) from None
         if before and _identity(folder) == before:
             break
-        lock.release()  # the folder was renamed meanwhile
+        lock.release()  # the folder was renamed in the meantime
     try:
         yield lock
     finally:
@@ -53,18 +55,20 @@ def locked(out_dir):
 
 
 def _identity(folder):
-    """What tells a folder from another one of its name; None where there is none."""
+    """Returns (device, inode) of a folder, which distinguish it from another one of the same name; None if it does not
+    exist."""
     with contextlib.suppress(FileNotFoundError):
         status = os.stat(folder)
         return status.st_dev, status.st_ino
 
 
 def _acquire(lock, timeout):
-    """Whether a lock could be had on this drive. Raises Timeout where another process has it for so many seconds."""
+    """Acquires a lock. Returns whether this drive supports locks. Raises Timeout if another process holds it for so many
+    seconds."""
     try:
         lock.acquire(timeout)
         return True
-    except Timeout:  # an OSError, too
+    except Timeout:  # Timeout is an OSError, too
         raise
     except (OSError, NotImplementedError) as error:
         _say_once(
@@ -79,9 +83,9 @@ def _say_once(text):
 
 
 def enter(out_dir):
-    """Says that this process has a run in a folder of results, until `leave`, or its end."""
+    """Registers a run of this process in a results folder, until `leave` or the end of the process."""
     folder = Path(out_dir).resolve()
-    is_in_use(folder)  # removes what killed runs left
+    is_in_use(folder)  # removes files left by killed runs
     if folder not in _present:
         path = folder / RECORDS / _RUNS / f"{machine()}-{os.getpid()}-{secrets.token_hex(4)}"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -92,7 +96,7 @@ def enter(out_dir):
 
 
 def leave(out_dir):
-    """Takes back what `enter` said."""
+    """Removes the registration made by `enter`."""
     lock = _present.pop(Path(out_dir).resolve(), None)
     if lock:
         lock.release()
@@ -101,7 +105,7 @@ def leave(out_dir):
 
 
 def is_in_use(out_dir):
-    """Whether another run is at work in a folder of results. What runs left that were killed is removed."""
+    """Whether another run is working in a results folder. Removes files left by killed runs."""
     mine = _present.get(Path(out_dir).resolve())
     for path in (Path(out_dir) / RECORDS / _RUNS).glob("*"):
         if mine and path.name == Path(mine.lock_file).name:
@@ -109,7 +113,7 @@ def is_in_use(out_dir):
         lock = FileLock(path)
         try:
             if not _acquire(lock, 0):
-                return True  # it cannot be known
+                return True  # unknown on a drive without locks
         except Timeout:
             return True
         lock.release()
@@ -119,5 +123,5 @@ def is_in_use(out_dir):
 
 
 def holds_results(folder):
-    """Whether a folder is one of results."""
+    """Whether a folder is a results folder."""
     return (Path(folder) / RECORDS / STUDY).is_file()

@@ -1,4 +1,4 @@
-"""The table of a study: volumes of each scan and side, and what they are in comparison with the study's others."""
+"""The table of a study: volumes of each scan and side, and statistics over the whole study."""
 
 import csv
 from pathlib import Path
@@ -10,7 +10,7 @@ from hippo.heads.result import PARTS, readable
 
 import numpy as np
 
-COLUMNS = {  # of the table, each with its meaning
+COLUMNS = {  # columns of the table, each with its meaning
     "participant_id": "Participant, of a BIDS data set",
     "session_id": "Session, of a BIDS data set",
     "scan": "File of the scan",
@@ -34,19 +34,19 @@ STATISTICS = {
         for part in PARTS
     },
 }
-FEWEST = 10  # heads that a fit needs
+FEWEST = 10  # minimum number of heads for a fit
 _DOUBTS = {"low_quality", "in_fluid", "implausible_volume", "asymmetric", *OF_ETIV}
 
 
 def empty_row(path):
-    """A row of COLUMNS but for those of BIDS, with the scan's path alone."""
+    """Returns a row of COLUMNS, without those of BIDS, that holds only the path of the scan."""
     return dict.fromkeys(list(COLUMNS)[2:], "") | {"scan": readable(path)}
 
 
 def fit_adjustment(records):
-    """What the residual method needs (Jack et al. 1989; Opfer et al. 2022): {"n", "mean_etiv_mm3", "slopes": {side: {part:
-    mm3 per mm3}}} of least-squares lines of each volume on eTIV, over heads without a doubt on either side, of each
-    participant the first. Empty for fewer than FEWEST of them, and where all have one eTIV."""
+    """Fits the residual method (Jack et al. 1989; Opfer et al. 2022). Returns {"n", "mean_etiv_mm3", "slopes": {side:
+    {part: mm3 per mm3}}} of least-squares lines of each volume on eTIV. Uses the first head of each participant that
+    has no doubts on either side. Returns {} for fewer than FEWEST heads, or if all have the same eTIV."""
     heads = {}
     for record in records:
         rows = {row["side"]: row for row in record["rows"]}
@@ -61,7 +61,7 @@ def fit_adjustment(records):
     centred, slopes = etiv - etiv.mean(), {}
     parts = [
         part for part in PARTS if all(rows["left"][f"{part}_mm3"] for rows in heads.values())
-    ]  # or the whole alone
+    ]  # only the total if the models do not separate the parts
     for side in ("left", "right"):
         volumes = {part: np.array([float(rows[side][f"{part}_mm3"]) for rows in heads.values()]) for part in parts}
         slopes[side] = {part: float(centred @ values / (centred @ centred)) for part, values in volumes.items()}
@@ -69,7 +69,7 @@ def fit_adjustment(records):
 
 
 def load_adjustment(path):
-    """The content of an adjustment.json of another study. Raises UserError where it is none."""
+    """Loads the adjustment.json of another study. Raises UserError if the file is not one."""
     content = load_json(path, "python predict.py of a study, whose OUT_DIR/adjustment.json it is")
     try:
         (
@@ -87,8 +87,8 @@ def load_adjustment(path):
 
 
 def load_etivs(path):
-    """{scan: intracranial volume in mm3} of a CSV with the columns scan, etiv_mm3. Raises UserError that names the row and
-    its fault."""
+    """Loads {scan: intracranial volume in mm3} from a CSV with the columns scan, etiv_mm3. Raises UserError that names
+    the row and its error."""
     option = f"--etiv={path}"
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
@@ -110,7 +110,7 @@ def load_etivs(path):
 
 
 def etiv_of(text, place):
-    """The intracranial volume in mm3 that a text is. Raises UserError, which begins with `place`, where it is none."""
+    """Parses an intracranial volume in mm3. Raises UserError, whose message begins with `place`, for invalid text."""
     require(text.strip(), f"{place}: the cell etiv_mm3 is empty; give a number of mm3, or leave the scan out")
     try:
         value = float(text)
@@ -123,7 +123,8 @@ def etiv_of(text, place):
 
 
 def add_statistics(records, adjustment):
-    """The rows of records with STATISTICS, empty where they cannot be known. adjustment: see fit_adjustment."""
+    """Returns the rows of records with STATISTICS added; values that cannot be computed are empty. adjustment: see
+    fit_adjustment."""
     rows = []
     for record in records:
         totals = {row["side"]: float(row["total_mm3"]) for row in record["rows"] if row["total_mm3"]}
@@ -143,7 +144,8 @@ def add_statistics(records, adjustment):
 
 
 def save_table(out_dir, rows, spreads, bids):
-    """Writes volumes.csv or, of a BIDS data set, volumes.tsv, with n/a where a value is missing, and volumes.json."""
+    """Writes volumes.csv or, for a BIDS data set, volumes.tsv (with n/a for missing values) and volumes.json. Returns
+    the path of the table."""
     columns = {name: text for name, text in COLUMNS.items() if bids or not name.endswith("_id")}
     columns |= STATISTICS | (SPREADS if spreads else {})
     path = Path(out_dir) / f"volumes.{'tsv' if bids else 'csv'}"
@@ -159,7 +161,7 @@ def save_table(out_dir, rows, spreads, bids):
 
 
 def _described(name, text):
-    """A column of volumes.json."""
+    """Returns the description of a column for volumes.json."""
     return {"Description": text} | (
         {"Units": "mm3"} if name.endswith("_mm3") else {"Units": "s"} if name == "seconds" else {}
     )

@@ -1,5 +1,5 @@
-"""Training: one loop for 2D and 3D. After every epoch it writes last.pth, history.json and, if it is the best so far,
-best_model.pth into the folder of the run."""
+"""The training loop, for 2D and 3D. After every epoch it writes last.pth, history.json and, if the epoch is the best
+so far, best_model.pth into the run folder."""
 
 import copy
 import time
@@ -20,19 +20,19 @@ from tqdm import tqdm
 
 HISTORY = ("train_loss", "val_loss", "train_dice", "val_dice", "train_nsd", "val_nsd", "learning_rate", "seconds")
 HISTORY += ("skipped_steps",)
-MAX_BAD_STEPS = 30  # steps in a row without a finite gradient that end a run; an fp16 scaler needs 16 to settle
+MAX_BAD_STEPS = 30  # this many consecutive steps without a finite gradient end a run; an fp16 scaler needs 16 to settle
 
 
 def unvalidated(labels):
-    """The scores of an epoch of a run that holds no case out."""
+    """Returns the scores of an epoch of a run without validation cases."""
     return {"val_loss": np.nan, "val_dice": [np.nan] * labels, "val_nsd": [np.nan] * labels}
 
 
 class TrainingState:
-    """What changes while a run goes on: weights, their average, optimisers, history, and the epoch that is under way.
+    """The changing state of a run: weights, their average, optimisers, history, and the epoch in progress.
 
-    average: the model that is validated and saved; with cfg.ema a moving average of the weights, else the model itself.
-    unfinished_epoch: its steps so far, with the loss of each step and the Dice of each sample.
+    average: the model that is validated and saved; with cfg.ema a moving average of the weights, else the model
+    itself. unfinished_epoch: its steps so far, with the loss of each step and the Dice of each sample.
     """
 
     def __init__(self, model, cfg, device, dtype, info):
@@ -43,7 +43,7 @@ class TrainingState:
         self.scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
         self.history = {name: [] for name in HISTORY}
         self.best = {"epoch": 0, "val_dice": -1.0}
-        self.bad_steps = 0  # in a row
+        self.bad_steps = 0  # consecutive
         self.begin_epoch()
 
     @property
@@ -62,7 +62,7 @@ class TrainingState:
         on_first(save_checkpoint, self.out_dir / name, {**content, **more})
 
     def save_all(self):
-        """Writes last.pth, with all that `load` needs."""
+        """Writes last.pth with everything that `load` needs."""
         training = {
             "weights": self.model.state_dict(),
             "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
@@ -75,13 +75,13 @@ class TrainingState:
         self.save("last.pth", training=training)
 
     def load(self, content):
-        """Goes on from the content of last.pth."""
+        """Restores the state from the content of last.pth."""
         training = content["training"]
         self.average.load_state_dict(content["model_state_dict"])
         self.model.load_state_dict(training["weights"])
         for optimiser, state in zip(self.optimisers, training["optimisers"], strict=True):
             optimiser.load_state_dict(state)
-        if training["scaler"]:  # empty where the run began without fp16
+        if training["scaler"]:  # empty if the run began without fp16
             self.scaler.load_state_dict(training["scaler"])
         self.history, self.best = training["history"], training["best"]
         self.unfinished_epoch = training["unfinished_epoch"]
@@ -90,23 +90,24 @@ class TrainingState:
             self.unfinished_epoch |= {"losses": [0.0] * step, "dices": []}
         if rank() < len(training["random"]):
             set_random_state(training["random"][rank()], self.device)
-        on_first(save_json, self.out_dir / "history.json", self.history)  # it may be an epoch behind last.pth
+        on_first(save_json, self.out_dir / "history.json", self.history)  # it may be one epoch behind last.pth
         where = f"after epoch {self.epoch}" + f" and {step} steps" * (step > 0)
         print(f"resuming {self.out_dir} {where} of {self.cfg.epochs}", flush=True)
 
 
 def fit(model, loader, loss_function, validate, cfg, device, dtype, info, resume_from=None):
-    """Trains `model` for cfg.epochs with Muon and AdamW, a schedule of their rates, gradient clipping, mixed precision.
+    """Trains `model` for cfg.epochs with Muon and AdamW, a learning rate schedule, gradient clipping and mixed
+    precision.
 
-    loader:        batches of (image (B, C, *S), label (B, *S)), as loading.make_loader makes it.
+    loader:        batches of (image (B, C, *S), label (B, *S)), see loading.make_loader.
     loss_function: (logits, label) to a scalar, a mean over the batch.
     validate:      called with the model in eval mode; returns {"val_loss", "val_dice", "val_nsd", "train_nsd"}.
-    cfg:           out_dir, epochs, validate_every, gradient_clip, ema, those of optimiser.make_optimisers and optimiser.schedule.
-    info, resume_from: as run_folder.start_run returned them.
+    cfg:           out_dir, epochs, validate_every, gradient_clip, ema, and those of make_optimisers and schedule.
+    info, resume_from: as returned by run_folder.start_run.
 
-    Returns the history; the model ends with its final (with ema, averaged) weights. A step whose gradient is not finite
-    is skipped and counted. After Ctrl-C, the current step is finished and saved. With several processes (torchrun), each
-    takes its part of every batch and of the validation, and the first one writes.
+    Returns the history; the model ends with its final (with ema, averaged) weights. A step whose gradient is not
+    finite is skipped and counted. After Ctrl-C, the current step is finished and saved. With several processes
+    (torchrun), each takes its part of every batch and of the validation, and the first one writes.
     """
     state = TrainingState(model, cfg, device, dtype, info)
     if resume_from:
@@ -130,7 +131,7 @@ def fit(model, loader, loss_function, validate, cfg, device, dtype, info, resume
 
 
 def train_epoch(state, parallel, loader, loss_function, interrupt, start):
-    """The steps of an epoch that are left. Returns AdamW's learning rate in the last one.
+    """Runs the remaining steps of an epoch. Returns AdamW's learning rate in the last step.
 
     parallel: the model, or its DistributedDataParallel; start: when the epoch began (time.perf_counter).
     """
@@ -155,9 +156,9 @@ def train_epoch(state, parallel, loader, loss_function, interrupt, start):
 
 
 def train_step(state, parallel, loss_function, image, label, weight, number):
-    """One step of the optimisers; its loss and Dice go into state.unfinished_epoch.
+    """Runs one optimiser step and adds its loss and Dice to state.unfinished_epoch.
 
-    weight: what this process's mean loss counts, 1 when it is alone; number: of the step, from 0, in the run.
+    weight: weight of this process's mean loss, 1 for a single process; number: index of the step in the run, from 0.
     """
     cfg, epoch = state.cfg, state.unfinished_epoch
     image, label = (x.to(state.device, non_blocking=True) for x in (image, label))
@@ -179,7 +180,8 @@ def train_step(state, parallel, loss_function, image, label, weight, number):
 
 
 def descend(model, loss, optimisers, scaler, largest_norm):
-    """A step of the optimisers down the gradient of `loss`, clipped; none where it is not finite. Returns whether it was."""
+    """Takes an optimiser step with the clipped gradient of `loss`, unless the gradient is not finite. Returns whether
+    it is finite."""
     model.zero_grad(set_to_none=True)
     scaler.scale(loss).backward()
     for optimiser in optimisers:
@@ -194,7 +196,8 @@ def descend(model, loss, optimisers, scaler, largest_norm):
 
 
 def end_epoch(state, learning_rate, validation, start):
-    """Adds an epoch to the history, and writes the checkpoints and history.json. validation: None for an epoch without."""
+    """Adds an epoch to the history, and writes the checkpoints and history.json. validation: None if the epoch was not
+    validated."""
     losses, dices = gather_steps(state.unfinished_epoch)
     labels = len(dices[0])
     entry = {
@@ -211,11 +214,11 @@ def end_epoch(state, learning_rate, validation, start):
     for name in HISTORY:
         history[name].append(entry[name])
     mean = float(np.mean(entry["val_dice"]))
-    if validation and not mean <= state.best["val_dice"]:  # of a run without validation cases, always
+    if validation and not mean <= state.best["val_dice"]:  # always true for a run without validation cases
         state.best = {"epoch": state.epoch, "val_dice": mean}
         state.save("best_model.pth")
     state.begin_epoch()
-    history["seconds"][-1] = round(time.perf_counter() - start, 3)  # without the writing of last.pth
+    history["seconds"][-1] = round(time.perf_counter() - start, 3)  # without the time to write last.pth
     state.save_all()
     history["seconds"][-1] = round(time.perf_counter() - start, 3)
     on_first(save_json, state.out_dir / "history.json", history)
@@ -223,7 +226,7 @@ def end_epoch(state, learning_rate, validation, start):
 
 
 def summary(history, epochs):
-    """One line on the last epoch of a history: training / validation, where there was one."""
+    """Returns a one-line summary of the last epoch of a history: training / validation, if there was one."""
     last = {name: values[-1] for name, values in history.items()}
     loss, dice = ([np.atleast_1d(last[f"{part}_{name}"]) for part in ("train", "val")] for name in ("loss", "dice"))
     loss, dice = (" / ".join(_numbers(part) for part in parts if np.isfinite(part).any()) for parts in (loss, dice))
@@ -238,18 +241,18 @@ def _numbers(values):
 
 
 def gather_steps(epoch):
-    """The losses of each step summed, and the Dice of all samples, over all processes."""
+    """Gathers over all processes. Returns (sum of the losses of each step, Dice of all samples)."""
     parts = gather((epoch["losses"], epoch["dices"]))
     return np.sum([part[0] for part in parts], axis=0).tolist(), [dice for part in parts for dice in part[1]]
 
 
 def how_to_go_on(out_dir):
-    """What to say when a run is interrupted."""
+    """Returns the message for an interrupted run."""
     return f"all steps are saved in {out_dir / 'last.pth'}; to go on, run the same command with --resume=True"
 
 
 def why_it_stopped(state, loss):
-    """What to say when the steps of a run keep failing."""
+    """Returns the message for a run whose steps keep failing."""
     good = f"{state.out_dir / 'last.pth'} holds the weights after epoch {state.epoch}"
     return (
         f"epoch {state.epoch + 1}: stopped: the gradient was not finite in {MAX_BAD_STEPS} steps in a row (last loss: "

@@ -1,17 +1,18 @@
-"""Optimisers: Muon for the kernels of the U-Net's convolutions, AdamW for everything else, and their schedule."""
+"""Optimisers (Muon for the kernels of the U-Net's convolutions, AdamW for everything else) and their learning rate
+schedule."""
 
 import math
 
 import torch
 
-QUINTIC = (3.4445, -4.7750, 2.0315)  # Jordan et al.'s coefficients: steep at zero, and near 1 for all singular values
+QUINTIC = (3.4445, -4.7750, 2.0315)  # coefficients of Jordan et al.: steep at zero, and near 1 for all singular values
 
 
 def schedule(progress, warmup, cooldown):
-    """Share of the peak learning rate at `progress`, in [0, 1), of a run.
+    """Returns the fraction of the peak learning rate at `progress`, in [0, 1), of a run.
 
     It rises linearly over the first `warmup`, stays at 1, and falls as half a cosine to zero over the last `cooldown`,
-    each a share of the run. Where the two overlap, the rise counts.
+    each a fraction of the run. If the two overlap, the warmup takes precedence.
     """
     if progress < warmup:
         return progress / warmup * 0.99 + 0.01
@@ -20,10 +21,11 @@ def schedule(progress, warmup, cooldown):
 
 
 def make_optimisers(model, cfg):
-    """The optimisers of a model: [AdamW] or, with cfg.muon_rate, [AdamW, Muon].
+    """Returns the optimisers of a model: [AdamW] or, with cfg.muon_rate, [AdamW, Muon].
 
-    Muon trains all kernels and matrices of model.unet with more than one channel in and out. The INR head, whose sines
-    magnify each step omega_0 times, has AdamW's rate cfg.inr_rate. cfg: learning_rate, weight_decay, muon_rate, and for an INR head inr_rate.
+    Muon trains all kernels and matrices of model.unet with more than one channel in and out. The INR head uses AdamW
+    with the learning rate cfg.inr_rate, because its sines amplify each step by omega_0. cfg: learning_rate,
+    weight_decay, muon_rate, and for an INR head inr_rate.
     """
     kernels = [p for p in model.unet.parameters() if p.requires_grad and p.ndim in (2, 4, 5) and min(p.shape[:2]) > 1]
     kernels = kernels if cfg.muon_rate else []
@@ -41,10 +43,10 @@ def make_optimisers(model, cfg):
 
 
 class Muon(torch.optim.Optimizer):
-    """Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon): Nesterov momentum, orthogonalised.
+    """Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon): orthogonalised Nesterov momentum.
 
-    A kernel is seen as a matrix with a row for each channel of its first axis. The step moves every direction of that
-    matrix equally far. Weight decay is decoupled, as AdamW's.
+    A kernel is viewed as a matrix with one row per channel of its first axis. The step moves equally far in every
+    direction of that matrix. Weight decay is decoupled, as in AdamW.
     """
 
     def __init__(self, params, lr, weight_decay=0.0, momentum=0.95):
@@ -67,9 +69,10 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalise(matrix, steps=5):
-    """A matrix (n, m) with the same singular vectors and all singular values near 1, by Newton-Schulz iterations.
+    """Returns a matrix (n, m) with the same singular vectors and all singular values near 1, by Newton-Schulz
+    iterations.
 
-    Values reach 0.7 to 1.2; those below 1e-3 of the norm stay smaller. The iterations run on the Gram matrix X X^T
+    The values reach 0.7 to 1.2; those below 1e-3 of the norm stay smaller. The iterations run on the Gram matrix X X^T
     (n, n), in float32.
     """
     n, m = matrix.shape
@@ -80,7 +83,7 @@ def orthogonalise(matrix, steps=5):
     gram, total = x @ x.T, None  # (n, n)
     identity = torch.eye(n, device=x.device)
     for _ in range(steps):
-        factor = a * identity + (b * identity + c * gram) @ gram  # what an iteration multiplies x with
+        factor = a * identity + (b * identity + c * gram) @ gram  # the factor by which an iteration multiplies x
         gram = factor @ gram @ factor
         total = factor if total is None else factor @ total
     return total @ x

@@ -1,10 +1,10 @@
-"""The folder of a run: started, resumed, and what may differ between the two.
+"""Starts or resumes a run folder, and checks what may differ between the two.
 
-config.json     constants, data, model, device, versions: what a repeat needs
-last.pth        the newest weights, and all that --resume=True needs
+config.json     constants, data, model, device, versions: what is needed to repeat the run
+last.pth        the newest weights, and everything that --resume=True needs
 best_model.pth  the weights of the best mean validation Dice
 history.json    one list per quantity, one entry per epoch
-metrics.json    per case, of the final weights
+metrics.json    scores per case, of the final weights
 """
 
 from pathlib import Path
@@ -25,7 +25,7 @@ NOT_PART_OF_A_RUN = ("resume", "num_workers", "out_dir", "device", "recipe", "va
 
 
 def check_training(cfg):
-    """Raises UserError for constants of the training loop that cannot work."""
+    """Raises UserError for invalid constants of the training loop."""
     for name in (
         "epochs",
         "validate_every",
@@ -57,9 +57,9 @@ def check_training(cfg):
 
 
 def check_preset(cfg, custom, ignored):
-    """Raises UserError for a constant that only the model `custom` takes, set beside another one.
+    """Raises UserError for a constant that only the model `custom` accepts, if it is set for another model.
 
-    ignored: {name: value that the script comes with}.
+    ignored: {name: default value in the script}.
     """
     for name, value in ignored.items():
         require(
@@ -70,11 +70,12 @@ def check_preset(cfg, custom, ignored):
 
 
 def start_run(cfg, defaults, trained, model_info, data, device, dtype):
-    """Prepares cfg.out_dir and writes config.json: a fresh folder or, with cfg.resume, the unfinished run's own.
+    """Prepares cfg.out_dir and writes config.json: a fresh folder or, with cfg.resume, the folder of the unfinished
+    run.
 
-    defaults: options.constants of the script; trained: TrainedModel; model_info: {"name", "args"}; data: as
-    cases.describe_data returns it. Returns (plain values for the checkpoints, content of last.pth to go on from or
-    None). Raises UserError where a resumed run was started with other constants or data, naming the first difference.
+    defaults: options.constants of the script; trained: TrainedModel; model_info: {"name", "args"}; data: from
+    cases.describe_data. Returns (plain values for the checkpoints, content of the last.pth to resume from or None).
+    Raises UserError if a resumed run was started with other constants or data, naming the first difference.
     """
     constants = {name.upper(): value for name, value in sorted(vars(cfg).items())}
     config = {
@@ -96,7 +97,7 @@ def start_run(cfg, defaults, trained, model_info, data, device, dtype):
 
 
 def _open_folder(cfg, defaults, config):
-    """The folder of a run, see start_run. Returns the content of last.pth to go on from, or None."""
+    """Opens the folder of a run, see start_run. Returns the content of the last.pth to resume from, or None."""
     out_dir = Path(cfg.out_dir)
     if not cfg.resume:
         fresh_folder(out_dir)
@@ -113,7 +114,7 @@ def _open_folder(cfg, defaults, config):
         return None
     before = same_constants(out_dir, cfg, defaults)
     other = f"{out_dir}: this run was started on other data or slices; start anew without --resume=True"
-    data, earlier = ({"labels": 2, **content["data"]} for content in (config, before))  # older runs do not say labels
+    data, earlier = ({"labels": 2, **content["data"]} for content in (config, before))  # older runs have no labels
     require(earlier == data, other)
     state = load_checkpoint(out_dir / "last.pth")
     require(
@@ -130,9 +131,9 @@ def _open_folder(cfg, defaults, config):
 
 
 def same_constants(folder, cfg, defaults):
-    """The config.json of a run. Raises UserError where its constants are not those of `cfg`, naming the first one.
+    """Returns the config.json of a run. Raises UserError if its constants differ from `cfg`, naming the first one.
 
-    defaults: options.constants of the script. A constant that the run did not know yet counts as its default.
+    defaults: options.constants of the script. A constant that the run did not have yet counts as its default.
     """
     path = Path(folder) / "config.json"
     before = load_json(path, "a new run without --resume=True")

@@ -1,7 +1,8 @@
-"""What grid_search.py and grid_search_3d.py share: the points of a grid, results that survive a break, table and figure.
+"""Shared code of grid_search.py and grid_search_3d.py: the points of a grid, results that survive interruptions, table
+and figure.
 
-A search is a folder: search.json (its settings), points/<KEY>.json (the result of each point), runs/<KEY>/ (each point's
-own run folder), and small_models_results.json and small_grid_search_analysis.png (all points together).
+A search is a folder: search.json (its settings), points/<KEY>.json (the result of each point), runs/<KEY>/ (the run
+folder of each point), and small_models_results.json and small_grid_search_analysis.png (all points together).
 """
 
 import difflib
@@ -22,11 +23,12 @@ _NOT_PART_OF_A_SEARCH = ("out_dir", "only", "collect", "device", "num_workers")
 
 
 def search(cfg, train):
-    """Runs the points of a grid that are not done yet, each by train.run; returns whether all of them went well.
+    """Runs the unfinished points of a grid with train.run. Returns whether all of them succeeded.
 
-    cfg: the grid script's configuration: lists under the names of GRID (see grid_points) but for deep_supervision (True: one
-    more point without INR), seeds, only, collect, out_dir; all else is handed to the training script where it has that constant.
-    train: the training script (module). With cfg.only, one point is run; with cfg.collect, none.
+    cfg: the configuration of the grid script: lists under the names of GRID (see grid_points), except deep_supervision
+    (True: one more point without INR); seeds, only, collect, out_dir; everything else is passed to the training script
+    if it has that constant. train: the training script (module). With cfg.only, one point is run; with cfg.collect,
+    none.
     """
     refuse_several_processes("spread the points with --only=KEY")
     require(getattr(cfg, "fold", -1) != -2, "--fold=-2 holds no case out; a search needs some to compare its points by")
@@ -46,10 +48,10 @@ def search(cfg, train):
 
 
 def run_points(cfg, train, folder, points):
-    """Runs the points that are not done yet; the result of each is written when it ends."""
+    """Runs the unfinished points and writes the result of each when it ends."""
     runs = {key: training_config(cfg, train, key, point) for key, point in points.items()}
     refused = [error for run in runs.values() if (error := refusal(train, run))]
-    if len(refused) == len(runs):  # a mistake that all points share: nothing is begun
+    if len(refused) == len(runs):  # an error in all points: nothing is started
         raise refused[0]
     open_folder(folder, settings(cfg), points, bool(cfg.only))
     done, chosen = results(folder), [cfg.only] if cfg.only else list(points)
@@ -64,7 +66,8 @@ def run_points(cfg, train, folder, points):
 
 
 def collect(folder, points):
-    """Gathers the results of all points: small_models_results.json, the figure, the table. Returns whether none failed."""
+    """Collects the results of all points into small_models_results.json, the figure and the table. Returns whether
+    none failed."""
     found = results(folder)
     require(found, f"{folder}: no results to collect; make them with --only=KEY, or without --collect for all of them")
     found = {key: found[key] for key in [*(k for k in points if k in found), *(k for k in found if k not in points)]}
@@ -81,10 +84,11 @@ def collect(folder, points):
 
 
 def grid_points(cfg):
-    """{key: {"seed" and each name of GRID: value}}; inr_hidden_dim is None without INR, so that no point comes twice.
+    """Returns {key: {"seed" and each name of GRID: value}}. inr_hidden_dim is None without INR, so that no point
+    occurs twice.
 
-    Each attention is one more point, without INR; so is each model but for that of the grid, whose model is None. Such a
-    model has its own sizes and rates.
+    Each attention is one more point, without INR; so is each model other than that of the grid, whose model is None.
+    Such a model has its own sizes and learning rates.
     """
     variants = [PLAIN] * (False in cfg.use_inr)
     variants += [(True, width, False, "none", None) for width in cfg.inr_hidden_dim if True in cfg.use_inr]
@@ -102,8 +106,8 @@ def grid_points(cfg):
 
 
 def point_key(point):
-    """As nnUNet_BC32_D4_INR64_LR1e-04_WD1e-05, with _DS for deep supervision, _SE or _CBAM for attention, and _S1 for a seed
-    other than 0; of another model nnUNet_NoINR_ and its name."""
+    """Returns a key such as nnUNet_BC32_D4_INR64_LR1e-04_WD1e-05, with _DS for deep supervision, _SE or _CBAM for
+    attention, and _S1 for a seed other than 0. Other models have nnUNet_NoINR_ and their name."""
 
     def number(value):
         return f"{value:.0e}" if float(f"{value:.0e}") == value else f"{value:g}"
@@ -121,11 +125,11 @@ def point_key(point):
 
 
 def training_config(cfg, train, key, point):
-    """The training script's configuration for one point."""
+    """Returns the configuration of the training script for one point."""
     known = {name.lower() for name in constants(vars(train))}
     values = {name: value for name, value in vars(cfg).items() if name in known and name not in GRID}
     values |= {name: value for name, value in point.items() if value is not None}
-    recipe = (point["model"] or "").lower()  # its own rates, where there is one
+    recipe = (point["model"] or "").lower()  # its own learning rates, if there is a recipe
     values |= {"recipe": recipe} if recipe in getattr(train, "RECIPES", {}) else {}
     values |= {} if point["model"] else {"model": next(name for name in cfg.model if name in CUSTOM)}
     values |= {"out_dir": str(Path(cfg.out_dir) / "runs" / key), "resume": True}
@@ -133,7 +137,7 @@ def training_config(cfg, train, key, point):
 
 
 def refusal(train, run):
-    """The UserError with which the training script refuses a configuration, or None."""
+    """Returns the UserError with which the training script rejects a configuration, or None."""
     try:
         train.check(run)
     except UserError as error:
@@ -141,15 +145,15 @@ def refusal(train, run):
 
 
 def settings(cfg):
-    """The constants that make a search what it is, for search.json."""
+    """Returns the constants that define a search, for search.json."""
     return {name.upper(): value for name, value in sorted(vars(cfg).items()) if name not in _NOT_PART_OF_A_SEARCH}
 
 
 def open_folder(folder, wanted, points, single):
-    """Makes the folder of a search, or leaves that of an unfinished one with the same settings as it is.
+    """Creates the folder of a search, or keeps that of an unfinished search with the same settings.
 
-    A folder that holds a finished search, or one with other settings, is set aside; for a single point it is refused,
-    because others may be running beside it.
+    A folder with a finished search, or one with other settings, is moved aside. For a single point it is refused,
+    because other points may be running in it.
     """
     path = folder / "search.json"
     earlier = _settings_of(path, wanted) if path.is_file() else None
@@ -171,7 +175,8 @@ def open_folder(folder, wanted, points, single):
 
 
 def _settings_of(path, wanted):
-    """The content of a search.json; what searches of before attention and models were axes did not say is as it was."""
+    """Returns the content of a search.json. Searches from before attention and model were axes get the values they had
+    then."""
     earlier = load_json(path, "a new search in another --out_dir")
     custom = [name for name in wanted["MODEL"] if name in CUSTOM] or list(CUSTOM[:1])
     earlier = {"ATTENTION": ["none"], "MODEL": custom, **earlier}
@@ -179,26 +184,27 @@ def _settings_of(path, wanted):
 
 
 def results(folder):
-    """{key: entry} of a search's folder: of small_models_results.json and, newer, of points/*.json."""
+    """Returns {key: entry} of the folder of a search: from small_models_results.json, updated by the newer
+    points/*.json."""
     again = "a new search in another --out_dir"
     found = load_json(folder / RESULTS, again) if (folder / RESULTS).is_file() else {}
     return found | {path.stem: load_json(path, again) for path in sorted(folder.glob("points/[!.]*.json"))}
 
 
 def run_point(train, run, point, epochs):
-    """The entry of one point: its config and results, or its config and the error that it ended with."""
+    """Runs one point. Returns its entry: its config and results, or its config and the error."""
     entry = {"config": {**point, "epochs": epochs, "max_cases": run.max_cases}, "seed": point["seed"]}
     try:
         metrics = train.run(run)
     except KeyboardInterrupt:
         raise KeyboardInterrupt("the same command goes on with the search, where it stopped") from None
-    except Exception as error:  # whatever it is, the other points shall run
+    except Exception as error:  # whatever the error, the other points must run
         print(f"failed: {type(error).__name__}: {error}", flush=True)
         return {**entry, "error": f"{type(error).__name__}: {' '.join(str(error).split())}"}
     folder = Path(run.out_dir)
     history, config = (load_json(folder / f"{name}.json", "the same command") for name in ("history", "config"))
     curves = {name: np.mean(np.array(history[name], float), axis=1) for name in ("train_dice", "val_dice")}
-    best = int(np.nanargmax(curves["val_dice"]))  # epochs without a validation have none
+    best = int(np.nanargmax(curves["val_dice"]))  # epochs without validation have none
     return {
         **entry,
         "synthetic": metrics["synthetic"],
@@ -218,7 +224,7 @@ def run_point(train, run, point, epochs):
 
 
 def report_errors(found):
-    """Prints one line for each failed point; returns whether there is none."""
+    """Prints one line for each failed point. Returns whether there is none."""
     bad = {key: entry["error"] for key, entry in found.items() if "error" in entry}
     for key, error in bad.items():
         fail(f"{key}: {error}; the same command tries it again")

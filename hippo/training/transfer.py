@@ -1,24 +1,25 @@
-"""Fine-tuning: the weights that a run begins with, and those that it leaves as they are."""
+"""Fine-tuning: loads initial weights into a run and freezes a part of the network."""
 
 from hippo.errors import UserError, require
 from hippo.models.checkpoint import load_checkpoint
 
 FREEZE = ("none", "encoder")
-_MAY_DIFFER = ("num_classes", "dropout", "deep_supervision")  # arguments of a model that its encoder does not depend on
+_MAY_DIFFER = ("num_classes", "dropout", "deep_supervision")  # arguments of a model that do not affect its encoder
 
 
 def check_transfer(cfg):
-    """Raises UserError for constants of fine-tuning that cannot work."""
+    """Raises UserError for invalid constants of fine-tuning."""
     require(cfg.freeze in FREEZE, f"--freeze={cfg.freeze}: expected one of {', '.join(FREEZE)}")
     require(cfg.init or cfg.freeze == "none", f"--freeze={cfg.freeze} needs the weights to keep: give --init=FILE")
 
 
 def begin_with(trained, model_info, data, cfg, resumed):
-    """Gives a new network the weights of the checkpoint cfg.init, if there is one, and freezes what cfg.freeze says.
+    """Loads the weights of the checkpoint cfg.init, if given, into a new network, and freezes what cfg.freeze says.
 
-    trained: TrainedModel; model_info: {"name", "args"}; data: as cases.describe_data returns it; resumed: whether a run goes
-    on, which has its weights. Heads for another number of classes start anew or, for one label instead of two, from the sum
-    of both. Raises UserError where the checkpoint is of another network, naming the first difference.
+    trained: TrainedModel; model_info: {"name", "args"}; data: from cases.describe_data; resumed: whether a run is
+    resumed, which has its own weights. Heads for another number of classes are newly initialised or, for one label
+    instead of two, set to the sum of both. Raises UserError if the checkpoint is of another network, naming the first
+    difference.
     """
     if cfg.init and not resumed:
         content = load_checkpoint(cfg.init)

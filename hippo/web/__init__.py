@@ -1,4 +1,4 @@
-"""A page in the browser and its API: serve.py runs them."""
+"""The page in the browser and its API, started by serve.py."""
 
 import sys
 from importlib.util import find_spec

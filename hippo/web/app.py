@@ -1,4 +1,4 @@
-"""The application: the page, its API, and what both say of themselves."""
+"""The web application: the page, its API, and the API's documentation."""
 
 import base64
 import contextlib
@@ -54,13 +54,13 @@ _POLICY = {
 
 
 class Problem(BaseModel):
-    """Why a request was not answered as was hoped for."""
+    """The reason why a request was refused."""
 
     detail: str
 
 
 class Side(BaseModel):
-    """One hippocampus; of one that was not found, problem says why, and there are no numbers."""
+    """One hippocampus. If it was not found, problem says why, and there are no numbers."""
 
     side: Literal["left", "right", ""]
     anterior_mm3: float | None
@@ -75,14 +75,14 @@ class Side(BaseModel):
 
 
 class Label(BaseModel):
-    """A number of the label map."""
+    """A label of the label map."""
 
     name: str
     colour: str
 
 
 class Result(BaseModel):
-    """What was found in a scan."""
+    """The result of a scan."""
 
     sides: list[Side] = Field(description="both of a head, one of a crop")
     etiv_mm3: float | None = Field(description="estimated total intracranial volume; null for a crop")
@@ -95,7 +95,7 @@ class Result(BaseModel):
 
 
 class Status(BaseModel):
-    """A job: a scan from its arrival to its result."""
+    """A job: a scan from upload to result."""
 
     id: str
     state: Literal["waiting", "running", "done", "failed"]
@@ -122,7 +122,7 @@ class Status(BaseModel):
 
 
 class Health(BaseModel):
-    """The server."""
+    """The state of the server."""
 
     version: str
     device: str
@@ -135,8 +135,8 @@ class Health(BaseModel):
 
 
 def create_app(jobs, example, hosts, max_upload_mb):
-    """The ASGI application. jobs: Jobs; example: function without arguments, gives the bytes of a phantom's .nii.gz;
-    hosts: names by which the server may be called."""
+    """Creates the ASGI application. jobs: Jobs; example: function without arguments that returns the bytes of a
+    phantom's .nii.gz; hosts: names under which the server may be addressed."""
 
     @contextlib.asynccontextmanager
     async def lifespan(app):
@@ -175,7 +175,7 @@ def create_app(jobs, example, hosts, max_upload_mb):
 
 
 def _add_api(app, jobs, max_upload_mb, refusals):
-    """Adds what is below /api."""
+    """Adds the routes below /api."""
 
     def find(job_id: str):
         job = jobs.get(job_id)
@@ -237,7 +237,7 @@ def _add_api(app, jobs, max_upload_mb, refusals):
 
 
 def _add_files(app, jobs, known, missing):
-    """Adds the files of a job. known: type of a job that is there; missing: the answers where there is none."""
+    """Adds the routes for the files of a job. known: type of an existing job; missing: responses if there is none."""
 
     def add(kind, name):
         early = {409: _response("the job is not done, or has failed")}
@@ -257,7 +257,7 @@ def _add_files(app, jobs, known, missing):
 
 
 def bundle(jobs, job):
-    """The bytes of a zip file of all results of a job; None where there are none."""
+    """Returns the bytes of a zip file with all results of a job, or None if there are none."""
     files = {_NAMES[kind]: jobs.file(job, kind) for kind in _FILES if kind != "all"}
     if None in files.values():
         return None
@@ -269,8 +269,8 @@ def bundle(jobs, job):
 
 
 def label_of(name):
-    """What to call a scan by the name of its file: letters, digits, dots, hyphens and underscores, 100 of them at most, so
-    that it is harmless in headers, tables and names of files to save."""
+    """Converts a file name to a label that is safe in headers, tables and file names: letters, digits, dots, hyphens and
+    underscores, at most 100 of them."""
     return (
         re.sub(r"[^A-Za-z0-9._-]", "_", name.replace("\\", "/").rpartition("/")[2][-100:]).lstrip(".-") or "scan.nii.gz"
     )
@@ -281,7 +281,7 @@ def _response(text):
 
 
 def _policy(*pages):
-    """The Content-Security-Policy under which the scripts and styles that stand in some pages run, and no others."""
+    """Returns a Content-Security-Policy that allows the inline scripts and styles of some pages, and no others."""
 
     def hashes(tag):
         found = (content for page in pages for content in re.findall(rf"<{tag}>(.*?)</{tag}>", page, re.S))

@@ -1,4 +1,5 @@
-"""What comes between the network and the application: who may ask, how much may be sent, and what a browser may do."""
+"""Middleware between network and application: checks who may ask and how much may be sent, and sets what a browser may
+do."""
 
 import asyncio
 import json
@@ -8,9 +9,9 @@ from hippo.web.worker import where
 
 from starlette.exceptions import HTTPException
 
-_REQUESTS = 200  # at a time
-_FORM_BYTES = 1 << 16  # that a form takes beside its file
-_STALLED_SECONDS = 60  # without a byte of an upload
+_REQUESTS = 200  # maximum number at a time
+_FORM_BYTES = 1 << 16  # bytes that a form needs in addition to its file
+_STALLED_SECONDS = 60  # time without a byte of an upload
 _HEADERS = {
     "x-content-type-options": "nosniff",
     "referrer-policy": "no-referrer",
@@ -23,9 +24,10 @@ _HEADERS = {
 class Gate:
     """ASGI middleware.
 
-    A request needs a Host of `hosts`, for another name may be one that a foreign page has bound to this machine. What
-    changes something must not come from a foreign page. Of uploads, no more than `most_bytes` is read, and none begins
-    while the queue is full. An error of the program is a line in the log without what the message says of a scan.
+    A request needs a Host in `hosts`, because another name may have been bound to this machine by a foreign page.
+    Requests that change something must not come from a foreign page. At most `most_bytes` of an upload are read, and
+    no upload starts while the queue is full. A program error is logged as one line, without its message, which may
+    contain data of a scan.
     """
 
     def __init__(self, app, jobs, hosts, most_bytes, policy):
@@ -66,7 +68,7 @@ class Gate:
             self.requests -= 1
 
     def _check(self, scope):
-        """Raises HTTPException for a foreign request, and for one too many."""
+        """Raises HTTPException for a foreign request, and if there are too many requests."""
         if self.requests > _REQUESTS:
             raise HTTPException(503, "too many requests at a time; try again in a moment", {"retry-after": "1"})
         headers = {name: value.decode("latin-1").lower() for name, value in scope["headers"]}
@@ -79,12 +81,12 @@ class Gate:
             raise HTTPException(403, "this comes from the page of another site")
 
     async def _upload(self, scope, receive, send):
-        """Passes an upload on, with a place for it and up to its limit."""
+        """Passes an upload on, if there is room in the queue, and enforces the size limit."""
         length = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
         if not length.isdigit() or int(length) > self.most_bytes + _FORM_BYTES:
             raise self._too_large()
         if not self.jobs.admit():
-            await self._read(receive)  # else the answer may be lost
+            await self._read(receive)  # otherwise the response may be lost
             again = str(self.jobs.seconds_until_free)
             raise HTTPException(503, "the queue is full; try again in a moment", {"retry-after": again})
         received = 0
@@ -108,7 +110,7 @@ class Gate:
         )
 
     async def _read(self, receive):
-        """Reads what is sent and keeps nothing of it."""
+        """Reads the request body and discards it."""
         received = 0
         while (message := await self._receive(receive)).get("more_body") and received <= self.most_bytes:
             received += len(message["body"])
@@ -121,7 +123,8 @@ class Gate:
 
 
 def _name(host):
-    """The name of a Host header without its port; an address of IPv6 without its brackets; None where it is neither."""
+    """Returns the name in a Host header without its port, an IPv6 address without its brackets, or None for anything
+    else."""
     found = re.fullmatch(r"(?:\[([0-9a-f:]+)\]|([\w.-]+))(?::\d+)?", host)
     return found and (found[1] or found[2])
 

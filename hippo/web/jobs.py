@@ -1,4 +1,5 @@
-"""The scans that a server was given: a queue, one worker, and a folder for each that does not outlive it."""
+"""The scans uploaded to a server: a queue, one worker, and a folder for each scan, deleted with the server at the
+latest."""
 
 import contextlib
 import secrets
@@ -14,15 +15,15 @@ from hippo.errors import UserError, require
 from hippo.web.worker import RESULTS, SCAN, start_worker, where
 
 STATES = ("waiting", "running", "done", "failed")
-_START_SECONDS = 120  # for a worker to load its networks
+_START_SECONDS = 120  # time for a worker to load its networks
 _POLL_SECONDS = 0.1
-_EXPIRY_SECONDS = 5  # between two looks for results that are too old
+_EXPIRY_SECONDS = 5  # time between two checks for expired results
 _ENDED = "the process that segments ended, most likely for want of memory; try a smaller scan, or predict.py"
 
 
 @dataclass
 class Job:
-    """A scan: its id, what its user calls it, its folder, and what has become of it."""
+    """A scan: its id, the name its user gave it, its folder, and its state."""
 
     id: str
     label: str
@@ -31,16 +32,17 @@ class Job:
     steps: list = field(default_factory=lambda: ["received"])
     error: str = ""
     result: dict | None = None
-    ended: float | None = None  # time.time(), which goes on while a laptop sleeps
+    ended: float | None = None  # time.time(), which keeps running while a laptop sleeps
     deleted: bool = False
 
 
 class Jobs:
-    """Jobs in the order of their arrival; all methods may be called from any thread."""
+    """Jobs in order of arrival. All methods may be called from any thread."""
 
     def __init__(self, folder, settings, queue, job_seconds, keep_minutes, unpacked_mb):
-        """folder: for their files, emptied first; settings: the configuration of predict.py; queue: jobs that may wait;
-        job_seconds: for one job; keep_minutes: for its results. Raises UserError where the networks do not load."""
+        """folder: for the files of the jobs, emptied first; settings: the configuration of predict.py; queue: maximum
+        number of waiting jobs; job_seconds: time limit of one job; keep_minutes: how long results are kept. Raises
+        UserError if the networks cannot be loaded."""
         self.queue, self.keep_minutes, self.device = queue, keep_minutes, ""
         self._folder, self._job_seconds = Path(folder), job_seconds
         self._new_worker = lambda: start_worker(settings, unpacked_mb)
@@ -60,25 +62,26 @@ class Jobs:
         self._thread.start()
 
     def admit(self):
-        """Takes a place for an upload; False where none is free. leave() gives it back, when the upload has ended."""
+        """Reserves a place for an upload. Returns False if none is free. Call leave() when the upload has ended."""
         with self._changed:
             free = self._uploads + len(self._waiting) < self.queue and not self._closed
             self._uploads += free
             return free
 
     def leave(self):
-        """See admit."""
+        """Releases the place that admit reserved."""
         with self._changed:
             self._uploads -= 1
 
     @property
     def seconds_until_free(self):
-        """When to try again, about."""
+        """Estimated number of seconds until the next try makes sense."""
         with self._changed:
             return max(1, round(self._last_seconds * min(2, len(self._waiting))))
 
     def add(self, file, label, ending):
-        """A new Job of an open file, which is copied; label: what its user calls it, ending: of ENDINGS, or empty."""
+        """Copies an open file and returns a new Job for it. label: the name its user gave it; ending: one of ENDINGS,
+        or empty."""
         job = Job(secrets.token_urlsafe(16), label, self._folder / secrets.token_hex(8))
         job.folder.mkdir(mode=0o700)
         try:
@@ -94,40 +97,40 @@ class Jobs:
         return job
 
     def get(self, id):
-        """The Job of an id, or None where there is none, or its time is over."""
+        """Returns the Job with an id, or None if it does not exist or has expired."""
         self._forget()
         with self._changed:
             return self._jobs.get(id)
 
     def ahead_of(self, job):
-        """How many jobs come first."""
+        """Returns the number of jobs that come first."""
         with self._changed:
             running = any(other.state == "running" for other in self._jobs.values())
             return self._waiting.index(job) + running if job in self._waiting else 0
 
     def counts(self):
-        """{state: number of jobs}."""
+        """Returns {state: number of jobs}."""
         with self._changed:
             states = [job.state for job in self._jobs.values()]
             return {state: states.count(state) for state in STATES}
 
     def file(self, job, kind):
-        """The bytes of a result: labels, picture or volumes. None where there is none."""
+        """Returns the bytes of a result (labels, picture or volumes), or None if there is none."""
         with self._changed:
             paths = [] if job.deleted or job.state != "done" else job.folder.iterdir()
             return next((path.read_bytes() for path in paths if path.name.endswith(RESULTS[kind])), None)
 
     def delete(self, job):
-        """Ends a job, and removes all that is kept of it."""
+        """Ends a job and removes all of its data."""
         with self._changed:
             self._jobs.pop(job.id, None)
             job.deleted = True
             if job in self._waiting:
                 self._waiting.remove(job)
-            _remove(job.folder)  # of a job that runs, again when its worker has ended
+            _remove(job.folder)  # for a running job, again when its worker has ended
 
     def close(self):
-        """Ends the worker and removes all that is kept."""
+        """Ends the worker and removes all data."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -138,7 +141,7 @@ class Jobs:
         self._end_worker()
         _remove(self._folder)
         if self._made_parent:
-            with contextlib.suppress(OSError):  # another server uses it
+            with contextlib.suppress(OSError):  # another server uses the folder
                 self._folder.parent.rmdir()
 
     def _start_worker(self):
@@ -161,7 +164,7 @@ class Jobs:
             connection.close()
 
     def _run(self):
-        """Does one job after the other, and forgets those that are too old."""
+        """Processes one job after the other, and removes expired ones."""
         while not self._closed:
             with self._changed:
                 if not self._waiting:
@@ -174,14 +177,14 @@ class Jobs:
             self._forget()
 
     def _do(self, job):
-        """Segments a job, whatever comes of it."""
+        """Processes a job and records its result or error."""
         start = time.monotonic()
         try:
             kind, value = self._segment(job)
         except UserError as error:
             kind, value = "failed", str(error)
             self._end_worker()
-        except Exception as error:  # the worker's end, most likely; the next job has a new one
+        except Exception as error:  # most likely the worker died; the next job gets a new one
             kind, value = "failed", _ENDED
             self._end_worker()
             _log(f"error: {where(error)}")
@@ -203,7 +206,7 @@ class Jobs:
             _log(f"{kind} in {self._last_seconds:.1f} s")
 
     def _segment(self, job):
-        """("done", result) or ("failed", why) of a job, which may be deleted meanwhile."""
+        """Segments a job, which may be deleted in the meantime. Returns ("done", result) or ("failed", reason)."""
         if self._process is None or not self._process.is_alive():
             self._end_worker()
             self._start_worker()
@@ -230,7 +233,7 @@ class Jobs:
 
 
 def _log(line):
-    with contextlib.suppress(OSError):  # the terminal is gone
+    with contextlib.suppress(OSError):  # the terminal was closed
         print(line, flush=True)
 
 

@@ -1,4 +1,4 @@
-"""The process that segments what the page was given. It loads the networks once, and can be ended at any moment."""
+"""The worker process that segments uploaded scans. It loads the networks once, and can be killed at any moment."""
 
 import contextlib
 import math
@@ -29,8 +29,8 @@ from hippo.study.tables import add_statistics, save_table
 import nibabel as nib
 import numpy as np
 
-SCAN = "scan"  # name of a job's scan, whatever its user calls it
-RESULTS = {  # endings of the files of a job
+SCAN = "scan"  # file name of every job's scan, whatever its user calls it
+RESULTS = {  # file name endings of the results of a job
     "labels": ("_hippocampus.nii.gz", "_seg.nii.gz"),
     "picture": ("_hippocampus.png",),
     "volumes": ("volumes.csv",),
@@ -39,10 +39,11 @@ _CROP = {label: (f"{name} hippocampus", "", COLOURS[label]) for label, name in c
 
 
 def start_worker(settings, most_mb):
-    """(process, connection) of a new worker. settings: the configuration of predict.py; most_mb: of a scan's voxels.
+    """Starts a worker. Returns (process, connection). settings: the configuration of predict.py; most_mb: limit of a
+    scan's voxels.
 
-    It sends ("ready", device in words) or ("refused", why). For each (folder, label) that it is sent, it sends
-    ("step", word) on the way, and at last ("done", result) or ("failed", why).
+    The worker sends ("ready", device name) or ("refused", reason). For each (folder, label) that it receives, it sends
+    ("step", name) for each step, and finally ("done", result) or ("failed", reason).
     """
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
@@ -53,7 +54,7 @@ def start_worker(settings, most_mb):
 
 
 def _work(connection, settings, most_mb):
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the server, which ends this process
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the server handles Ctrl-C and ends this process
     end_with_parent()  # the server
     try:
         with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
@@ -70,41 +71,41 @@ def _work(connection, settings, most_mb):
 
 
 def warm_up(networks):
-    """Runs each network once, so that the first scan need not wait for what torch prepares."""
+    """Runs each network once, so that the first scan does not wait for torch's preparations."""
     for model in filter(None, (*networks.models, networks.any_contrast)):
         predict_volume([model], np.zeros(WINDOW, np.float32), *networks.place, True)
 
 
 def _result(folder, label, segmenter, settings, most_mb, connection):
-    """("done", result) or ("failed", why) of the scan in a folder."""
+    """Segments the scan in a folder. Returns ("done", result) or ("failed", reason)."""
     try:
         return "done", segment_upload(
             folder, label, segmenter, settings, most_mb, lambda word: connection.send(("step", word))
         )
-    except UserError as error:  # without where the server keeps its files
+    except UserError as error:  # the message must not tell where the server keeps its files
         return "failed", str(error).replace(str(folder / SCAN), "scan").replace(str(folder), ".")
     except OSError as error:
         return "failed", f"the server could not write its results ({error.strerror or 'no room'})"
-    except Exception as error:  # the server goes on, and its log has no word of the scan
+    except Exception as error:  # the server continues, and its log contains nothing about the scan
         print(f"error in a job: {where(error)}", flush=True)
         return "failed", f"this is a fault of the program ({type(error).__name__}); please report it"
 
 
 def where(error):
-    """The kind of an error and the line that raised it, without its message, which may hold what is in a scan."""
+    """Returns the type of an error and the line that raised it, without its message, which may contain data of a scan."""
     line = traceback.extract_tb(error.__traceback__)[-1]
     return f"{type(error).__name__} in {Path(line.filename).name}, line {line.lineno}"
 
 
 def segment_upload(folder, label, segmenter, settings, most_mb, progress):
-    """Segments the scan in a folder, as predict.py does, and writes its files there; returns what the page shows, plain
-    values as app.Result describes them. Raises UserError where there is nothing to show. label: what volumes.csv calls it."""
+    """Segments the scan in a folder like predict.py, and writes its files there. Returns what the page shows: plain
+    values as in app.Result. Raises UserError if there is nothing to show. label: name of the scan in volumes.csv."""
     path = next(folder.glob(f"{SCAN}*"))
     try:
         image = open_nifti(path)
     except UserError as error:
         raise UserError(str(error).removeprefix(f"{path}: ")) from None
-    # as they are in memory: scaled values take 8 bytes, others become float32 at the latest
+    # size in memory: scaled values take 8 bytes, others become float32 at the latest
     scaled = (getattr(image.dataobj, "slope", 1), getattr(image.dataobj, "inter", 0)) != (1, 0)
     size = math.prod(image.shape) * (8 if scaled else max(4, image.get_data_dtype().itemsize)) / 1e6
     require(size <= most_mb, f"{size:,.0f} MB unpacked; this page takes {most_mb} MB: crop the scan, or use predict.py")
@@ -112,7 +113,7 @@ def segment_upload(folder, label, segmenter, settings, most_mb, progress):
     single_label = segmenter.networks.single_label
     process(Item(SCAN, path, label=label), segmenter, cfg, False, progress)
     record = load_json(folder / RECORDS / "scans" / f"{SCAN}.json", "the same upload")
-    if "traceback" in record:  # its last place, without its message, which may hold what is in a scan
+    if "traceback" in record:  # print its last location without the message, which may contain data of the scan
         places = [line.strip() for line in record["traceback"].splitlines() if line.strip().startswith("File ")]
         print(f"error in a job: {places[-1]}", flush=True)
         raise UserError("this is a fault of the program; please report it")
@@ -138,7 +139,7 @@ def segment_upload(folder, label, segmenter, settings, most_mb, progress):
 
 
 def _side(row):
-    """What the page shows of a row of volumes.csv."""
+    """Returns what the page shows of a row of volumes.csv."""
     flags = flags_in(row["flags"])
     colour, doubts = verdict(flags, bool(row["total_mm3"]))
     return {
@@ -158,7 +159,7 @@ def _number(text):
 
 
 def _add_middles(sides, path, is_head):
-    """Adds where the middle of each side is, in mm of the scanner."""
+    """Adds the centre of each side, in mm of the scanner."""
     image = nib.load(path)
     labels = np.asarray(image.dataobj)
     voxels = np.argwhere(labels)
