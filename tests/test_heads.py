@@ -17,7 +17,7 @@ from hippo.models.checkpoint import load_model
 from hippo.scoring.metrics import dice
 from hippo.study.records import RECORDS
 from hippo.study.tables import COLUMNS, STATISTICS
-from tools import rescan
+from tools import simulate
 
 import nibabel as nib
 import numpy as np
@@ -162,11 +162,11 @@ def test_volumes_follow_a_known_affine(models, drawn_head, nifti):
 @pytest.mark.parametrize(
     "change",
     [
-        lambda a, m: rescan.padded(a, m, 0, 40, 0),
-        lambda a, m: rescan.padded(a, m, 2, 80, 0, "edge"),
-        lambda a, m: rescan.cut_off(a, m, 2, share_high=0.2),
-        lambda a, m: rescan.respaced(a, m, (1.3,) * 3),
-        lambda a, m: rescan.respaced(a, m, (1, 1, 3)),
+        lambda a, m: simulate.padded(a, m, 0, 40, 0),
+        lambda a, m: simulate.padded(a, m, 2, 80, 0, "edge"),
+        lambda a, m: simulate.cut_off(a, m, 2, share_high=0.2),
+        lambda a, m: simulate.respaced(a, m, (1.3,) * 3),
+        lambda a, m: simulate.respaced(a, m, (1, 1, 3)),
     ],
     ids=["shifted", "neck", "top cut", "1.3 mm", "slices"],
 )
@@ -184,7 +184,7 @@ def test_rescans_are_found(models, head, found, nifti, change):
 
 def test_other_contrasts_are_flagged(models, head, found, nifti):
     source = nib.load(head[0])
-    array, affine = rescan.inverted(np.asarray(source.dataobj), source.affine)
+    array, affine = simulate.inverted(np.asarray(source.dataobj), source.affine)
     _, sides, located, _ = run(models, nifti("inverted.nii", array, affine))
     assert "contrast_not_t1" in located.flags or all(side.problem for side in sides)
     assert "contrast_not_t1" not in found[2].flags

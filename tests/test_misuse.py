@@ -6,7 +6,7 @@ import phantom
 import predict
 from hippo.data.augment import PARTS
 from hippo.options import configure
-from tools.rescan import respaced
+from tools.simulate import respaced
 
 import nibabel as nib
 import numpy as np

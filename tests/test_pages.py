@@ -9,7 +9,7 @@ from hippo.heads.flags import FLAGS
 from hippo.options import RENAMED, configure, constants
 from hippo.segmenter import Settings
 from tools import report
-from tools.tables_promises import PROMISES, marked_tests, promises
+from tools.report import PROMISES, marked_tests, promises
 
 import pytest
 from conftest import ROOT

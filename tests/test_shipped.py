@@ -9,7 +9,7 @@ from hippo.heads.locate import ETIV_SCALE
 from hippo.models.checkpoint import load_checkpoint, load_model
 from hippo.models.inference import predict_volume
 from hippo.scoring.metrics import dice
-from tools.contrasts import table
+from tools.stability import table
 
 import nibabel as nib
 import numpy as np

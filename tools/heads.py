@@ -11,96 +11,23 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import NamedTuple
 
-import predict
 from hippo.data.anatomies import draw_head, load_anatomies
-from hippo.data.nifti import read_nifti
-from hippo.device import precision
-from hippo.errors import require
 from hippo.files import ROOT, save_json
 from hippo.heads.anatomy import SIDES
 from hippo.heads.locate import ETIV_SCALE, locate
-from hippo.heads.networks import load_networks
-from hippo.heads.quality import Limits, judge, limits_of
 from hippo.heads.scan import Scan, read_scan
-from hippo.heads.segment import joint_labels, segment
-from hippo.models.inference import TrainedModel
-from hippo.options import configure
+from hippo.heads.segment import joint_labels
 from hippo.scoring.metrics import dice
-from tools import rescan
+from tools import simulate
+from tools.common import EXAMPLE, find_heads, hippodeeps_mask, load_tools, mask_of
 
 import nibabel as nib
 import numpy as np
-import torch
 
 _STABLE = ("sub-01", "sub-05", "sub-10", "sub-18")  # heads for the invariances
-_EXAMPLE = "example_brain_t1"  # hippodeep's own
 _BOX_MM = (44, 60, 44)  # around a centre: it should hold the whole hippocampus
 _CONTRASTS = 5  # images drawn from each anatomy
-
-
-def scan_of(array, affine):
-    """The Scan of a volume (D, H, W) in RAS."""
-    middle = nib.affines.apply_affine(affine, (np.array(array.shape) - 1) / 2)
-    return Scan(array, affine[:3, :3], middle, None, [])
-
-
-class Tools(NamedTuple):
-    """What predict.py segments with, on the CPU, and the names of the weights."""
-
-    models: list
-    any_contrast: TrainedModel
-    locator: TrainedModel
-    device: torch.device
-    dtype: torch.dtype
-    names: list
-    limits: Limits
-
-    def segment(self, scan, contrast="auto"):
-        """As segment.segment, judged."""
-        other = {"any_contrast": self.any_contrast, "contrast": contrast}
-        sides, located = segment(self.models, self.locator, scan, self.device, self.dtype, **other)
-        return judge(sides, scan, self.limits), located
-
-    def segment_file(self, path):
-        """(Scan of a file, what segment.segment says of it)."""
-        scan = read_scan(path)
-        return scan, self.segment(scan)
-
-    def describe(self):
-        """What a file of results says of them."""
-        return {"models": self.names, "threads": torch.get_num_threads(), "precision": precision(self.dtype)}
-
-
-def load_tools():
-    """The Tools of predict.py's default constants."""
-    cfg = configure(vars(predict), [], device="cpu")
-    networks = load_networks(cfg)
-    names = [cfg.checkpoint, cfg.partner, cfg.any_contrast]
-    used = networks.models, networks.any_contrast, networks.locator
-    return Tools(*used, *networks.place, names, limits_of(cfg))
-
-
-def find_heads(folder):
-    """The paths of the T1-weighted heads of a BIDS folder."""
-    paths = sorted(Path(folder).glob("sub-*/anat/*_T1w.nii.gz"))
-    require(paths, f"{folder}: no sub-*/anat/*_T1w.nii.gz in it; name the folder of whole heads with --heads=")
-    return paths
-
-
-def hippodeeps_mask(heads, name, side):
-    """hippodeep's mask (D, H, W) of one side of a head in a BIDS folder, boolean."""
-    folder = Path(heads) / ("other" if name == _EXAMPLE else f"derivatives/hippodeep/{name}")
-    return read_nifti(folder / f"{name}_hemi-{side[0].upper()}_mask.nii.gz")[0] >= 128
-
-
-def mask_of(side, scan):
-    """The boolean mask (D, H, W) of a Hippocampus."""
-    mask = np.zeros(scan.array.shape, bool)
-    if not side.problem:
-        mask[side.place] = side.labels > 0
-    return mask
 
 
 def run(heads, anatomies, out, hippodeep=""):
@@ -125,7 +52,7 @@ def agreement(heads, paths, tools):
     """Dice with hippodeep, distance of the middles, and intracranial volumes, of each head."""
     with open(heads / "derivatives/hippodeep/volumes.csv", newline="") as file:
         theirs = {row["participant_id"]: row for row in csv.DictReader(file)}
-    pairs = {path.name.split("_")[0]: path for path in paths} | {_EXAMPLE: heads / f"other/{_EXAMPLE}.nii.gz"}
+    pairs = {path.name.split("_")[0]: path for path in paths} | {EXAMPLE: heads / f"other/{EXAMPLE}.nii.gz"}
     rows = {}
     for name, path in pairs.items():
         scan, (sides, located) = tools.segment_file(path)
@@ -239,21 +166,23 @@ def orientations(path, tools):
 
 def perturbations(array, affine, located, scan):
     """{name: (array, affine)} of simulated rescans."""
-    result = {f"turned 20 degrees about {'xyz'[a]}": rescan.turned(array, affine, a, 20) for a in range(3)}
+    result = {f"turned 20 degrees about {'xyz'[a]}": simulate.turned(array, affine, a, 20) for a in range(3)}
     for axis, name in enumerate(("to the right", "forwards", "upwards")):
-        result[f"shifted 40 mm {name}"] = rescan.padded(array, affine, axis, 40, 0)
-    result["80 mm of empty space below"] = rescan.padded(array, affine, 2, 80, 0, "edge")
-    result["the top third cut off"] = rescan.cut_off(array, affine, 2, share_high=1 / 3)
+        result[f"shifted 40 mm {name}"] = simulate.padded(array, affine, axis, 40, 0)
+    result["80 mm of empty space below"] = simulate.padded(array, affine, 2, 80, 0, "edge")
+    result["the top third cut off"] = simulate.cut_off(array, affine, 2, share_high=1 / 3)
     middle = (np.array(array.shape) - 1) / 2 + np.linalg.solve(scan.matrix, located.centres["left"])
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
-    result["the lower front set to zero"] = rescan.faceless(
+    result["the lower front set to zero"] = simulate.faceless(
         array, affine, int(middle[1] + 35 / spacing[1]), int(middle[2])
     )
     for mm in (0.7, 1.3, 2.0):
-        result[f"voxels of {mm:g} mm"] = rescan.respaced(array, affine, (mm,) * 3)
+        result[f"voxels of {mm:g} mm"] = simulate.respaced(array, affine, (mm,) * 3)
     for axis, name in enumerate(("sagittal", "coronal", "axial")):
-        result[f"{name} slices of 3 mm"] = rescan.respaced(array, affine, [3.0 if a == axis else 1.0 for a in range(3)])
-    result["intensities inverted"] = rescan.inverted(array, affine)
+        result[f"{name} slices of 3 mm"] = simulate.respaced(
+            array, affine, [3.0 if a == axis else 1.0 for a in range(3)]
+        )
+    result["intensities inverted"] = simulate.inverted(array, affine)
     return result
 
 

@@ -14,7 +14,7 @@ import grid_search_3d
 from hippo.files import ROOT
 from hippo.options import configure, run_script
 from hippo.training.search import grid_points, results
-from tools.runs import run_all
+from tools.common import run_all
 
 DATA_ROOT = "Task04_Hippocampus"  # Decathlon folder
 OUT_DIR = "ablations/networks"  # folder for the search, and the first part of the names of the others

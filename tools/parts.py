@@ -20,9 +20,8 @@ from hippo.options import configure, run_script
 from hippo.scoring.metrics import dice
 from hippo.scoring.statistics import bootstrap, paired_differences
 from hippo.training.losses import dice_ce_loss
-from tools.benchmark import median_seconds
-from tools.heads import find_heads, hippodeeps_mask, load_tools, mask_of
-from tools.runs import train_all
+from tools.common import find_heads, hippodeeps_mask, load_tools, mask_of, train_all
+from tools.speed import median_seconds
 
 import numpy as np
 import torch

@@ -31,7 +31,7 @@ from hippo.files import atomic, load_json, save_json
 from hippo.options import configure, constants, run_script
 from hippo.training.run_folder import same_constants
 from hippo.training.search import FIGURE, RESULTS, grid_points, settings
-from tools import benchmark, cohort, ensemble, fine_tuning, ordinary_cpu, quality, skull, uncertainty, web
+from tools import benchmark, cohort, ensemble, fine_tuning, quality, simulate, uncertainty, web
 from tools import parts as tools_parts
 
 SHORT_2D = "checkpoints-2d-64"  # folder of the short 2D run, see docs/RESULTS.md
@@ -53,8 +53,8 @@ _FILES += [
     cohort.OUT,
     web.OUT,
     fine_tuning.OUT,
-    ordinary_cpu.OUT,
-    skull.OUT,
+    benchmark.OUT_ORDINARY_CPU,
+    simulate.OUT,
 ]
 _PICTURES = [uncertainty.PICTURE, quality.PICTURE, cohort.PICTURE, web.PICTURE, fine_tuning.PICTURE]
 _SUMMARISED = ("part_", "uncertainty_", "ordinary_cpu")  # runs in ABLATIONS of which a file above says what counts

@@ -17,9 +17,8 @@ from hippo.heads.quality import limits_of
 from hippo.options import configure, run_script
 from hippo.pictures import plots
 from hippo.scoring.statistics import bootstrap_of
-from tools.heads import load_tools
-from tools.observations import DEGRADATIONS, MISUSES, observe_all
-from tools.observed_heads import observe_heads
+from tools.common import load_tools
+from tools.observations import DEGRADATIONS, MISUSES, observe_all, observe_heads
 
 import numpy as np
 from scipy.optimize import nnls

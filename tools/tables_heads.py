@@ -1,4 +1,4 @@
-"""The blocks of the pages on whole heads, from results/heads.json."""
+"""The blocks of the pages on whole heads: how good, how stable, other contrasts, quality, flags and uncertainty."""
 
 from hippo.heads.anatomy import SIDES
 from hippo.heads.locate import ETIV_SCALE
@@ -6,15 +6,27 @@ from hippo.scoring.tables import markdown_table
 
 import numpy as np
 
+_KINDS = {"both": "both models of T1", "one": "a 3D model alone", "any": "the model for any contrast"}
+
 
 def sections(published):
-    """{name: function that returns Markdown}."""
+    """{name of a block: function that returns Markdown}."""
     return {
         "heads": lambda: agreement(published("heads.json")),
         "heads_rescans": lambda: rescans(published("heads.json")),
         "heads_speed": lambda: speed(published("heads.json")),
         "skull": lambda: skull(published("skull.json")["heads"]),
         "ordinary_cpu": lambda: ordinary_cpu(published("ordinary_cpu.json")),
+        "repeatability": lambda: repeatability(published("repeatability.json")),
+        "sizes": lambda: sizes(published("repeatability.json")["anatomies"]),
+        "any_contrast_cases": lambda: cases(published("any_contrast.json")["cases"]),
+        "any_contrast_heads": lambda: other_contrasts(published("any_contrast.json")),
+        "quality": lambda: kinds(published("quality.json")["kinds"]),
+        "quality-degradations": lambda: degradations(published("quality.json")["kinds"]["both"]["degradations"]),
+        "quality-thresholds": lambda: thresholds(published("quality.json")["kinds"]),
+        "quality-heads": lambda: judged(published("quality.json")),
+        "flags": lambda: flags(published("quality.json")["flags"]),
+        "uncertainty": lambda: uncertainty(published("uncertainty.json")["methods"]),
     }
 
 
@@ -84,7 +96,7 @@ def ordinary_cpu(results):
     s = results["speed"]
     return (
         f"On two cores of a processor without bf16 ({results['instructions']}, {results['precision']}), in "
-        f"`python -m tools.ordinary_cpu`: **{s['seconds_a_head']['mean']:.1f} s a head** (worst "
+        f"`python -m tools.benchmark --only=ordinary_cpu`: **{s['seconds_a_head']['mean']:.1f} s a head** (worst "
         f"{s['seconds_a_head']['worst']:.1f}), {s['peak_memory_mib'] / 1024:.2f} GiB; `python train_3d.py` takes "
         f"{results['training_minutes']:.0f} minutes and scores {results['dice']:.4f}."
     )
@@ -122,3 +134,149 @@ def _worst(value):
 def _orientations(results):
     same = list(results["orientations"].values())
     return f"{sum(n == 48 for n in same)} of {len(same)}"
+
+
+def repeatability(results):
+    """How volumes change in each kind of rescan, beside hippodeep where it was measured."""
+    ours, theirs = results["summary"]["ours"], results["summary"].get("hippodeep")
+    rows = []
+    for kind, parts in ours.items():
+        row = [
+            kind,
+            *(_change(parts[part]) for part in ("whole", "anterior", "posterior")),
+            f"{parts['whole']['dice']:.3f}",
+        ]
+        rows.append([*row, _change(theirs[kind]["whole"]), f"{theirs[kind]['whole']['dice']:.3f}"] if theirs else row)
+    titles = ["rescan", "whole", "anterior", "posterior", "Dice, whole"]
+    return markdown_table(titles + ["hippodeep: whole", "hippodeep: Dice, whole"] * bool(theirs), rows)
+
+
+def _change(part):
+    failed = f", {part['failed']} of {part['of']} failed" * bool(part["failed"])
+    return f"{part['median_percent']:.2f} ({part['percentile_95_percent']:.1f}){failed}"
+
+
+def sizes(result):
+    """The line through true and found volumes."""
+    true = [side["true_mm3"] for side in result["sides"]]
+    ratio = result["ratio"]
+    return (
+        f"{len(true)} hippocampi of {min(true):,} to {max(true):,} mm³: found volume = **{result['slope']:.2f}** x true volume "
+        f"{result['intercept_mm3']:+.0f} mm³, correlation {result['correlation']:.3f}, mean difference "
+        f"{result['bias_mm3']:+.0f} mm³, whole Dice {result['dice']:.3f}. Found / true: {ratio['mean']:.3f} on average, "
+        f"**{ratio['smallest third']:.3f}** in the smallest third, **{ratio['largest third']:.3f}** in the largest."
+    )
+
+
+def cases(kinds):
+    """Dice of the model for any contrast on the held-out crops."""
+    rows = []
+    for kind, row in kinds.items():
+        anterior, posterior = row["dice"]
+        spread = np.std([np.mean(dices) for dices in row["cases"].values()])
+        rows.append(
+            [kind, f"**{(anterior + posterior) / 2:.4f}** ± {spread:.4f}", f"{anterior:.4f}", f"{posterior:.4f}"]
+        )
+    return markdown_table(["52 held-out crops, intensities", "mean Dice", "anterior", "posterior"], rows)
+
+
+def other_contrasts(results):
+    """What becomes of heads of other contrasts, with the choice and with the models of T1 alone."""
+    parts = {f"synthetic {name}": row for name, row in results["painted"].items()}
+    parts["20 heads, inverted"] = results["inverted_heads"]
+    rows = []
+    for name, part in parts.items():
+        for choice in ("auto", "t1"):
+            row = part[choice]
+            score = f"{row['dice']['mean']:.3f}, worst {row['dice']['worst']:.3f}" if row["dice"] else "-"
+            found = f"{row['found']} of {row['sides']}"
+            failed = f"{row['failed']} ({row['failed_without_a_flag']} without a flag)"
+            rows.append([name, choice, found, str(row["any_contrast"]), score, failed])
+    titles = [
+        "heads",
+        "`--contrast`",
+        "segmented",
+        "by the model for any contrast",
+        "whole Dice",
+        "wrong (Dice < 0.5)",
+    ]
+    return markdown_table(titles, rows)
+
+
+def kinds(results):
+    """How well the Dice is predicted, for each set of coefficients."""
+    rows = []
+    for kind, row in results.items():
+        values = [_KINDS[kind], row["observations"], row["failures"]]
+        values += [interval(row[name], digits) for name, digits in (("mae", 3), ("mae_of_misuses", 3), ("auroc", 3))]
+        rows.append([*values, f"{row['auroc_of_confidence']:.3f}"])
+    titles = ["segmented by", "segmentations", "with Dice < 0.75", "mean absolute error, without misuses"]
+    titles += ["mean absolute error, misuses", "AUROC of `quality` for Dice < 0.75", "AUROC of the models' confidence"]
+    return markdown_table(titles, rows)
+
+
+def degradations(results):
+    """The Dice of each kind of degradation, and the predicted one."""
+    rows = [
+        [name, row["n"], *(f"{row[key]:.3f}" for key in ("dice", "predicted", "mae", "of_a_constant"))]
+        for name, row in results.items()
+    ]
+    titles = [
+        "kind",
+        "segmentations",
+        "mean Dice",
+        "mean `quality`",
+        "mean absolute error",
+        "the same for the best constant",
+    ]
+    return markdown_table(titles, rows)
+
+
+def thresholds(results):
+    """What each threshold of low_quality costs."""
+    rows = []
+    for level in results["both"]["thresholds"]:
+        costs = [results[kind]["thresholds"][level] for kind in _KINDS]
+        cells = [f"{100 * cost[name]:.1f}" for cost in costs for name in ("good_flagged", "bad_missed")]
+        rows.append([level, *cells])
+    titles = [f"{_KINDS[kind]}: {what}, %" for kind in _KINDS for what in ("good flagged", "bad missed")]
+    return markdown_table(["`LOW_QUALITY`", *titles], rows)
+
+
+def judged(results):
+    """What became of the heads, as they are and misused."""
+    found, sides = results["heads"], results["sides"]
+    flagged = {name: side["flags"] for name, side in found["sides"].items() if side["flags"] or side["problem"]}
+    names = "; ".join(f"{name} ({', '.join(flags)})" for name, flags in flagged.items())
+    upside, elsewhere = found["upside_down"], found["elsewhere"]
+    return (
+        f"Spearman's correlation of quality with the Dice with hippodeep is **{interval(found['spearman'], 2)}** over "
+        f"{len(found['sides'])} hippocampi. {len(flagged)} of them are flagged: {names}. When the image is upside down and "
+        f"the header does not say so, {upside['flagged']} of {upside['of']} are flagged or refused; when the window lies far from "
+        f"a hippocampus, {elsewhere['flagged']} of {elsewhere['of']}. `--side=auto` finds the right side of {sides['right']} of "
+        f"{sides['of']} crops."
+    )
+
+
+def flags(results):
+    """The share of the cases and of the heads that raises each flag."""
+    rows = [[f"`{name}`", *(f"{100 * row[key]:.1f}" for key in ("cases", "heads"))] for name, row in results.items()]
+    return markdown_table(["flag", "260 crops, %", "40 hippocampi of 20 heads, %"], rows)
+
+
+def interval(part, digits):
+    """A mean and its interval, as in 0.031 (0.029 to 0.033)."""
+    mean, low, high = (f"{value:.{digits}f}" for value in (part["mean"], *part["interval"]))
+    return f"{mean} ({low} to {high})"
+
+
+def uncertainty(methods):
+    """The uncertainties side by side."""
+    rows = []
+    for name, row in methods.items():
+        spread = interval(row["spread_against_error"], 2) if row["spread_against_error"] else "-"
+        cells = [interval(row[key], digits) for key, digits in (("dice", 4), ("calibration_error", 4))]
+        cells += [interval(row["aurc_voxels"], 4), interval(row["aurc_cases"], 4), spread, f"{row['seconds']:.2f}"]
+        rows.append([name, *cells])
+    titles = ["", "Dice", "calibration error", "AURC, voxels", "AURC, cases", "spread and error of volumes", "s a crop"]
+    return markdown_table(titles, rows)

@@ -1,9 +1,87 @@
-"""Simulated rescans of a head: turned, shifted, cut, of other voxels, noisier, shaded. Volumes (D, H, W) in RAS with their
-(4, 4) affine."""
+"""Simulated scans: rescans of a head (turned, shifted, cut, of other voxels, noisier, shaded), and heads painted from anatomies.
+As a command, measures what the scalp, the skull and the face change: synthetic T1-weighted heads with them, and with zeros in
+their place.
+
+    python -m tools.simulate --anatomies=anatomies      some minutes on two cores; writes skull.json
+"""
+
+from pathlib import Path
+
+from hippo.data.anatomies import BETWEEN, FLUID, GREY, OUTSIDE, WHITE
+from hippo.data.nifti import read_nifti
+from hippo.errors import require
+from hippo.files import save_json
+from hippo.heads.anatomy import FREESURFER, LABELS, SIDES
+from hippo.heads.scan import Scan
+from hippo.heads.segment import joint_labels
+from hippo.options import configure, run_script
+from hippo.scoring.metrics import dice
+from tools.common import load_tools
 
 import nibabel as nib
 import numpy as np
 from scipy.ndimage import affine_transform, gaussian_filter
+
+ANATOMIES = "anatomies"  # folder of label maps, see get_data.py
+OUT = "skull.json"  # file to write
+
+_SIDES = {side: (FREESURFER[side], LABELS[side]) for side in SIDES}  # the label in an anatomy, and those of predict.py
+_TISSUES = ("white matter", "grey matter", "fluid", "outside")
+PAINTED = {
+    "T1": (0.9, 0.6, 0.15, 0.5),
+    "T2": (0.35, 0.5, 1, 0.3),
+    "PD": (0.7, 0.85, 0.95, 0.5),
+    "FLAIR": (0.55, 0.7, 0.1, 0.4),
+}
+PAINTED = {name: dict(zip(_TISSUES, values)) for name, values in PAINTED.items()}
+
+
+def main():
+    run(configure(globals()))
+
+
+def run(cfg):
+    """Segments each head in both ways and writes the file."""
+    paths = sorted(Path(cfg.anatomies).glob("*.nii.gz"))
+    require(
+        paths, f"{cfg.anatomies}: no label maps in it; get them with: python get_data.py --anatomies={cfg.anatomies}"
+    )
+    tools, heads = load_tools(), {}
+    for number, path in enumerate(paths):
+        whole, truth = paint(path, "T1", np.random.default_rng([5, number]))
+        stripped = whole._replace(array=np.where((truth == 0) | (truth >= OUTSIDE), 0, whole.array))
+        found, heads[path.name] = {}, {"intracranial_mm3": int(np.count_nonzero((truth > 0) & (truth < OUTSIDE)))}
+        for name, scan in (("whole head", whole), ("brain", stripped)):
+            sides, located = tools.segment(scan)
+            found[name] = joint_labels(sides, scan)
+            row = {"etiv_mm3": located.etiv_mm3, "flags": sorted({flag for side in sides for flag in side.flags})}
+            for side, (label, ours) in _SIDES.items():
+                mask = np.isin(found[name], ours)
+                row[side] = {"mm3": int(mask.sum()), "dice": dice(mask, truth == label)}
+            heads[path.name][name] = row
+        both = {side: dice(*(np.isin(labels, ours) for labels in found.values())) for side, (_, ours) in _SIDES.items()}
+        heads[path.name]["agreement"] = both
+        print(path.name, heads[path.name], flush=True)
+    save_json(cfg.out, {**tools.describe(), "heads": heads})
+
+
+# ---- heads painted from anatomies
+
+
+def paint(path, contrast, rng):
+    """(Scan, label map (D, H, W)) of an anatomy, painted in one of PAINTED at 1 mm, slightly blurred and noisy."""
+    labels = read_nifti(path)[0].astype(int)
+    values = PAINTED[contrast]
+    mean = np.full(1024, values["outside"])
+    tissues = {"white matter": WHITE, "grey matter": (*GREY, *BETWEEN), "fluid": FLUID}
+    for tissue, members in tissues.items():
+        mean[list(members)] = values[tissue]
+    mean[0] = 0.02
+    image = gaussian_filter(mean[labels], 0.5) + 0.03 * rng.standard_normal(labels.shape)
+    return Scan(image.astype(np.float32), np.eye(3), np.zeros(3), None, []), labels
+
+
+# ---- rescans of a head: volumes (D, H, W) in RAS with their (4, 4) affine
 
 
 def rotation(axis, degrees):
@@ -108,3 +186,7 @@ def inverted(array, affine):
     """The head with dark and bright exchanged where it is not background."""
     top = np.percentile(array, 99.5)
     return np.where(array > 0.05 * top, np.clip(1.1 * top - array, 0, None), array).astype(np.float32), affine
+
+
+if __name__ == "__main__":
+    run_script(main)

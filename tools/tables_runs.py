@@ -1,4 +1,4 @@
-"""The tables of the 3D runs, of the cross-validation and of the steps that led to the recipe."""
+"""The tables of the runs of one split: 3D, the steps that led to the recipe, the searches, and 2D."""
 
 import cross_validate
 from hippo.scoring.statistics import bootstrap, paired_differences
@@ -11,7 +11,7 @@ DEFAULT_SEEDS = ("3d", "ablations/seed_1", "ablations/seed_2")  # runs of the de
 
 
 def sections(published):
-    """{name of a block: function that returns it}."""
+    """{name of a block: function that returns Markdown}."""
     steps = {("8", "two poolings, a smaller patch: **the default**"): DEFAULT_SEEDS}
     steps |= {("", "for comparison: step 5 for 24 epochs"): ["ablations/adamw_24_epochs"]}
     default = {("0", "**the default**"): DEFAULT_SEEDS}
@@ -24,20 +24,21 @@ def sections(published):
         "original-3d": lambda: original_3d(published),
         "without-3d": lambda: steps_table(published, default | published.ablations("default_*"), DEFAULT_SEEDS),
         "tta-3d": lambda: tta_table(published),
-        "together": lambda: ensemble_table(
-            published("ensemble/metrics.json"), published("ablations/three_seeds/metrics.json")
-        ),
-        "errors": lambda: errors_table(published("cross_validation.json")["mean"]),
-        "cross-validation": lambda: cross_validation_table(published("cross_validation.json"), published.references),
-        "unseen": lambda: unseen_table(published("cross_validation.json"), published("3d/config.json")),
-        "cross-validation-ensemble": lambda: several_seeds(published),
         "flips": lambda: flips_table(published),
-        "comparison-3d": lambda: comparison_table(published),
         "grid-3d": lambda: search_table(published(f"search_3d/{RESULTS}")),
         "grid-3d-networks": lambda: search_table(published(f"ablations/networks/{RESULTS}")),
         "grid-3d-networks-minutes": lambda: search_table(equal_minutes(published)),
         "grid-3d-inr-rate": lambda: search_table(published(f"ablations/grid_3d_inr_rate/{RESULTS}")),
         "grid-3d-deep": lambda: search_table(published(f"ablations/grid_3d_deep_supervision/{RESULTS}")),
+        "robust-parts": lambda: parts(published("robust_parts.json")),
+        "short-2d": short_recipe,
+        "slices-2d": lambda: slices_table(published("2d/metrics.json")),
+        "steps-2d": lambda: steps_2d_table(published),
+        "epochs-2d": lambda: epochs_2d_table(published("2d/history.json"), published("2d/metrics.json")),
+        "labels-2d": lambda: labels_table(published("2d/metrics.json")),
+        "grid-2d": lambda: search_table(published(f"search_2d/{RESULTS}")),
+        "grid-2d-rate": lambda: search_table(published(f"ablations/grid_2d_rate/{RESULTS}")),
+        "grid-2d-networks": lambda: search_table(published(f"ablations/grid_2d_networks/{RESULTS}")),
     }
 
 
@@ -184,107 +185,75 @@ def original_3d(published):
     return markdown_table(["epoch", "training loss", "validation loss", "Dice, one view", "Dice, TTA"], rows)
 
 
-def ensemble_table(metrics, several):
-    """Both runs and their average; and, for comparison, the average of several seeds of the first."""
-    parts = [*metrics["members"].items(), ("**3D and 2D together**", metrics["mean"])]
-    parts.append((f"for comparison: {len(several['members'])} seeds of the 3D run together", several["mean"]))
-    rows = [
-        [name, mean_dice(part["dice"]), *(f"{d:.4f}" for d in part["dice"]), mean_dice(part["nsd_1mm"])]
-        for name, part in parts
-    ]
-    return markdown_table(["run", "mean Dice", "anterior", "posterior", "NSD at 1 mm"], rows)
+def parts(results):
+    """What each part of the augmentation does: on the held-out crops, on heads, and to the time of a batch."""
+    rows = []
+    for name, row in results["parts"].items():
+        strengths = ", ".join(f"`{option.upper()}={value:g}`" for option, value in row["strengths"].items())
+        values = [name, strengths or "-"]
+        for on in ("crops", "heads"):
+            change = "-" if name == "default" else with_interval(row[on]["difference"])
+            values += [f"{np.mean(row[on]['seeds']):.4f}", change]
+        rows.append([*values, f"{results['batch_ms'][name]:.0f}"])
+    titles = ["added to the default recipe", "strength", "52 crops: Dice", "difference"]
+    table = markdown_table([*titles, "20 heads: Dice with hippodeep", "difference", "ms a batch"], rows)
+    return f"{table}\n\nA training step takes {results['step_ms']:.0f} ms on {results['threads']} cores."
 
 
-def member_label(name, total):
-    """What a member of cross_validation.json is called in a table; "" is all of them together."""
-    if name:
-        return f"{name[:2].upper()} alone, seed {name[3:]}"
-    return f"**all {total} together**" if total > 2 else "**3D and 2D together**"
+# ---- 2D
 
 
-def cross_validation_table(result, references):
-    """Each model alone, all together, and nnU-Net, on all folds."""
-    members, rows = {**result["members"], "": result}, []
-    for name, part in members.items():
-        (low, high), dice = part["interval"]["interval"], part["mean"]["dice"]
-        rows.append(
-            [
-                member_label(name, len(members) - 1),
-                f"**{part['interval']['mean']:.4f}** ({low:.4f} to {high:.4f})",
-                f"{dice[0]:.4f} / {dice[1]:.4f}",
-                ", ".join(mean_dice(fold["mean"]["dice"]) for fold in part["folds"]),
-                with_interval(part["difference"]),
-                f"{np.mean(part['training_minutes']):.1f}",
-            ]
-        )
-    peer = references["cross_validation"]
-    rows.append([peer["who"], f"{peer['mean_dice']:.4f}", peer["labels"], peer["folds"], "–", peer["cost"]])
-    header = ["who", f"mean Dice, {len(result['cases'])} cases (95 % interval)", "anterior / posterior", "folds 0 to 4"]
-    return markdown_table([*header, "difference from nnU-Net, case by case", "minutes of training a fold"], rows)
+def short_recipe():
+    """The commands of the 2D recipe of minutes, with cross_validate.py's slices."""
+    slices = {"size": cross_validate.SLICE_SIZE, "slices_per_plane": cross_validate.SLICES_PER_PLANE}
+    options = " ".join(f"--{name}={value:g}" for name, value in (slices | cross_validate.PLAIN_SLICES).items())
+    return (
+        f"```bash\npython data_aug.py --out_dir=dataset_2d_64 {options}\n"
+        "python train2d.py --recipe=short --data_dir=dataset_2d_64 --out_dir=checkpoints-2d-64\n```"
+    )
 
 
-def unseen_table(result, config):
-    """The same on the cases of which no score chose the recipe, and the gain of all together over 3D alone."""
-    unseen, theirs = config["data"]["train_cases"], cross_validate.read_peer(cross_validate.PEER)
-    scores = {name: part["dice"] for name, part in result["members"].items()}
-    scores[""] = {case: values["dice"] for case, values in result["cases"].items()}
-    rows = [["nnU-Net v1 3d_fullres, official release", mean_dice([theirs[case] for case in unseen]), "–"]]
-    for name, dice in scores.items():
-        ours = [np.mean(dice[case]) for case in unseen]
-        difference = bootstrap([d - theirs[case] for d, case in zip(ours, unseen)])
-        rows.append([member_label(name, len(scores) - 1), mean_dice(ours), with_interval(difference)])
-    first, total = (member_label(name, len(scores) - 1).strip("*") for name in (next(iter(scores)), ""))
-    table = markdown_table(["who", f"mean Dice, {len(unseen)} cases", "difference (95 % interval)"], rows)
-    return f"{table}\n\nOn all {len(result['cases'])} cases, {total} minus {first}: {with_interval(result['gain'])}."
+def slices_table(metrics):
+    """Scores of single slices, by both ways of deciding and of counting."""
+    rows = []
+    for key, decided in (("slices", "the volume's own voxels"), ("slices_by_pixel", "the slice's pixels")):
+        ours, theirs = "truth or prediction has it", "always; 1 if both lack it (the original's)"
+        for text, end in ((ours, ""), (theirs, "_original")):
+            dice, nsd = (metrics[key][f"{name}{end}"] for name in ("dice", "nsd_1mm"))
+            rows.append([decided, text, *(f"{v:.4f}" for v in (*dice, np.mean(dice), *nsd, np.mean(nsd)))])
+    scores = ["Dice ant.", "Dice post.", "mean Dice", "NSD ant.", "NSD post.", "mean NSD"]
+    return markdown_table(["predicted for", "a slice counts for a label if", *scores], rows)
 
 
-def several_seeds(published):
-    """The cross-validation of several seeds of both models, on all cases and on those that did not choose the default recipe."""
-    result = published("cross_validation_ensemble/cross_validation.json")
-    tables = [
-        cross_validation_table(result, published.references),
-        unseen_table(result, published("3d/config.json")),
-        f"The border as a plane, instead of voxel by voxel: {with_interval(result['border_gain'])}.",
-    ]
-    return "\n\n".join(tables)
+def steps_2d_table(published):
+    """Slices (by the original's definition and by ours) and fused volumes after each change of the 2D recipe."""
+    epochs = published("ablations/2d_original/config.json")["constants"]["EPOCHS"]
+    rows = []
+    for text, name, key in (
+        (f"the original recipe, but {epochs} epochs instead of 100", "ablations/2d_original", "slices_by_pixel"),
+        (
+            "a smaller network, larger rate, average of the weights, cross-entropy",
+            "ablations/2d_stored_augmentation",
+            "slices_by_pixel",
+        ),
+        ("+ augmentation anew in each epoch, smoothing of 32 pixels", "2d", "slices_by_pixel"),
+        ("+ decided for the volume's own voxels", "2d", "slices"),
+    ):
+        metrics = published(f"{name}/metrics.json")
+        parts = metrics[key]["dice"], metrics[key]["dice_original"], metrics["mean"]["dice"]
+        rows.append([text, *map(mean_dice, parts), f"{metrics['training_minutes']:.1f}"])
+    header = ["recipe", "slices, Dice", "slices, the original's definition", "fused volumes, Dice", "minutes"]
+    return markdown_table(header, rows)
 
 
-def errors_table(mean):
-    """What errors of the outline and of the border between the parts cost, in the cross-validation of both models."""
-    rows = [
-        ["the two parts", mean_dice(mean["dice"])],
-        ["the whole hippocampus, as one label", mean_dice(mean["dice_whole"])],
-        [
-            "the two parts, were the border right wherever truth and prediction overlap",
-            mean_dice(mean["dice_true_border"]),
-        ],
-    ]
-    return markdown_table(["what is scored", "mean Dice"], rows)
-
-
-def comparison_table(published):
-    """Our figures beside those that others published."""
-    references, folds = published.references, published("cross_validation.json")
-    runs = [published(f"{name}/metrics.json") for name in DEFAULT_SEEDS]
-    dice, same = np.array([metrics["mean"]["dice"] for metrics in runs]), references["same_52_cases"]
-    rows = [
-        [
-            "**this repository**, 3D",
-            f"{len(runs[0]['cases'])} held-out cases, final weights, mean of {len(runs)} seeds",
-            f"**{dice.mean():.4f}** ({' / '.join(f'{d:.4f}' for d in dice.mean(0))})",
-            "measured, the table of seeds above",
-        ],
-        [same["who"], same["protocol"], f"{same['mean_dice']:.4f}", same["source"]],
-    ]
-    for name, part in (("3D", next(iter(folds["members"].values()))), ("3D and 2D (three planes) together", folds)):
-        dice = part["mean"]["dice"]
-        rows.append(
-            [
-                f"**this repository**, {name}",
-                f"5-fold cross-validation, {len(folds['cases'])} cases",
-                f"**{mean_dice(dice)}** ({dice[0]:.4f} / {dice[1]:.4f})",
-                "measured, see above",
-            ]
-        )
-    rows += [[r["who"], r["protocol"], r["dice"], r["source"]] for r in references["others"]]
-    return markdown_table(["who", "protocol", "mean Dice (anterior / posterior)", "source"], rows)
+def epochs_2d_table(history, metrics):
+    """Scores of single slices in the first, some middle and the best epoch."""
+    n, best = len(history["seconds"]), metrics["best"]["epoch"]
+    rows = []
+    twenty, fifty = ("20 or the nearest", 20), ("50 or the nearest", min(50, n))
+    middle = [twenty, fifty] if n > 20 else [("last", n)]
+    names = ("train_dice", "val_dice", "train_nsd", "val_nsd")
+    for text, epoch in (("first", 1), *middle, ("best", best)):
+        cells = [f"{np.mean(history[name][epoch - 1]):.4f}" for name in names]
+        rows.append([f"{text} ({epoch})", *cells, f"{sum(history['seconds'][:epoch]) / 60:.1f}"])
+    return markdown_table(["epoch", "train Dice", "val Dice", "train NSD", "val NSD", "minutes"], rows)
