@@ -5,7 +5,7 @@ from importlib.util import find_spec
 
 __version__ = "0.6.0"
 
-_PACKAGES = ("torch", "numpy", "nibabel", "scipy", "skimage", "matplotlib", "tqdm", "pyvista")
+_PACKAGES = ("torch", "numpy", "nibabel", "scipy", "skimage", "matplotlib", "tqdm", "pyvista", "filelock")
 
 _missing = [name for name in _PACKAGES if find_spec(name) is None]
 if _missing:  # one line instead of a traceback: every script imports this package before any of these
