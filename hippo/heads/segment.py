@@ -57,32 +57,40 @@ def segment(
     called with "found", "left" and "right" when these are done.
     """
     progress = progress or (lambda step: None)
-    how = {"device": device, "dtype": dtype, "tta": tta}
     located = None if scan.is_crop else locate(locator, scan, device, dtype)
     places = _places_in_crop(locator, scan, side, device, dtype) if scan.is_crop else _places(located)
     progress("found")
-
-    def both(models, **more):
-        results = []
-        for name, place in places.items():
-            known = isinstance(place, Hippocampus)
-            results.append(place if known else segment_side(models, scan, place, name, **more, **how))
-            progress(name)
-        return [_of_crop(results, side)] if scan.is_crop else results
-
-    def other():
-        looked = {name for name, place in places.items() if not isinstance(place, Hippocampus)}
-        results = both([any_contrast], kind="any")
-        return [r._replace(flags=("any_contrast", *r.flags)) if r.side in looked else r for r in results]
-
+    how = {"scan": scan, "side": side, "device": device, "dtype": dtype, "tta": tta, "progress": progress}
     if any_contrast is None or contrast == "t1":
-        return both(models, check=any_contrast), located
+        return _segment_places(models, places, check=any_contrast, **how), located
     if contrast == "any" or located and "contrast_not_t1" in located.flags:
-        return other(), located
-    results = both(models, check=any_contrast)
-    if any(result.problem or _DOUBT in result.flags for result in results):
-        results = [_better(first, second) for first, second in zip(results, other())]
+        return _segment_by_any(any_contrast, places, **how), located
+    results = _segment_places(models, places, check=any_contrast, **how)
+    doubtful = {result.side for result in results if result.problem or _DOUBT in result.flags}
+    if doubtful:
+        again = places if scan.is_crop else {name: places[name] for name in places if name in doubtful}
+        others = {result.side: result for result in _segment_by_any(any_contrast, again, **how)}
+        if scan.is_crop:  # the model for any contrast may see another side in it
+            return [_better(results[0], *others.values())], located
+        results = [_better(result, others.get(result.side, result)) for result in results]
     return results, located
+
+
+def _segment_places(models, places, scan, side, progress, **how):
+    """Returns a list with the Hippocampus at each of the places, see _places; for a crop, the one of its side."""
+    results = []
+    for name, place in places.items():
+        known = isinstance(place, Hippocampus)
+        results.append(place if known else segment_side(models, scan, place, name, **how))
+        progress(name)
+    return [_of_crop(results, side)] if scan.is_crop else results
+
+
+def _segment_by_any(any_contrast, places, **how):
+    """Segments the places with the model for any contrast. Returns what _segment_places does, flagged."""
+    looked = {name for name, place in places.items() if not isinstance(place, Hippocampus)}
+    results = _segment_places([any_contrast], places, kind="any", **how)
+    return [r._replace(flags=("any_contrast", *r.flags)) if r.side in looked else r for r in results]
 
 
 def _better(first, second):
