@@ -270,3 +270,11 @@ def test_half_written_records_and_moved_scans(run_study, phantoms, tmp_path):
     shutil.copy(phantoms / "imagesTr" / "phantom_002.nii.gz", first)
     run_study(first, "--pictures=False")
     assert {row["scan"] for row in table(tmp_path / "out" / "volumes.csv")} == {str(moved), str(first)}
+
+
+@pytest.mark.promise("rows")
+def test_two_missing_scans_are_two_rows(run_study, tmp_path):
+    """Files that cannot be read have no checksum in common."""
+    for name in ("one.nii.gz", "two.nii.gz"):
+        assert run_study(tmp_path / name, "--pictures=False")[0] == 2
+    assert [Path(row["scan"]).name for row in table(tmp_path / "out" / "volumes.csv")] == ["one.nii.gz", "two.nii.gz"]

@@ -143,7 +143,7 @@ def _told_apart(folder, scans, items):
     name, also when it was moved; a new file whose name is taken gets its folder as a prefix."""
     names, taken, result = {real_path(path): name for name, path in scans.items()}, {*map(folded, scans)}, []
     gone = [name for name, path in scans.items() if not os.path.lexists(path)]
-    moved = {record["sha256"]: name for name in gone if (record := load_record(folder, name))}
+    moved = {record["sha256"]: name for name in gone if (record := load_record(folder, name)) and record["sha256"]}
     for item in items:
         path, name = os.path.abspath(item.path), names.get(real_path(item.path))
         if name is None and moved:
