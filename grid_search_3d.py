@@ -45,8 +45,8 @@ TTA = False  # evaluate the final weights with test-time augmentation
 # system
 ONLY = ""  # key of the one point to run; list: print the keys
 COLLECT = False  # run nothing: gather the points that are there
-DEVICE = "auto"  # auto (CUDA where there is one, CPU otherwise), cpu, cuda, cuda:1
-AMP = True  # mixed precision: fp16 on CUDA, bf16 on a CPU that has it
+DEVICE = "auto"  # auto (CUDA where there is one, CPU otherwise), cpu, cuda, cuda:1, mps
+AMP = True  # mixed precision: bf16 on a GPU or CPU that has it, fp16 on older GPUs
 NUM_WORKERS = 0  # processes that augment; 0: the main one
 
 

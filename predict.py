@@ -72,8 +72,8 @@ WORKERS = 0  # scans at a time, each on its share of the cores; 0: one a core, o
 SHARD = ""  # 3/100: every hundredth scan, from the third on; shards may run at once, --collect=True joins them
 COLLECT = False  # only write the table and the page of what is in OUT_DIR
 TTA = True  # average over shifted (and, where training flipped, mirrored) views
-DEVICE = "auto"  # auto (CUDA where there is one, CPU otherwise), cpu, cuda, cuda:1
-AMP = True  # mixed precision: fp16 on CUDA, bf16 on a CPU that has it
+DEVICE = "auto"  # auto (CUDA where there is one, CPU otherwise), cpu, cuda, cuda:1, mps
+AMP = True  # mixed precision: bf16 on a GPU or CPU that has it, fp16 on older GPUs
 
 _SETTINGS = ["contrast", "side", "mirror", "labels", "probabilities", "pictures", "low_quality", "least_quality"]
 _SETTINGS += ["asymmetry", "usual_mm3", "possible_mm3", "samples", "tta", "amp"]  # results depend on them

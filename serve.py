@@ -46,7 +46,7 @@ KEEP_MINUTES = 60.0  # how long results are kept
 WORK_DIR = "serve_jobs"  # folder for uploads and results, each for a while
 CHECKPOINT = "pretrained/heads_3d.pth"  # trained weights, see predict.py
 PARTNER = "pretrained/heads_2d.pth"  # a second one, averaged with the first; empty: none
-DEVICE = "auto"  # auto (CUDA where there is one, CPU otherwise), cpu, cuda, cuda:1
+DEVICE = "auto"  # auto (CUDA where there is one, CPU otherwise), cpu, cuda, cuda:1, mps
 
 _BACKLOG = 128  # connections that wait to be taken
 _drawing = threading.Lock()

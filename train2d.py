@@ -81,8 +81,8 @@ DICE_SMOOTH = 32.0  # pixels added to numerator and denominator of the Dice, so 
 EMA = 0.999  # decay of the moving average of the weights, which is then evaluated; 0: none
 # system
 SEED = 0  # of weights and order
-DEVICE = "auto"  # auto (CUDA where there is one, CPU otherwise), cpu, cuda, cuda:1
-AMP = True  # mixed precision: fp16 on CUDA, bf16 on a CPU that has it
+DEVICE = "auto"  # auto (CUDA where there is one, CPU otherwise), cpu, cuda, cuda:1, mps
+AMP = True  # mixed precision: bf16 on a GPU or CPU that has it, fp16 on older GPUs
 NUM_WORKERS = 0  # processes that load; 0: the main one (all slices are in memory)
 RESUME = False  # go on with the unfinished run in OUT_DIR
 

@@ -56,8 +56,8 @@ DICE_SMOOTH = 1.0  # voxels added to numerator and denominator of the Dice loss:
 EMA = 0.99  # decay of the moving average of the weights, which is the result; 0: none
 # system
 SEED = 0  # of weights and drawn heads
-DEVICE = "auto"  # auto (CUDA where there is one, CPU otherwise), cpu, cuda, cuda:1
-AMP = True  # mixed precision: fp16 on CUDA, bf16 on a CPU that has it
+DEVICE = "auto"  # auto (CUDA where there is one, CPU otherwise), cpu, cuda, cuda:1, mps
+AMP = True  # mixed precision: bf16 on a GPU or CPU that has it, fp16 on older GPUs
 NUM_WORKERS = 0  # processes that draw heads; 0: the main one
 RESUME = False  # go on with the unfinished run in OUT_DIR
 
@@ -110,7 +110,7 @@ def validation(heads, device, dtype, loss_function):
             with autocast(device, dtype):
                 logits = model(image)
             losses.append(loss_function(logits, shares).item())
-            dices.append(dice_of_logits(logits, shares)[0])
+            dices.append(dice_of_logits(logits, shares)[0].tolist())
         unknown = [float("nan")] * 2
         return {
             "val_loss": float(np.mean(losses)),

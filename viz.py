@@ -52,8 +52,8 @@ OUT = "3D_vis.png"  # picture to write, overwritten
 BY_LABEL = False  # True: anterior and posterior in colours of their own; False: all crimson
 INTERACTIVE = "auto"  # open windows too: auto (where there is a display), True or False
 TTA = True  # predict with test-time augmentation
-DEVICE = "auto"  # auto (CUDA where there is one, CPU otherwise), cpu, cuda, cuda:1
-AMP = True  # mixed precision: fp16 on CUDA, bf16 on a CPU that has it
+DEVICE = "auto"  # auto (CUDA where there is one, CPU otherwise), cpu, cuda, cuda:1, mps
+AMP = True  # mixed precision: bf16 on a GPU or CPU that has it, fp16 on older GPUs
 
 _TRUE_POSITIVE, _FALSE_POSITIVE, _FALSE_NEGATIVE = "#999999", "#D55E00", "#0072B2"
 

@@ -63,12 +63,13 @@ def cpu_has_bf16():
 
 def pick_device(name="auto", amp=True):
     """Returns (torch.device, autocast dtype or None) for a name: auto (CUDA if available, else CPU), cpu, cuda,
-    cuda:1.
+    cuda:1, or mps (Apple's GPUs; auto does not choose them, since nobody has measured them yet).
 
-    Mixed precision (amp): fp16 on CUDA, bf16 on a CPU that supports it, else none, that is float32. Raises UserError
-    for an unknown name and for a device that is not available.
+    Mixed precision (amp): bf16 on a GPU or CPU that has it, fp16 on an older CUDA card, else none, that is float32.
+    Raises UserError for an unknown name and for a device that is not available.
     """
-    require(re.fullmatch(r"auto|cpu|cuda(:\d+)?", name), f"--device={name}: expected auto, cpu, cuda or cuda:1")
+    expected = "expected auto, cpu, cuda, cuda:1 or mps"
+    require(re.fullmatch(r"auto|cpu|cuda(:\d+)?|mps", name), f"--device={name}: {expected}")
     several = f"--device={name} is one device, and torchrun gives each process its own; use --device=cuda"
     require(world_size() == 1 or ":" not in name, several)
     if name == "auto":
@@ -85,8 +86,9 @@ def pick_device(name="auto", amp=True):
             f"--device={name} is not available here ({str(error).splitlines()[0]}); use --device=cpu"
         ) from None
     if device.type == "cuda":
-        return device, torch.float16 if amp else None
-    return device, torch.bfloat16 if amp and cpu_has_bf16() else None
+        bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+        return device, (torch.bfloat16 if bf16 else torch.float16) if amp else None
+    return device, torch.bfloat16 if amp and device.type == "cpu" and cpu_has_bf16() else None
 
 
 def set_up_device(name="auto", amp=True):
@@ -106,7 +108,7 @@ def set_up_device(name="auto", amp=True):
         text = torch.cuda.get_device_name(device)
     else:
         keep_freed_memory()
-        text = f"{torch.get_num_threads()} threads"
+        text = f"{torch.get_num_threads()} threads" if device.type == "cpu" else "Apple's GPU"
     print(f"device: {device} ({text}), precision: {precision(dtype)}", flush=True)
     return device, dtype
 

@@ -109,18 +109,30 @@ def test_the_shipped_models_are_found_from_any_folder(tmp_path, monkeypatch):
 def test_a_cuda_device_has_its_number(monkeypatch):
     """torch.cuda.set_device takes no device without one. CUDA itself is not here: torch's functions are replaced."""
     current = []
-    for name, value in {"is_available": True, "current_device": 0, "get_device_name": "a GPU"}.items():
-        monkeypatch.setattr(torch.cuda, name, lambda *_, value=value: value)
+    answers = {"is_available": True, "current_device": 0, "get_device_name": "a GPU", "is_bf16_supported": False}
+    for name, value in answers.items():
+        monkeypatch.setattr(torch.cuda, name, lambda *_, value=value, **__: value)
     monkeypatch.setattr(torch.cuda, "set_device", current.append)
     monkeypatch.setattr(torch, "zeros", lambda *_, **__: None)
     for name in ("auto", "cuda", "cuda:0"):
         assert set_up_device(name) == (torch.device("cuda:0"), torch.float16)
     assert current == [torch.device("cuda:0")] * 3 and set_up_device("cuda", amp=False)[1] is None
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
+    assert pick_device("cuda")[1] == torch.bfloat16
     monkeypatch.setattr(device, "world_size", lambda: 2)
     monkeypatch.setenv("LOCAL_RANK", "1")
     assert pick_device("cuda")[0] == torch.device("cuda:1")
     with pytest.raises(UserError, match="--device=cuda:0 is one device"):
         pick_device("cuda:0")
+
+
+def test_apples_gpu_is_taken_when_it_is_named(monkeypatch, capsys):
+    """There is none here: the one function that asks for it is replaced."""
+    with pytest.raises(UserError, match="--device=mps is not available here"):
+        pick_device("mps")
+    monkeypatch.setattr(torch, "zeros", lambda *_, **__: None)
+    assert set_up_device("mps") == (torch.device("mps"), None) and "Apple's GPU" in capsys.readouterr().out
+    assert pick_device("auto")[0].type == "cpu"
 
 
 def test_devices():

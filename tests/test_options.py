@@ -88,7 +88,7 @@ def test_the_model_modules_have_help(script, module):
         ("--patch=[40,40]", ["three", "as [36, 52, 36]"]),
         ("--model=UNet", ["expected one of UNet3DWithINR"]),
         ("--device=tpu9", ["--device=tpu9"]),
-        ("--device=gpu", ["--device=gpu: expected auto, cpu, cuda or cuda:1"]),
+        ("--device=gpu", ["--device=gpu: expected auto, cpu, cuda, cuda:1 or mps"]),
     ],
 )
 def test_wrong_options_are_one_line(script, phantoms, tmp_path, argument, words):

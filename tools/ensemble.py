@@ -18,8 +18,8 @@ RUNS = ["results_hippocampus-3D", "checkpoints-2d-64"]  # folders of finished ru
 DATA_ROOT = "Task04_Hippocampus"  # Decathlon folder that they were trained on
 OUT_DIR = "results_ensemble"  # folder for results; one that holds results is kept as <name>.previous-N
 TTA = True  # test-time augmentation of the 3D models
-DEVICE = "auto"  # auto (CUDA where there is one, CPU otherwise), cpu, cuda, cuda:1
-AMP = True  # mixed precision: fp16 on CUDA, bf16 on a CPU that has it
+DEVICE = "auto"  # auto (CUDA where there is one, CPU otherwise), cpu, cuda, cuda:1, mps
+AMP = True  # mixed precision: bf16 on a GPU or CPU that has it, fp16 on older GPUs
 
 
 def main():

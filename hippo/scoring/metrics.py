@@ -152,7 +152,7 @@ def volume_mm3(mask, spacing_mm):
 
 def dice_of_logits(logits, target):
     """Returns the Dice of the most probable class for each sample and label: logits (B, C, *S) and target (B, *S) to a
-    (B, C - 1) array.
+    (B, C - 1) tensor on their device.
 
     nan if neither has the label. For a target (B, C, *S) of fractions, the largest one counts.
     """
@@ -162,4 +162,4 @@ def dice_of_logits(logits, target):
     for label in range(1, logits.shape[1]):
         p, t = prediction == label, target == label
         columns.append(2 * (p & t).sum(1) / (p.sum(1) + t.sum(1)))
-    return torch.stack(columns, 1).cpu().numpy()
+    return torch.stack(columns, 1)

@@ -21,6 +21,7 @@ from tqdm import tqdm
 HISTORY = ("train_loss", "val_loss", "train_dice", "val_dice", "train_nsd", "val_nsd", "learning_rate", "seconds")
 HISTORY += ("skipped_steps",)
 MAX_BAD_STEPS = 30  # this many consecutive steps without a finite gradient end a run; an fp16 scaler needs 16 to settle
+_STEPS_AHEAD = 20  # steps that a GPU may be behind: their losses are read together, so that no step waits for another
 
 
 def unvalidated(labels):
@@ -44,6 +45,7 @@ class TrainingState:
         self.history = {name: [] for name in HISTORY}
         self.best = {"epoch": 0, "val_dice": -1.0}
         self.bad_steps = 0  # consecutive
+        self.unread = []  # (loss, whether the gradient is finite, Dice of the samples) of steps, tensors on the device
         self.begin_epoch()
 
     @property
@@ -145,9 +147,12 @@ def train_epoch(state, parallel, loader, loss_function, interrupt, start):
             group["lr"] = group["peak"] * share_of_peak
         train_step(state, parallel, loss_function, image, label, sampler.weight(step), state.epoch * steps + step)
         epoch["step"] = step + 1
-        losses, dices = epoch["losses"][-20:], epoch["dices"][-20:] or [np.nan]
-        bar.set_postfix(loss=f"{np.mean(losses):.3f}", dice=f"{np.nanmean(dices):.3f}")
-        if any_process(interrupt.asked) and step + 1 < steps:
+        stop = any_process(interrupt.asked)
+        if state.device.type == "cpu" or len(state.unread) == _STEPS_AHEAD or stop or step + 1 == steps:
+            read_steps(state)
+            losses, dices = epoch["losses"][-20:], epoch["dices"][-20:] or [np.nan]
+            bar.set_postfix(loss=f"{np.mean(losses):.3f}", dice=f"{np.nanmean(dices):.3f}")
+        if stop and step + 1 < steps:
             epoch["losses"], epoch["dices"] = gather_steps(epoch)
             epoch["seconds"] = time.perf_counter() - start
             state.save_all()
@@ -156,43 +161,57 @@ def train_epoch(state, parallel, loader, loss_function, interrupt, start):
 
 
 def train_step(state, parallel, loss_function, image, label, weight, number):
-    """Runs one optimiser step and adds its loss and Dice to state.unfinished_epoch.
+    """Runs one optimiser step and adds its loss and Dice to state.unread.
 
     weight: weight of this process's mean loss, 1 for a single process; number: index of the step in the run, from 0.
     """
-    cfg, epoch = state.cfg, state.unfinished_epoch
+    cfg = state.cfg
     image, label = (x.to(state.device, non_blocking=True) for x in (image, label))
     with autocast(state.device, state.dtype):
         logits = parallel(image)
     loss = loss_function(logits, label) * weight
     finite = descend(state.model, loss, state.optimisers, state.scaler, cfg.gradient_clip)
-    if cfg.ema and finite:
+    if cfg.ema:
         decay = min(cfg.ema, (1 + number) / (10 + number))
         with torch.no_grad():
             torch._foreach_lerp_(list(state.average.parameters()), list(state.model.parameters()), 1 - decay)
-    epoch["losses"].append(loss.item() / world_size() if finite else float("nan"))
-    if weight:
-        epoch["dices"] += dice_of_logits(logits[0] if isinstance(logits, list) else logits, label).tolist()
-    epoch["skipped"] += not finite
-    state.bad_steps = 0 if finite else state.bad_steps + 1
-    if state.bad_steps == MAX_BAD_STEPS:
-        raise UserError(why_it_stopped(state, loss.item()))
+    finest = (logits[0] if isinstance(logits, list) else logits).detach()
+    state.unread.append((loss.detach(), finite, dice_of_logits(finest, label) if weight else None))
 
 
 def descend(model, loss, optimisers, scaler, largest_norm):
     """Takes an optimiser step with the clipped gradient of `loss`, unless the gradient is not finite. Returns whether
-    it is finite."""
+    it is finite, a boolean tensor on the device.
+
+    On CUDA the optimisers skip the step by themselves, so that the processor need not wait for the answer.
+    """
     model.zero_grad(set_to_none=True)
     scaler.scale(loss).backward()
     for optimiser in optimisers:
         scaler.unscale_(optimiser)
-    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), largest_norm)
-    finite = bool(torch.isfinite(norm))
-    if finite:
-        for optimiser in optimisers:
+    finite = torch.isfinite(torch.nn.utils.clip_grad_norm_(model.parameters(), largest_norm))
+    for optimiser in optimisers:
+        if finite.is_cuda:
+            optimiser.found_inf = (~finite).float()
+        if finite.is_cuda or finite:
             scaler.step(optimiser)
     scaler.update()
     return finite
+
+
+def read_steps(state):
+    """Moves the losses and Dice in state.unread to state.unfinished_epoch. Raises UserError after MAX_BAD_STEPS steps
+    whose gradient is not finite."""
+    epoch = state.unfinished_epoch
+    losses, finites = (torch.stack(values).tolist() for values in list(zip(*state.unread))[:2])
+    for loss, finite, (_, _, dices) in zip(losses, finites, state.unread):
+        epoch["losses"].append(loss / world_size() if finite else float("nan"))
+        epoch["dices"] += [] if dices is None else dices.tolist()
+        epoch["skipped"] += not finite
+        state.bad_steps = 0 if finite else state.bad_steps + 1
+        if state.bad_steps == MAX_BAD_STEPS:
+            raise UserError(why_it_stopped(state, loss))
+    state.unread = []
 
 
 def end_epoch(state, learning_rate, validation, start):

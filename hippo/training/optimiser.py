@@ -33,7 +33,8 @@ def make_optimisers(model, cfg):
     taken = set(map(id, kernels + head))
     groups = [{"params": [p for p in model.parameters() if p.requires_grad and id(p) not in taken]}]
     groups += [{"params": head, "lr": cfg.inr_rate}] if head else []
-    optimisers = [torch.optim.AdamW(groups, lr=cfg.learning_rate, weight_decay=cfg.weight_decay)]
+    fused = next(model.parameters()).is_cuda or None  # on CUDA one kernel, which can skip a step by itself
+    optimisers = [torch.optim.AdamW(groups, lr=cfg.learning_rate, weight_decay=cfg.weight_decay, fused=fused)]
     if kernels:
         optimisers.append(Muon(kernels, lr=cfg.muon_rate, weight_decay=cfg.weight_decay))
     for optimiser in optimisers:
@@ -46,14 +47,19 @@ class Muon(torch.optim.Optimizer):
     """Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon): orthogonalised Nesterov momentum.
 
     A kernel is viewed as a matrix with one row per channel of its first axis. The step moves equally far in every
-    direction of that matrix. Weight decay is decoupled, as in AdamW.
+    direction of that matrix. Weight decay is decoupled, as in AdamW. If there is an attribute found_inf, a tensor on the
+    device, and it is 1, the step changes nothing, as in torch's fused optimisers.
     """
+
+    _step_supports_amp_scaling = True  # torch.amp.GradScaler then sets found_inf, instead of waiting for its value
 
     def __init__(self, params, lr, weight_decay=0.0, momentum=0.95):
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
 
     @torch.no_grad()
     def step(self, closure=None):
+        found_inf = getattr(self, "found_inf", None)
+        share = 1.0 if found_inf is None else 1 - found_inf  # of the step
         for group in self.param_groups:
             rate, momentum = group["lr"], group["momentum"]
             for p in group["params"]:
@@ -62,10 +68,12 @@ class Muon(torch.optim.Optimizer):
                 state = self.state[p]
                 if not state:
                     state["mean"] = torch.zeros_like(p)
-                mean = state["mean"]
-                mean.lerp_(p.grad, 1 - momentum)
-                direction = orthogonalise(p.grad.lerp(mean, momentum).flatten(1))  # (out, in * prod(k))
-                p.mul_(1 - rate * group["weight_decay"]).add_(direction.view(p.shape), alpha=-rate)
+                grad, mean = p.grad, state["mean"]
+                if found_inf is not None:
+                    grad = grad.nan_to_num(0.0, 0.0, 0.0)
+                mean.lerp_(grad, share * (1 - momentum))
+                direction = orthogonalise(grad.lerp(mean, momentum).flatten(1))  # (out, in * prod(k))
+                p.mul_(1 - share * (rate * group["weight_decay"])).add_(direction.view(p.shape) * share, alpha=-rate)
 
 
 def orthogonalise(matrix, steps=5):
