@@ -18,11 +18,11 @@ from pathlib import Path
 
 from hippo.data.formats import has_ending
 from hippo.data.nifti import read_nifti
-from hippo.data.spatial import cut
 from hippo.errors import UserError, fail, require
 from hippo.files import atomic, fresh_folder, save_json
 from hippo.heads.anatomy import SIDES
 from hippo.heads.scan import read_scan
+from hippo.heads.window import cut
 from hippo.options import configure, run_script
 from hippo.segmenter import Segmenter
 from hippo.study.inputs import find_t1, is_bids

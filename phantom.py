@@ -228,8 +228,8 @@ def _add_hippocampus(image, label, side, rng):
     """Draws a hippocampus and its surroundings into a head. side: -1 left, 1 right."""
     middle = np.array([side * 27.0, -22.0, -15.0]) + rng.uniform(-1.5, 1.5, 3)
     low = np.round(middle - LOW_MM - (20, 32, 20)).astype(int)
-    place = tuple(slice(start, start + n) for start, n in zip(low, (41, 65, 41)))
-    grid = np.meshgrid(*(LOW_MM[axis] + np.arange(p.start, p.stop) for axis, p in enumerate(place)), indexing="ij")
+    bbox = tuple(slice(start, start + n) for start, n in zip(low, (41, 65, 41)))
+    grid = np.meshgrid(*(LOW_MM[axis] + np.arange(p.start, p.stop) for axis, p in enumerate(bbox)), indexing="ij")
     points = (np.stack(grid, -1) - middle) * (side, 1, 1)  # the shapes are those of a right one
     found, line = make_hippocampus(points, rng)
     tail, body, head = line[5], line[28], line[50]
@@ -237,7 +237,7 @@ def _add_hippocampus(image, label, side, rng):
     def within(centre, radii):
         return (((points - centre) / radii) ** 2).sum(-1) < 1
 
-    part = image[place]
+    part = image[bbox]
     part[within(body, (11, 19, 9)) | within(head, (13, 11, 11)) | within(tail, (10, 10, 9))] = WHITE
     part[within(head + (0, 9, 5), (8, 7, 7))] = GREY  # amygdala
     part[within(body + (7, 2, 3), (2.6, 17, 3.4))] = FLUID  # temporal horn of the ventricle
@@ -245,7 +245,7 @@ def _add_hippocampus(image, label, side, rng):
     part[within(body + (-10, 2, 2), (3.5, 20, 6))] = FLUID  # cistern
     part[within(body + (-4, 3, -12), (9, 22, 3.2))] = GREY  # parahippocampal cortex
     part[found > 0] = GREY + rng.uniform(-2, 3)
-    label[place] = np.where(found > 0, found + (2 if side > 0 else 0), label[place])
+    label[bbox] = np.where(found > 0, found + (2 if side > 0 else 0), label[bbox])
 
 
 def scan_head(image, label, change, rng):

@@ -43,7 +43,7 @@ from hippo.study.bids import refuse_equal_names
 from hippo.study.inputs import find_items, find_t1, is_bids, left_out
 from hippo.study.records import has_result, is_done, load_records, load_study, open_study, shard_of, was_begun
 from hippo.study.sharing import leave
-from hippo.study.tables import etiv_of, load_adjustment, load_etivs
+from hippo.study.volumes import etiv_of, load_adjustment, load_etivs
 
 CHECKPOINT = "pretrained/heads_3d.pth"  # trained weights; last.pth and best_model.pth of any run fit as well
 PARTNER = "pretrained/heads_2d.pth"  # a second one, averaged with the first; empty: none
@@ -100,7 +100,7 @@ def run(cfg):
         print(f"{cfg.checkpoint} tells no parts apart: --labels=freesurfer")
         cfg.labels = "freesurfer"
     settings = {name: getattr(cfg, name) for name in _SETTINGS}
-    settings |= {"version": __version__, "weights": networks.checksums, "precision": precision(networks.place[1])}
+    settings |= {"version": __version__, "weights": networks.checksums, "precision": precision(networks.dtype)}
     study = {"settings": settings, "bids": source, "adjustment": adjustment}
     others = left_out(cfg.inputs, cfg.out_dir)
     parts = cfg.shard or cfg.participant_label or cfg.session_label

@@ -144,18 +144,18 @@ def head_meshes(scan, labels, located):
     hippocampi."""
     window = located.window
     inside = np.pad(gaussian_filter(located.inside, 0.7), 1)
-    place = np.eye(4)
-    place[:3, :3], place[:3, 3] = window.steps(), window.to_mm(np.array([-1.0] * 3)) + scan.middle_mm
-    meshes = [(0, surface(inside, 0.5, (1, 1, 1)).transform(place, inplace=False))]
-    place[:3, :3] = scan.matrix
+    to_world = np.eye(4)
+    to_world[:3, :3], to_world[:3, 3] = window.steps(), window.to_mm(np.array([-1.0] * 3)) + scan.middle_mm
+    meshes = [(0, surface(inside, 0.5, (1, 1, 1)).transform(to_world, inplace=False))]
+    to_world[:3, :3] = scan.matrix
     for label in range(1, 5):
         voxels = np.argwhere(labels == label)
         if len(voxels):
             low = voxels.min(0) - 1
             part = np.pad(labels[tuple(map(slice, low + 1, voxels.max(0) + 1))] == label, 1)
-            place[:3, 3] = scan.middle_mm + scan.matrix @ (low - (np.array(labels.shape) - 1) / 2)
+            to_world[:3, 3] = scan.middle_mm + scan.matrix @ (low - (np.array(labels.shape) - 1) / 2)
             mesh = surface(part, 0.5, (1, 1, 1)).smooth_taubin(n_iter=20, pass_band=0.1)
-            meshes.append((label, mesh.transform(place, inplace=False)))
+            meshes.append((label, mesh.transform(to_world, inplace=False)))
     for label, mesh in meshes:
         mesh.clear_data()
         mesh["label"] = np.full(mesh.n_points, label, np.uint8)

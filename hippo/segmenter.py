@@ -120,7 +120,8 @@ class Segmenter:
         compared = (self._is_strict(scan) and networks.shipped) or settings.contrast == "any"
         other = (networks.any_contrast, settings.contrast) if compared else (None, "t1")
         side = "right" if settings.mirror else settings.side
-        return segment(networks.models, networks.locator, scan, *networks.place, settings.tta, side, *other, progress)
+        device, dtype = networks.device, networks.dtype
+        return segment(networks.models, networks.locator, scan, device, dtype, settings.tta, side, *other, progress)
 
     def _is_strict(self, scan):
         """Whether doubtful results are refused. They are not if models or scan are phantoms, since then confidence is
@@ -130,9 +131,11 @@ class Segmenter:
     def _sample(self, scan, sides):
         """Estimates uncertainty by MC dropout. Returns (uncertainty maps in the stored orientation or None, standard
         deviations of the volumes of each side)."""
-        if not self.networks.sampler:
+        networks = self.networks
+        if not networks.sampler:
             return None, [()] * len(sides)
-        maps, spreads = sample_scan(self.networks.sampler, scan, sides, self.settings.samples, *self.networks.place)
+        samples = self.settings.samples
+        maps, spreads = sample_scan(networks.sampler, scan, sides, samples, networks.device, networks.dtype)
         return to_stored_orientation(maps, scan.image), spreads
 
     def _side(self, side, scan, spread):

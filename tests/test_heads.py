@@ -7,16 +7,15 @@ from types import SimpleNamespace
 import phantom
 import predict
 import viz
-from hippo.data import spatial
 from hippo.heads import segment as segmenting
 from hippo.heads.locate import load_locator
 from hippo.heads.scan import read_scan
 from hippo.heads.segment import joint_labels, segment
-from hippo.heads.window import likeliest, on_grid
+from hippo.heads.window import Window, likeliest, on_grid
 from hippo.models.checkpoint import load_model
 from hippo.scoring.metrics import dice
 from hippo.study.records import RECORDS
-from hippo.study.tables import COLUMNS, STATISTICS
+from hippo.study.volumes import COLUMNS, STATISTICS
 from tools import simulate
 
 import nibabel as nib
@@ -236,7 +235,7 @@ def test_the_brain_and_its_hippocampi_in_3d(script, head, tmp_path):
 
 def test_labels_on_thick_slices_hold_the_volume_of_the_window():
     """A soft ellipsoid, 5 mm thick: too few voxels of 3 mm have more than one half."""
-    window = spatial.Window(np.array([0.4, 0.2, -0.7]), (36, 52, 36), 1.0)
+    window = Window(np.array([0.4, 0.2, -0.7]), (36, 52, 36), 1.0)
     points = window.to_mm(np.moveaxis(np.indices(window.size), 0, -1)) - window.centre_mm
     soft = 1 / (1 + np.exp(np.linalg.norm(points / (1, 4, 1), axis=-1) - 2.5))
     parts = [(np.stack([1 - soft, soft / 2, soft / 2]).astype(np.float32), window)]
@@ -269,7 +268,7 @@ def test_the_choice_between_contrasts(monkeypatch, contrast, doubts, qualities, 
     def segment_side(models, scan, centre, side, check=None, **how):
         calls.append((models, check))
         flags = doubts if check and side == "left" else ()
-        window = spatial.Window(np.zeros(3), (2, 2, 2), 1.0)
+        window = Window(np.zeros(3), (2, 2, 2), 1.0)
         return segmenting.Hippocampus(side, "", qualities[models == ["other"]], flags, window=window)
 
     monkeypatch.setattr(segmenting, "segment_side", segment_side)

@@ -3,9 +3,11 @@
 import phantom
 import train_locate
 from hippo.data import anatomies
-from hippo.data.spatial import Window, bring_back, cut, largest_component, shrink
+from hippo.data.spatial import largest_component, shrink
 from hippo.heads import locate
 from hippo.heads.locate import check, load_locator
+from hippo.heads.window import Window, bring_back, cut
+from hippo.models.inference import TrainedModel, make_preprocessing
 
 import nibabel as nib
 import numpy as np
@@ -29,26 +31,27 @@ def test_what_is_found_belongs_to_the_window_that_was_looked_through(monkeypatch
     """Also where the middle of the brain moves at each look."""
     seen, moves = [], iter(np.array([[40.0, 0, 0], [80, 0, 0], [120, 0, 0]]))
 
-    def look(scan, window):
+    def view_head(scan, window):
         seen.append(window)
         return np.zeros((2, 2, 2)), np.ones((64,) * 3, bool)
 
-    monkeypatch.setattr(locate, "look", look)
+    monkeypatch.setattr(locate, "view_head", view_head)
     monkeypatch.setattr(locate, "_classify", lambda *_: np.full((4, 64, 64, 64), 0.25))
     monkeypatch.setattr(locate, "_middle", lambda *_: next(moves))
     monkeypatch.setattr(locate, "_is_t1", lambda *_: True)
-    found = locate.locate(None, None, None, None)
+    locator = TrainedModel(None, make_preprocessing(window=(64, 64, 64), spacing_mm=4.0))
+    found = locate.locate(locator, None, None, None)
     assert len(seen) == 3 and found.window is seen[-1] and found.window.centre_mm[0] == 80
 
 
 def test_a_head_has_something_around_its_brain():
     """Also a faint and noisy skull; a brain alone has none, though its background is noisy."""
-    rng, place = np.random.default_rng(0), np.linalg.norm(np.indices((64,) * 3) - 31.5, axis=0)
-    inside, noise = (place < 18).astype(float), np.abs(0.03 * rng.standard_normal(place.shape))
-    brain, seen = inside * (1 - place / 40) + noise, np.ones(place.shape, bool)
+    rng, radius = np.random.default_rng(0), np.linalg.norm(np.indices((64,) * 3) - 31.5, axis=0)
+    inside, noise = (radius < 18).astype(float), np.abs(0.03 * rng.standard_normal(radius.shape))
+    brain, seen = inside * (1 - radius / 40) + noise, np.ones(radius.shape, bool)
     assert not locate._has_skull(brain, inside, seen) and not locate._has_skull(5 + 3 * brain, inside, seen)
-    assert locate._has_skull(brain + 0.3 * ((place > 20) & (place < 24)), inside, seen)
-    assert locate._has_skull(brain, inside, place < 19)  # nothing around it is in view
+    assert locate._has_skull(brain + 0.3 * ((radius > 20) & (radius < 24)), inside, seen)
+    assert locate._has_skull(brain, inside, radius < 19)  # nothing around it is in view
 
 
 # ---- windows
@@ -65,8 +68,8 @@ def test_a_window_is_cut_and_brought_back_in_place():
         seen = cut(field, matrix, window)
         centre = (np.argwhere(seen > 0.5)).mean(0)
         assert np.allclose(window.to_mm(centre), ball, atol=0.15)
-        back, place = bring_back(np.stack([1 - seen, seen]), window, shape, matrix)
-        low = [part.start for part in place]
+        back, bbox = bring_back(np.stack([1 - seen, seen]), window, shape, matrix)
+        low = [part.start for part in bbox]
         centre = (np.argwhere(back[1] > 0.5) + low - (np.array(shape) - 1) / 2).mean(0) @ matrix.T
         assert np.allclose(centre, ball, atol=0.15) and np.allclose(back.sum(0), 1, atol=1e-4)
 

@@ -8,7 +8,7 @@ from hippo.data.nifti import to_stored_orientation
 from hippo.heads.scan import read_scan
 from hippo.heads.segment import joint_labels, segment
 from hippo.models.checkpoint import load_checkpoint, load_model, save_checkpoint
-from hippo.study.tables import COLUMNS, STATISTICS
+from hippo.study.volumes import COLUMNS, STATISTICS
 from unet_inr_3d import UNet3DWithINR
 
 import nibabel as nib

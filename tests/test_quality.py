@@ -40,8 +40,8 @@ def test_evidence_of_what_agrees_and_of_what_does_not():
     labels[3:9, 4:10, 3:9], labels[3:9, 10:16, 3:9] = 2, 1
     sure = np.stack([0.05 + 0.85 * (labels == part) for part in range(3)]).astype(np.float32)
     moved = np.roll(sure, 3, 1)
-    agreed = quality.gather([sure, sure], np.stack([sure] * 5), labels, [1600, 1700], sure)
-    apart = quality.gather([sure, moved], np.stack([sure, *[moved] * 4]), labels, [100, 500], moved)
+    agreed = quality.collect_evidence([sure, sure], np.stack([sure] * 5), labels, [1600, 1700], sure)
+    apart = quality.collect_evidence([sure, moved], np.stack([sure, *[moved] * 4]), labels, [100, 500], moved)
     assert agreed["models"] == agreed["views"] == agreed["contrast"] == agreed["component"] == 1
     assert all(apart[name] <= value for name, value in agreed.items())
     for name in ("models", "views", "contrast", "size", "expected"):
@@ -49,7 +49,7 @@ def test_evidence_of_what_agrees_and_of_what_does_not():
 
 
 @pytest.mark.promise("quality")
-@pytest.mark.parametrize("kind", ["both", "one", "any"])
+@pytest.mark.parametrize("kind", ["two_models", "one_model", "any_contrast"])
 def test_less_agreement_never_raises_the_expected_dice(kind):
     coefficients = json.loads((ROOT / quality.COEFFICIENTS).read_text())[kind]
     assert 0.8 < coefficients["most"] <= 1 and all(weight > 0 for _, _, weight in coefficients["steps"])
@@ -101,14 +101,14 @@ def rows_like(n, seed=0):
     for i in range(n):
         views, contrast = 1 - rng.uniform(0, 0.5, 2) * (i % 3 > 0)
         loss = 0.8 * max(0, 0.9 - views) + 0.5 * max(0, 0.95 - contrast)
-        evidence = {name: rng.uniform(0.8, 1) for name in ["confidence", *learning._EVIDENCE["both"]]}
+        evidence = {name: rng.uniform(0.8, 1) for name in ["confidence", *learning._EVIDENCE["two_models"]]}
         evidence |= {"views": views, "contrast": contrast}
         truth = float(np.clip(0.9 - loss + rng.normal(0, 0.01), 0, 1))
         yield {"case": f"c{i % 40}", "fold": i % 5, "degradation": names[i % 3], "dice": truth, "evidence": evidence}
 
 
 def test_the_fit_finds_what_counts_and_predicts_it_of_folds_and_degradations_that_it_has_not_seen():
-    rows, names = list(rows_like(600)), learning._EVIDENCE["both"]
+    rows, names = list(rows_like(600)), learning._EVIDENCE["two_models"]
     coefficients = learning.fit(rows, names)
     assert {"views", "contrast"} <= {name for name, _, _ in coefficients["steps"]}
     assert coefficients["most"] == pytest.approx(0.9, abs=0.02)
@@ -178,5 +178,9 @@ def test_from_runs_to_coefficients(script, whole, phantoms, tmp_path, monkeypatc
     code, _, err = script(learning, f"--runs={tmp_path / 'runs'}", f"--picture={tmp_path / 'a.png'}", *options)
     assert code == 0, err
     result = json.loads((tmp_path / "out.json").read_text())
-    assert result["sides"]["of"] == 1 and result["kinds"]["both"]["observations"] > 10
-    assert json.loads((tmp_path / "coefficients.json").read_text()).keys() == {"both", "one", "any"}
+    assert result["sides"]["of"] == 1 and result["kinds"]["two_models"]["observations"] > 10
+    assert json.loads((tmp_path / "coefficients.json").read_text()).keys() == {
+        "two_models",
+        "one_model",
+        "any_contrast",
+    }

@@ -3,7 +3,7 @@
 import os
 
 from hippo.heads.flags import FLAGS
-from hippo.study import tables
+from hippo.study import volumes
 from hippo.study.page import page
 from tools.cohort import browser, launch
 
@@ -160,36 +160,36 @@ def records_of_a_cohort(n=30, slope=0.002, seed=0):
         etiv, rows = rng.uniform(1.2e6, 1.8e6), []
         for side, more in (("left", 0), ("right", 100)):
             anterior, posterior = 1500 + slope * etiv / 2 + more, 1200 + slope * etiv / 2
-            row = dict(zip(tables.PARTS, (anterior, posterior, anterior + posterior)))
+            row = dict(zip(volumes.PARTS, (anterior, posterior, anterior + posterior)))
             row = {f"{part}_mm3": f"{value * (3 if i < 3 else 1):.1f}" for part, value in row.items()}
             flags = ("low_quality", "etiv_implausible", "intracranial_space_cut")[i] if i < 3 else "sform_only"
             row |= {"side": side, "etiv_mm3": f"{etiv:.0f}", "flags": flags}
-            rows.append(tables.empty_row(f"{i}.nii") | row)
+            rows.append(volumes.empty_row(f"{i}.nii") | row)
         records.append({"name": str(i), "participant_id": f"sub-{i}", "session_id": "", "rows": rows})
     return records
 
 
 def test_volumes_are_adjusted_for_etiv():
     records = records_of_a_cohort()
-    fit = tables.fit_adjustment(records)
+    fit = volumes.fit_adjustment(records)
     assert fit["n"] == 27 and fit["slopes"]["left"]["total"] == pytest.approx(0.002, rel=1e-3)
-    rows = tables.add_statistics(records, fit)
+    rows = volumes.add_statistics(records, fit)
     left = [float(row["total_adjusted_mm3"]) for row in rows[6:] if row["side"] == "left"]
     assert np.ptp(left) < 0.5  # what is left where eTIV explains all
     assert np.mean(left) == pytest.approx(2700 + 0.002 * fit["mean_etiv_mm3"], abs=0.5)
     assert [bool(row["total_adjusted_mm3"]) for row in rows[:6:2]] == [True, False, False]  # of no good eTIV none
-    other = tables.add_statistics(records[5:7], fit)  # given coefficients: a study too small for a fit of its own
+    other = volumes.add_statistics(records[5:7], fit)  # given coefficients: a study too small for a fit of its own
     assert [row["total_adjusted_mm3"] for row in other] == [row["total_adjusted_mm3"] for row in rows[10:14]]
-    assert tables.fit_adjustment(records[: tables.FEWEST]) == {}
+    assert volumes.fit_adjustment(records[: volumes.FEWEST]) == {}
     for record in records[3:20]:  # all of one person
         record["participant_id"] = "sub-1"
-    assert tables.fit_adjustment(records)["n"] == 11
-    assert not any(row["total_adjusted_mm3"] for row in tables.add_statistics(records, {}))
+    assert volumes.fit_adjustment(records)["n"] == 11
+    assert not any(row["total_adjusted_mm3"] for row in volumes.add_statistics(records, {}))
 
 
 def test_asymmetry():
     records = records_of_a_cohort(2)
-    rows = tables.add_statistics(records, {})
+    rows = volumes.add_statistics(records, {})
     left, right = (float(row["total_mm3"]) for row in rows[2:])
     assert (
         float(rows[2]["asymmetry"])
@@ -197,4 +197,4 @@ def test_asymmetry():
         == pytest.approx(2 * (left - right) / (left + right), abs=1e-4)
     )
     records[1]["rows"][0]["total_mm3"] = ""
-    assert not tables.add_statistics(records, {})[2]["asymmetry"]
+    assert not volumes.add_statistics(records, {})[2]["asymmetry"]

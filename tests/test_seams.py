@@ -18,7 +18,7 @@ from hippo.options import configure, run_script
 from hippo.study import batch
 from hippo.study.inputs import find_items, find_t1, left_out
 from hippo.study.records import RECORDS
-from hippo.study.tables import load_etivs
+from hippo.study.volumes import load_etivs
 
 import nibabel as nib
 import numpy as np

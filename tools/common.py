@@ -65,7 +65,7 @@ def load_tools():
     networks = load_networks(cfg)
     names = [cfg.checkpoint, cfg.partner, cfg.any_contrast]
     used = networks.models, networks.any_contrast, networks.locator
-    return Tools(*used, *networks.place, names, limits_of(cfg))
+    return Tools(*used, networks.device, networks.dtype, names, limits_of(cfg))
 
 
 def find_heads(folder):
@@ -85,7 +85,7 @@ def mask_of(side, scan):
     """The boolean mask (D, H, W) of a Hippocampus."""
     mask = np.zeros(scan.array.shape, bool)
     if not side.problem:
-        mask[side.place] = side.labels > 0
+        mask[side.bbox] = side.labels > 0
     return mask
 
 

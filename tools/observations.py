@@ -66,7 +66,7 @@ def _flipped(axis):
     return flip
 
 
-# name: function of (image (D, H, W), label, rng) to (image, label, place of the window in mm from its middle)
+# name: function of (image (D, H, W), label, rng) to (image, label, centre of the window in mm from its middle)
 DEGRADATIONS = {
     "clean": lambda image, label, rng: (image, label, np.zeros(3)),
     "wrong side": _flipped(0),
@@ -123,8 +123,8 @@ def observe_fold(runs, data_root, out_dir, fold):
         held_out = volume.id in info["val_cases"]
         for index, name in enumerate(DEGRADATIONS):
             rng = np.random.default_rng([fold, number, index])
-            kinds = {"both": (models, any_contrast), "one": (models[:1], None)} if name in some else {}
-            kinds |= {"any": ([any_contrast], None)} if held_out else {}
+            kinds = {"two_models": (models, any_contrast), "one_model": (models[:1], None)} if name in some else {}
+            kinds |= {"any_contrast": ([any_contrast], None)} if held_out else {}
             seen = DEGRADATIONS[name](volume.image, volume.label, rng)
             for kind, (members, check) in kinds.items():
                 for window in (False, True):
@@ -139,10 +139,12 @@ def observe(models, check, seen, window, kind, device, dtype):
     it is found in a window, as in a head, and else in the whole crop."""
     image, label, centre_mm = seen
     scan = scan_of(np.ascontiguousarray(image), np.eye(4))
-    side = segment_side(models, scan, centre_mm if window else None, "left", device, dtype, check=check, kind=kind)
+    side = segment_side(
+        models, scan, centre_mm if window else None, "left", device, dtype, check=check, evidence_of=kind
+    )
     found = np.zeros(label.shape, np.uint8)
     if not side.problem:
-        found[side.place] = side.labels
+        found[side.bbox] = side.labels
     return {
         "kind": kind,
         "window": window,

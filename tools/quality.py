@@ -38,7 +38,11 @@ _QUANTILES = (0.02, 0.1, 0.25, 0.5, 0.75, 0.95)  # of the evidence, where the th
 _WEIGHT_OF_MISUSES = 0.1  # in the fit; they are to be told apart, their Dice need not be known
 _ROUNDS = 8  # of weighting anew
 _OF_ONE = ["expected", "views", "component", "size", "settled", "inside_window"]
-_EVIDENCE = {"both": [*_OF_ONE, "contrast"], "one": _OF_ONE, "any": _OF_ONE}  # more kinds did not lower the error
+_EVIDENCE = {
+    "two_models": [*_OF_ONE, "contrast"],
+    "one_model": _OF_ONE,
+    "any_contrast": _OF_ONE,
+}  # more kinds did not lower the error
 
 
 def main():
@@ -62,7 +66,7 @@ def run(cfg):
     results["flags"] = shares_of_flags(rows, results["heads"], limits)
     save_json(cfg.out, results)
     heads = [[side["quality"], side["dice"]] for side in results["heads"]["sides"].values()]
-    plots.quality(points["both"], np.array(heads).T, cfg.picture, "The Dice to expect, and what it was")
+    plots.quality(points["two_models"], np.array(heads).T, cfg.picture, "The Dice to expect, and what it was")
     print(f"wrote {quality.COEFFICIENTS}, {cfg.out} and {cfg.picture}")
 
 
@@ -167,7 +171,7 @@ def sides_of_crops(rows):
     sure = {
         (row["case"], row["degradation"]): row["evidence"].get("confidence", 0)
         for row in rows
-        if row["kind"] == "both" and not row["window"]
+        if row["kind"] == "two_models" and not row["window"]
     }
     right = [sure[case, "clean"] > sure[case, "wrong side"] for case, name in sure if name == "clean"]
     return {"of": len(right), "right": int(sum(right))}
@@ -175,10 +179,10 @@ def sides_of_crops(rows):
 
 def shares_of_flags(rows, heads, limits):
     """{flag: share of the 260 cases, and of the hippocampi of the heads, that raise it}."""
-    clean = [row for row in rows if row["kind"] == "both" and row["degradation"] == "clean" and not row["window"]]
+    clean = [row for row in rows if row["kind"] == "two_models" and row["degradation"] == "clean" and not row["window"]]
     cases = collections.Counter(flag for row in clean for flag in row["flags"])
     for row in clean:
-        value = quality.predict_dice(row["evidence"], "both") if row["evidence"] else 0
+        value = quality.predict_dice(row["evidence"], "two_models") if row["evidence"] else 0
         cases["low_quality"] += value < limits.low_quality
         cases["implausible_volume"] += not limits.usual_mm3[0] <= sum(row["volumes_mm3"]) <= limits.usual_mm3[1]
     sides = heads["sides"].values()

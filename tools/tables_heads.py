@@ -6,7 +6,11 @@ from hippo.scoring.tables import markdown_table
 
 import numpy as np
 
-_KINDS = {"both": "both models of T1", "one": "a 3D model alone", "any": "the model for any contrast"}
+_KINDS = {
+    "two_models": "both models of T1",
+    "one_model": "a 3D model alone",
+    "any_contrast": "the model for any contrast",
+}
 
 
 def sections(published):
@@ -22,7 +26,7 @@ def sections(published):
         "any_contrast_cases": lambda: cases(published("any_contrast.json")["cases"]),
         "any_contrast_heads": lambda: other_contrasts(published("any_contrast.json")),
         "quality": lambda: kinds(published("quality.json")["kinds"]),
-        "quality-degradations": lambda: degradations(published("quality.json")["kinds"]["both"]["degradations"]),
+        "quality-degradations": lambda: degradations(published("quality.json")["kinds"]["two_models"]["degradations"]),
         "quality-thresholds": lambda: thresholds(published("quality.json")["kinds"]),
         "quality-heads": lambda: judged(published("quality.json")),
         "flags": lambda: flags(published("quality.json")["flags"]),
@@ -235,7 +239,7 @@ def degradations(results):
 def thresholds(results):
     """What each threshold of low_quality costs."""
     rows = []
-    for level in results["both"]["thresholds"]:
+    for level in results["two_models"]["thresholds"]:
         costs = [results[kind]["thresholds"][level] for kind in _KINDS]
         cells = [f"{100 * cost[name]:.1f}" for cost in costs for name in ("good_flagged", "bad_missed")]
         rows.append([level, *cells])

@@ -12,12 +12,11 @@ from pathlib import Path
 
 from hippo.data.cases import load_volumes
 from hippo.data.intensity import normalise
-from hippo.data.spatial import Window, cut
 from hippo.device import precision, set_up_device
 from hippo.files import save_json
 from hippo.heads.quality import expected_dice
 from hippo.heads.uncertainty import entropies, spread
-from hippo.heads.window import VIEWS, on_grid
+from hippo.heads.window import VIEWS, Window, cut, on_grid
 from hippo.models.checkpoint import load_model
 from hippo.models.inference import predict_volume, sample_volume
 from hippo.options import configure, run_script

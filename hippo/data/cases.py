@@ -182,9 +182,9 @@ def describe_data(info, cases, train, val):
     }
 
 
-def load_case(case, labels=2):
+def load_case(case, n_labels=2):
     """Reads, checks and normalises a labelled case. Returns Volume. Raises UserError, see read_nifti, and if image and
-    label do not match, a label value is not 0 to `labels`, or the spacing is not 1 mm."""
+    label do not match, a label value is not 0 to `n_labels`, or the spacing is not 1 mm."""
     array, image = read_nifti(case.image)
     label, label_image = read_nifti(case.label)
     require(
@@ -197,8 +197,8 @@ def load_case(case, labels=2):
     )
     values = np.unique(label)
     require(
-        np.isin(values, range(labels + 1)).all(),
-        f"{case.label}: expected the values {'0, 1 and 2' if labels == 2 else '0 and 1'}, got {values.tolist()[:8]}; "
+        np.isin(values, range(n_labels + 1)).all(),
+        f"{case.label}: expected the values {'0, 1 and 2' if n_labels == 2 else '0 and 1'}, got {values.tolist()[:8]}; "
         "correct the label, or the labels of dataset.json",
     )
     spacing = spacing_mm(image)
@@ -214,9 +214,9 @@ def load_volumes(root, names):
     """Loads the named cases of a Decathlon folder as Volumes. Raises UserError, see load_case, and for an unknown
     name."""
     listed, info = list_cases(root)
-    cases, labels = {case.id: case for case in listed}, count_labels(info, root)
+    cases, n_labels = {case.id: case for case in listed}, count_labels(info, root)
     for name in names:
         require(
             name in cases, f"{root}: no case {name}; name the --data_root that the run or the slices were made from"
         )
-    return [load_case(cases[name], labels) for name in names]
+    return [load_case(cases[name], n_labels) for name in names]

@@ -21,7 +21,7 @@ def in_fluid(scan, side):
     voxels, reach = np.argwhere(side.labels), np.ceil(_AROUND_MM / spacing).astype(int)
     if not len(voxels):
         return False, False
-    corner = np.array([part.start for part in side.place])
+    corner = np.array([part.start for part in side.bbox])
     low = np.maximum(corner + voxels.min(0) - reach, 0)
     high = np.minimum(corner + voxels.max(0) + 1 + reach, scan.array.shape)
     values = scan.array[tuple(map(slice, low, high))].astype(np.float32)

@@ -5,11 +5,13 @@ A small network (train_locate.py) sees the head as 64 x 64 x 64 voxels of 4 mm.
 
 from typing import NamedTuple
 
-from hippo.data.anatomies import CLASSES, SIZE, SPACING_MM
-from hippo.data.intensity import to_head_range
-from hippo.data.spatial import Window, largest_component, shrink
+from hippo.data.anatomies import CLASSES
+from hippo.data.intensity import HEAD_NORMALISATION, to_head_range
+from hippo.data.spatial import largest_component, shrink
 from hippo.device import autocast
+from hippo.errors import require
 from hippo.heads.anatomy import APART_MM, PLAUSIBLE_ETIV_MM3, SEEN_MM3, SIDES, SMALL_ETIV_MM3
+from hippo.heads.window import Window
 from hippo.models.checkpoint import load_model
 
 import numpy as np
@@ -21,7 +23,7 @@ ETIV_SCALE, ETIV_SCALE_WHOLE = 1.076, 1.023
 _LEFT = 1  # class of the left hippocampus
 _MIRRORED_CLASSES = [0, 2, 1, 3, 4]
 _FOUND = 0.9  # minimum probability at the most certain voxel of a hippocampus
-_TURNED_DEGREES = 35  # the head is flagged if the line from left to right deviates by more from the axis
+_MOST_TILTED_DEGREES = 35  # the head is flagged if the line from left to right deviates by more from the axis
 _MOVED_MM = 12  # if the brain is further from the centre of the cube, the cube is moved and the head is processed again
 _T1_CONTRAST = 0.7  # in standard deviations inside the skull, see _is_t1; T1-weighted heads have 1.2 to 2.1
 _SKULL = 0.2  # share of the brain's brightness; darker surroundings mean no skull: brains have 0.1 or less, whole heads 0.3 or more
@@ -46,16 +48,21 @@ class Located(NamedTuple):
 
 
 def load_locator(path):
-    """Loads the TrainedModel that locates hippocampi. Raises UserError, see checkpoint.load_model."""
-    return load_model(path, classes=(len(CLASSES) + 1,))[0]
+    """Loads the TrainedModel that locates hippocampi. Raises UserError, see checkpoint.load_model, and if it was trained
+    on other images than heads."""
+    trained, _ = load_model(path, classes=(len(CLASSES) + 1,))
+    is_for_heads = trained.preprocessing["normalisation"] == HEAD_NORMALISATION
+    require(is_for_heads, f"{path}: not trained on heads; expected weights of train_locate.py")
+    return trained
 
 
 @torch.inference_mode()
 def locate(locator, scan, device, dtype):
     """Locates both hippocampi in a Scan of a whole head. Returns Located."""
-    window = Window(np.zeros(3), (SIZE,) * 3, SPACING_MM, False)
+    spacing = locator.preprocessing["spacing_mm"]
+    window = Window(np.zeros(3), tuple(locator.preprocessing["window"]), spacing)
     for last in (False, False, True):
-        image, seen = look(scan, window)
+        image, seen = view_head(scan, window)
         probabilities = _classify(locator, image, device, dtype)
         inside = 1 - probabilities[0]
         inside = np.where(largest_component(inside > 0.5), inside, 0)
@@ -67,7 +74,7 @@ def locate(locator, scan, device, dtype):
     for number, side in enumerate(SIDES, _LEFT):
         centres[side], certainty[side] = _hippocampus(probabilities[number], window)
     scale = ETIV_SCALE_WHOLE if _has_skull(image, inside, seen) else ETIV_SCALE
-    flags, etiv = [], float(inside.sum() * SPACING_MM**3 * scale)
+    flags, etiv = [], float(inside.sum() * spacing**3 * scale)
     border = binary_dilation(~seen, border_value=True) & (inside > 0.5)
     if np.count_nonzero(border) > _CUT_VOXELS:
         flags.append("intracranial_space_cut")
@@ -91,7 +98,7 @@ def _classify(locator, image, device, dtype):
     return (straight + mirrored[_MIRRORED_CLASSES].flip(1)).cpu().numpy() / 2
 
 
-def look(scan, window):
+def view_head(scan, window):
     """Resamples a Scan to a coarse window. Returns (image (N, N, N) scaled by to_head_range, boolean mask of the field
     of view)."""
     spacing = np.linalg.norm(scan.matrix, axis=0)
@@ -123,7 +130,7 @@ def check(centres, certainty):
     if line[0] < 0:
         return dict.fromkeys(SIDES, "sides swapped: the anatomy and the header do not agree on the head's pose"), []
     turned = np.degrees(np.arccos(line[0] / apart))
-    return {}, ["head_turned"] * bool(turned > _TURNED_DEGREES)
+    return {}, ["head_turned"] * bool(turned > _MOST_TILTED_DEGREES)
 
 
 def _middle(weights, window):
@@ -131,8 +138,8 @@ def _middle(weights, window):
     total = weights.sum()
     if total < 1:
         return None
-    places = [np.arange(n) @ weights.sum(tuple({0, 1, 2} - {axis})) / total for axis, n in enumerate(weights.shape)]
-    return window.to_mm(np.array(places))
+    voxels = [np.arange(n) @ weights.sum(tuple({0, 1, 2} - {axis})) / total for axis, n in enumerate(weights.shape)]
+    return window.to_mm(np.array(voxels))
 
 
 def _hippocampus(probability, window):

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import NamedTuple
 
+from hippo.data.intensity import NORMALISATION
 from hippo.device import set_up_device
 from hippo.errors import require
 from hippo.files import ROOT, digest
@@ -11,14 +12,16 @@ from hippo.heads.quality import COEFFICIENTS
 from hippo.models.checkpoint import find_checkpoint, load_model
 from hippo.models.inference import has_dropout
 
+import torch
+
 SHIPPED = "pretrained/heads_3d.pth"  # only with these weights, results are compared with the any-contrast model
 
 
 class Networks(NamedTuple):
     """The loaded networks. models: list of TrainedModel; locator; any_contrast, sampler: TrainedModel or None;
     synthetic: whether one of them was trained on phantoms; shipped: whether the first model has the weights SHIPPED;
-    name: file names of the models; checksums: {option: SHA-256} of all weights; place: (torch.device, autocast dtype
-    or None)."""
+    name: file names of the models; checksums: {option: SHA-256} of all weights; device: torch.device; dtype: of autocast, or
+    None."""
 
     models: list
     locator: object
@@ -28,11 +31,12 @@ class Networks(NamedTuple):
     shipped: bool
     name: str
     checksums: dict
-    place: tuple
+    device: torch.device
+    dtype: torch.dtype | None
 
     @property
     def single_label(self):
-        """Whether the models segment the whole hippocampus, without its parts."""
+        """Whether the models have one label for a hippocampus, instead of two parts."""
         return _classes(self.models[0]) == 2
 
 
@@ -54,7 +58,9 @@ def load_networks(cfg):
         if info.get("synthetic"):
             synthetic = True
             print(f"{path} was trained on SYNTHETIC phantoms: its results say nothing about real scans")
-        same = trained.preprocessing["spacing_mm"] == loaded["checkpoint"].preprocessing["spacing_mm"]
+        ours, first = trained.preprocessing, loaded["checkpoint"].preprocessing
+        require(ours["normalisation"] == NORMALISATION, f"{path}: trained on heads; expected a model of crops")
+        same = ours["spacing_mm"] == first["spacing_mm"]
         require(same, f"{path}: trained on another spacing than {cfg.checkpoint}; use one of them alone")
         alike = option != "partner" or _classes(trained) == _classes(loaded["checkpoint"])
         require(alike, f"{path}: it has other labels than {cfg.checkpoint}; use that alone: --partner=")
@@ -68,4 +74,4 @@ def load_networks(cfg):
     checksums = {option: digest(path) for option, path in (used | {"quality": ROOT / COEFFICIENTS}).items()}
     others = loaded.get("any_contrast"), sampler
     shipped = (ROOT / SHIPPED).is_file() and checksums["checkpoint"] == digest(ROOT / SHIPPED)
-    return Networks(models, locator, *others, synthetic, shipped, name, checksums, (device, dtype))
+    return Networks(models, locator, *others, synthetic, shipped, name, checksums, device, dtype)

@@ -65,7 +65,7 @@ def caption(side, row):
 def _draw_plane(axis, scan, side, plane):
     """Draws one plane of the scan with the outlines of both parts. x points to the right, y to the front, z up."""
     spacing = np.linalg.norm(scan.matrix, axis=0)
-    offset = np.array([part.start for part in side.place])
+    offset = np.array([part.start for part in side.bbox])
     voxels = np.argwhere(side.labels) + offset
     middle = np.median(voxels, axis=0).astype(int)
     centre = (voxels.min(0) + voxels.max(0)) / 2
@@ -75,7 +75,7 @@ def _draw_plane(axis, scan, side, plane):
     box[plane] = middle[plane]
     image = scan.array[tuple(box)].astype(np.float32)
     labels = np.zeros(scan.array.shape, np.uint8)
-    labels[side.place] = side.labels
+    labels[side.bbox] = side.labels
     labels = labels[tuple(box)]
     across, up = (a for a in range(3) if a != plane)
     bottom, top = np.percentile(image, (1, 99.5))
@@ -83,9 +83,9 @@ def _draw_plane(axis, scan, side, plane):
     for label, colour in COLOURS.items():
         if (labels == label).any():
             axis.contour((labels == label).T.astype(float), [0.5], colors=colour, linewidths=1.3)
-    for place, letter in zip((0.03, 0.97), _LETTERS[plane]):
+    for x, letter in zip((0.03, 0.97), _LETTERS[plane]):
         style = {"color": "yellow", "fontsize": 12, "fontweight": "bold", "va": "center", "path_effects": _OUTLINED}
-        ha = "left" if place < 0.5 else "right"
-        axis.text(place, 0.5, letter, transform=axis.transAxes, ha=ha, **style)
+        ha = "left" if x < 0.5 else "right"
+        axis.text(x, 0.5, letter, transform=axis.transAxes, ha=ha, **style)
     style = {"color": "white", "fontsize": 8, "ha": "center", "path_effects": _OUTLINED}
     axis.text(0.5, 0.02, _PLANES[plane], transform=axis.transAxes, **style)

@@ -28,7 +28,7 @@ def expected_dice(probabilities):
     return float(np.mean(values))
 
 
-def gather(members, views, labels, volumes_mm3, other=None):
+def collect_evidence(members, views, labels, volumes_mm3, other=None):
     """Returns the evidence for a segmentation, {name: number}; higher is better.
 
     members: probabilities (3, *window) of each model; views: (N, 3, d, h, w), probabilities of the window and of
@@ -55,14 +55,14 @@ def agreement(first, second):
     return float(np.mean([dice(first == part, second == part) for part in parts or (1,)]))
 
 
-def predict_dice(evidence, kind):
+def predict_dice(evidence, evidence_of):
     """Predicts the Dice, averaged over both parts, in [0, 1]: the usual Dice minus a penalty for each piece of
     evidence that falls below a threshold. Hence less agreement never gives a higher Dice.
 
-    kind: which coefficients to use: both (two models and a check by a third), one (a single model), or any (the model
-    for any contrast).
+    evidence_of: whose evidence it is, which selects the coefficients: two_models (and a check by a third), one_model,
+    or any_contrast (the model for any contrast).
     """
-    fit = _coefficients()[kind]
+    fit = _coefficients()[evidence_of]
     lost = sum(weight * max(0.0, threshold - evidence[name]) for name, threshold, weight in fit["steps"])
     return float(np.clip(fit["most"] - lost, 0, 1))
 
@@ -78,7 +78,7 @@ class Limits(NamedTuple):
     low_quality: float  # a lower predicted Dice is flagged
     least_quality: float  # a lower predicted Dice means no result
     asymmetry: float  # largest difference of a head's two volumes, relative to their mean; above it both are flagged
-    usual_mm3: tuple  # volumes of a whole hippocampus outside this range are flagged
+    usual_mm3: tuple  # volumes of a hippocampus outside this range are flagged
     possible_mm3: tuple  # volumes outside this range are refused
 
 

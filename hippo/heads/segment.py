@@ -3,18 +3,18 @@
 from typing import NamedTuple
 
 from hippo.data.intensity import normalise
-from hippo.data.spatial import Window, cut, largest_component
+from hippo.data.spatial import largest_component
 from hippo.heads import quality
 from hippo.heads.anatomy import FREESURFER, LABELS, SIDES, SMALL_CROP_MM, WINDOW
 from hippo.heads.fluid import in_fluid
 from hippo.heads.locate import locate
-from hippo.heads.window import VIEWS, foreground, likeliest, on_grid, settle, touches_edge
+from hippo.heads.window import VIEWS, Window, cut, foreground, likeliest, on_grid, settle, touches_edge
 from hippo.models.inference import predict_volume
 
 import numpy as np
 
-_AGREE = 0.75  # a lower Dice between two models is flagged
-_ALIKE = 0.75  # a lower Dice with the model for any contrast puts the contrast in doubt
+_LEAST_MODEL_DICE = 0.75  # a lower Dice between two models is flagged
+_LEAST_CONTRAST_DICE = 0.75  # a lower Dice with the model for any contrast puts the contrast in doubt
 _DOUBT = "contrast_doubtful"  # flag of a doubtful contrast
 _SURER = 0.015  # minimum lead in confidence of the better side of a crop
 
@@ -23,8 +23,8 @@ class Hippocampus(NamedTuple):
     """The segmentation of one side.
 
     labels (d, h, w) uint8: 1 anterior, 2 posterior; probabilities (3, d, h, w) float32; both on the grid of the scan,
-    inside `place`, slices of the array in RAS. window: where the models looked; matrix: (3, 3), from voxels of the
-    scan to mm. quality: Dice predicted from the evidence, mean of both parts, see heads.quality; problem: why there is
+    inside `bbox`, slices of the array in RAS. window: what the models saw; matrix: (3, 3), from voxels of the scan to
+    mm. quality: Dice predicted from the evidence, mean of both parts, see heads.quality; problem: why there is
     no result, else empty.
     """
 
@@ -34,7 +34,7 @@ class Hippocampus(NamedTuple):
     flags: tuple = ()
     labels: np.ndarray | None = None
     probabilities: np.ndarray | None = None
-    place: tuple = ()
+    bbox: tuple = ()
     window: Window | None = None
     matrix: np.ndarray | None = None
     evidence: dict = {}
@@ -58,17 +58,17 @@ def segment(
     """
     progress = progress or (lambda step: None)
     located = None if scan.is_crop else locate(locator, scan, device, dtype)
-    places = _places_in_crop(locator, scan, side, device, dtype) if scan.is_crop else _places(located)
+    targets = _targets_in_crop(locator, scan, side, device, dtype) if scan.is_crop else _targets(located)
     progress("found")
     how = {"scan": scan, "side": side, "device": device, "dtype": dtype, "tta": tta, "progress": progress}
     if any_contrast is None or contrast == "t1":
-        return _segment_places(models, places, check=any_contrast, **how), located
+        return _segment_targets(models, targets, check=any_contrast, **how), located
     if contrast == "any" or located and "contrast_not_t1" in located.flags:
-        return _segment_by_any(any_contrast, places, **how), located
-    results = _segment_places(models, places, check=any_contrast, **how)
+        return _segment_by_any(any_contrast, targets, **how), located
+    results = _segment_targets(models, targets, check=any_contrast, **how)
     doubtful = {result.side for result in results if result.problem or _DOUBT in result.flags}
     if doubtful:
-        again = places if scan.is_crop else {name: places[name] for name in places if name in doubtful}
+        again = targets if scan.is_crop else {name: targets[name] for name in targets if name in doubtful}
         others = {result.side: result for result in _segment_by_any(any_contrast, again, **how)}
         if scan.is_crop:  # the model for any contrast may see another side in it
             return [_better(results[0], *others.values())], located
@@ -76,21 +76,21 @@ def segment(
     return results, located
 
 
-def _segment_places(models, places, scan, side, progress, **how):
-    """Returns a list with the Hippocampus at each of the places, see _places; for a crop, the one of its side."""
+def _segment_targets(models, targets, scan, side, progress, **how):
+    """Returns a list with the Hippocampus of each of the targets, see _targets; for a crop, the one of its side."""
     results = []
-    for name, place in places.items():
-        known = isinstance(place, Hippocampus)
-        results.append(place if known else segment_side(models, scan, place, name, **how))
+    for name, target in targets.items():
+        known = isinstance(target, Hippocampus)
+        results.append(target if known else segment_side(models, scan, target, name, **how))
         progress(name)
     return [_of_crop(results, side)] if scan.is_crop else results
 
 
-def _segment_by_any(any_contrast, places, **how):
-    """Segments the places with the model for any contrast. Returns what _segment_places does, flagged."""
-    looked = {name for name, place in places.items() if not isinstance(place, Hippocampus)}
-    results = _segment_places([any_contrast], places, kind="any", **how)
-    return [r._replace(flags=("any_contrast", *r.flags)) if r.side in looked else r for r in results]
+def _segment_by_any(any_contrast, targets, **how):
+    """Segments the targets with the model for any contrast. Returns what _segment_targets does, flagged."""
+    segmented = {name for name, target in targets.items() if not isinstance(target, Hippocampus)}
+    results = _segment_targets([any_contrast], targets, evidence_of="any_contrast", **how)
+    return [r._replace(flags=("any_contrast", *r.flags)) if r.side in segmented else r for r in results]
 
 
 def _better(first, second):
@@ -100,7 +100,7 @@ def _better(first, second):
     return second if doubtful and not second.problem and second.quality > first.quality else first
 
 
-def _places(located):
+def _targets(located):
     """Returns, for a head, {side: centre in mm, or a Hippocampus that says why there is none}."""
     return {
         name: Hippocampus(name, located.problems[name]) if name in located.problems else located.centres[name]
@@ -108,8 +108,8 @@ def _places(located):
     }
 
 
-def _places_in_crop(locator, scan, side, device, dtype):
-    """Like _places, for the sides that a crop may show. None means that the window is the whole crop."""
+def _targets_in_crop(locator, scan, side, device, dtype):
+    """Like _targets, for the sides that a crop may show. None means that the window is the whole crop."""
     if (scan.sides_mm <= SMALL_CROP_MM).all():
         return dict.fromkeys(SIDES)
     found = locate(locator, scan, device, dtype)
@@ -141,7 +141,7 @@ def joint_labels(sides, scan, single_label=False, crop=None):
     result = np.zeros(scan.array.shape, np.uint8)
     for side in (side for side in sides if not side.problem):
         numbers = (FREESURFER[side.side],) * 2 if single_label else (1, 2) if crop else LABELS[side.side]
-        part = result[side.place]
+        part = result[side.bbox]
         for label, number in enumerate(numbers, 1):
             part[side.labels == label] = number
     return result
@@ -154,61 +154,68 @@ def joint_probabilities(sides, scan, crop=None):
     result = np.zeros((*scan.array.shape, 2 if crop else 4), np.float32)
     for side in (side for side in sides if not side.problem):
         first = 2 if side.side == "right" and not crop else 0
-        result[(*side.place, slice(first, first + 2))] = np.moveaxis(side.probabilities[1:], 0, -1)
+        result[(*side.bbox, slice(first, first + 2))] = np.moveaxis(side.probabilities[1:], 0, -1)
     return result
 
 
-def segment_side(models, scan, centre_mm, side, device, dtype, tta=True, check=None, kind="one"):
+def window_size(trained):
+    """Returns the size in voxels of the window for a TrainedModel: that of its training patches, but at least WINDOW,
+    which holds a hippocampus."""
+    return tuple(map(max, WINDOW, trained.preprocessing["window"]))
+
+
+def segment_side(models, scan, centre_mm, side, device, dtype, tta=True, check=None, evidence_of="one_model"):
     """Segments the Hippocampus around a position in mm. If centre_mm is None, the window is the whole (small) crop.
 
     The training crops look like a left hippocampus, so the right one is mirrored. The window is re-centred on the
     prediction until it converges. check: a further TrainedModel; the result is flagged if it disagrees in the window.
-    kind: which coefficients of quality to use if there is no check.
+    evidence_of: whose evidence it is if there is no check, see quality.predict_dice.
     """
+    spacing, mirrored, is_small_crop = models[0].preprocessing["spacing_mm"], side == "right", centre_mm is None
+    matrix = (
+        np.diag(np.linalg.norm(scan.matrix, axis=0)) if is_small_crop else scan.matrix
+    )  # a small crop keeps its axes
 
-    whole_crop, spacing, mirrored = centre_mm is None, models[0].preprocessing["spacing_mm"], side == "right"
-    matrix = np.diag(np.linalg.norm(scan.matrix, axis=0)) if whole_crop else scan.matrix  # a small crop keeps its axes
-
-    def look(window, models=models[:1], tta=False):
+    def predict(window, models=models[:1], tta=False):
         seen = predict_volume(models, normalise(cut(scan.array, matrix, window)), device, dtype, tta).cpu().numpy()
         return np.concatenate([seen, np.zeros_like(seen[:1])]) if len(seen) == 2 else seen  # of the whole: no part 2
 
-    if whole_crop:
+    if is_small_crop:
         size = np.maximum(np.round(scan.sides_mm / spacing), 1).astype(int)
         window, settled = Window(np.zeros(3), tuple(size.tolist()), spacing, mirrored), True
     else:
-        window, settled = settle(look, Window(centre_mm, WINDOW, spacing, mirrored))
-    members = [look(window, [model], tta) for model in models] if window else []
+        window, settled = settle(predict, Window(centre_mm, window_size(models[0]), spacing, mirrored))
+    members = [predict(window, [model], tta) for model in models] if window else []
     found = foreground(sum(members)) if members else np.zeros(1)
     if not found.any():
         return Hippocampus(side, f"no {side} hippocampus found where it should be")
 
     turned = [window._replace(turn=window.turn @ turn) for turn in VIEWS]
-    parts = [(sum(members) / len(members), window), *((look(view), view) for view in turned)]
-    weights = np.array([len(models)] + [tta and not whole_crop] * len(VIEWS), np.float32)
-    views, place = on_grid(parts, scan.array.shape, matrix)
+    parts = [(sum(members) / len(members), window), *((predict(view), view) for view in turned)]
+    weights = np.array([len(models)] + [tta and not is_small_crop] * len(VIEWS), np.float32)
+    views, bbox = on_grid(parts, scan.array.shape, matrix)
     probabilities = np.tensordot(weights / weights.sum(), views, 1)
     # a small crop is treated as in the evaluation
-    inside = probabilities.argmax(0) > 0 if whole_crop else likeliest(probabilities, parts, weights)
+    inside = probabilities.argmax(0) > 0 if is_small_crop else likeliest(probabilities, parts, weights)
     labels = np.where(inside, 1 + (probabilities[2] > probabilities[1]), 0).astype(np.uint8)
     labels *= largest_component(inside)
 
-    result = Hippocampus(side, "", 0.0, (), labels, probabilities, place, window, matrix)
-    evidence = quality.gather(
-        members, views, labels, result.volumes_mm3(scan), look(window, [check]) if check else None
+    result = Hippocampus(side, "", 0.0, (), labels, probabilities, bbox, window, matrix)
+    evidence = quality.collect_evidence(
+        members, views, labels, result.volumes_mm3(scan), predict(window, [check]) if check else None
     )
     evidence["settled"] = float(settled)
-    evidence["inside_window"] = float(whole_crop or not touches_edge(found, (slice(None),) * 3, found.shape))
+    evidence["inside_window"] = float(is_small_crop or not touches_edge(found, (slice(None),) * 3, found.shape))
     mostly, half = in_fluid(scan, result)
     evidence["in_fluid"] = float(mostly)
     flags = {
         "in_fluid": half,
         "window_unsettled": not settled,
         "touches_window": not evidence["inside_window"],
-        "models_disagree": evidence["models"] < _AGREE,
-        _DOUBT: evidence["contrast"] < _ALIKE,
-        "touches_field_of_view": touches_edge(labels > 0, place, scan.array.shape),
+        "models_disagree": evidence["models"] < _LEAST_MODEL_DICE,
+        _DOUBT: evidence["contrast"] < _LEAST_CONTRAST_DICE,
+        "touches_field_of_view": touches_edge(labels > 0, bbox, scan.array.shape),
     }
-    kind = "both" if check and len(models) > 1 else kind
+    evidence_of = "two_models" if check and len(models) > 1 else evidence_of
     flags = tuple(name for name, raised in flags.items() if raised)
-    return result._replace(quality=quality.predict_dice(evidence, kind), flags=flags, evidence=evidence)
+    return result._replace(quality=quality.predict_dice(evidence, evidence_of), flags=flags, evidence=evidence)

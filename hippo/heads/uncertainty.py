@@ -1,7 +1,7 @@
 """Uncertainty of each voxel and of the volumes, from sampled probabilities."""
 
 from hippo.data.intensity import normalise
-from hippo.data.spatial import bring_back, cut
+from hippo.heads.window import bring_back, cut
 from hippo.models.inference import sample_volume
 
 import numpy as np
@@ -22,8 +22,8 @@ def sample_scan(trained, scan, sides, samples, device, dtype):
         image = normalise(cut(scan.array, side.matrix, side.window))
         drawn = sample_volume(trained, image, device, dtype, samples).cpu().numpy()
         both = np.stack([np.zeros_like(image), *entropies(drawn)])  # bring_back sets the first to 1 outside
-        brought, place = bring_back(both, side.window, scan.array.shape, side.matrix)
-        maps[place] = np.maximum(maps[place], np.moveaxis(brought[1:], 0, -1))
+        brought, bbox = bring_back(both, side.window, scan.array.shape, side.matrix)
+        maps[bbox] = np.maximum(maps[bbox], np.moveaxis(brought[1:], 0, -1))
         spreads.append(spread(drawn, side.window.spacing_mm**3))
     return maps, spreads
 
@@ -45,7 +45,7 @@ def _entropy(probabilities, axis):
 
 
 def spread(samples, voxel_mm3=1.0):
-    """Returns the standard deviations in mm3 of the volumes [anterior, posterior, whole] over samples (N, 3, D, H, W)."""
+    """Returns the standard deviations in mm3 of the volumes [anterior, posterior, total] over samples (N, 3, D, H, W)."""
     labels = samples.argmax(1).reshape(len(samples), -1)
     counts = np.stack([(labels == 1).sum(1), (labels == 2).sum(1), (labels > 0).sum(1)])
     return (counts.std(1) * voxel_mm3).tolist()

@@ -1,23 +1,99 @@
-"""Places the window around a hippocampus, and combines predictions from several windows on the grid of the scan."""
+"""The window through which a model sees a hippocampus: cuts it out of a scan, moves it to the prediction, and brings
+predictions back to the grid of the scan."""
 
-from hippo.data.spatial import bring_back, largest_component
+from typing import NamedTuple
+
+from hippo.data.spatial import largest_component
 from hippo.heads.anatomy import LONG_AXIS, MOST_TURNED_DEGREES
 
 import numpy as np
+from scipy.ndimage import affine_transform, gaussian_filter
 from scipy.spatial.transform import Rotation
 
 _MOVES = 6  # maximum number of times that a window is re-centred
 _STAYS_MM, _STAYS_DEGREES = 2.5, 8  # a window has converged if it moves and turns by less
-_TURNED_DEGREES = 7  # rotation of the additional views, about axes to the corners of a tetrahedron
+_VIEW_DEGREES = 7  # rotation of the additional views, about axes to the corners of a tetrahedron
 VIEWS = np.array([(1, 1, 1), (1, -1, -1), (-1, 1, -1), (-1, -1, 1)]) / 3**0.5
-VIEWS = Rotation.from_rotvec(np.radians(_TURNED_DEGREES) * VIEWS).as_matrix()
+VIEWS = Rotation.from_rotvec(np.radians(_VIEW_DEGREES) * VIEWS).as_matrix()
 
 
-def settle(look, window):
-    """Re-centres and re-orients the window on the prediction until it converges. look(window) returns probabilities
+class Window(NamedTuple):
+    """A box of voxels of spacing_mm whose centre is at centre_mm, in mm from the centre of a scan along the axes of the
+    world (x to the right, y to the front, z up).
+
+    mirrored: its first axis points to the left. turn: rotation (3, 3) of its axes. Positions count from the centre of
+    the scan, so that a matrix (3, 3) describes any grid, and no result depends on the origin in a header, which may lie
+    anywhere. Scan.middle_mm, the centre of the scan in the world, converts between the two.
+    """
+
+    centre_mm: np.ndarray
+    size: tuple
+    spacing_mm: float
+    mirrored: bool = False
+    turn: np.ndarray = np.eye(3)
+
+    def steps(self):
+        """Returns the matrix (3, 3) from voxels of the window to mm."""
+        return self.turn @ np.diag([-1.0 if self.mirrored else 1.0, 1.0, 1.0]) * self.spacing_mm
+
+    def to_mm(self, voxels):
+        """Converts voxel indices (..., 3) to mm relative to the centre of the scan."""
+        return self.centre_mm + (voxels - (np.array(self.size) - 1) / 2) @ self.steps().T
+
+
+def cut(array, matrix, window):
+    """Resamples the window (float32) from an array (D, H, W) by one linear interpolation, after smoothing along the
+    axes that shrink. Outside the array, its edge is replicated.
+
+    matrix: (3, 3) from voxels of the array to mm, about its centre.
+    """
+    middle = (np.array(array.shape) - 1) / 2
+    steps = np.linalg.solve(matrix, window.steps())  # window voxels to array voxels
+    start = middle + np.linalg.solve(matrix, window.to_mm(np.zeros(3)))
+    low, high = _reach(steps, start, window.size)
+    scale = window.spacing_mm / np.linalg.norm(matrix, axis=0)
+    sigma = np.maximum(0, (scale - 1) / 2)
+    low = np.clip(np.floor(low - 4 * sigma - 1), 0, middle * 2).astype(int)
+    high = np.clip(np.ceil(high + 4 * sigma + 2), 1, middle * 2 + 1).astype(int)
+    low = np.minimum(low, high - 1)
+    part = array[tuple(map(slice, low, high))].astype(np.float32)
+    part = gaussian_filter(part, sigma, mode="nearest") if sigma.any() else part
+    return affine_transform(part, steps, start - low, window.size, order=1, mode="nearest")
+
+
+def bring_back(probabilities, window, shape, matrix):
+    """Resamples probabilities (C, *window.size) to the grid of a scan of this shape. Returns ((C, d, h, w) float32,
+    bbox: slices of the scan that it covers). Outside the window, the first class has probability 1."""
+    middle = (np.array(shape) - 1) / 2
+    steps = np.linalg.solve(window.steps(), matrix)  # array voxels to window voxels
+    back = np.linalg.inv(steps)
+    corner = middle + np.linalg.solve(matrix, window.to_mm(np.zeros(3)))
+    low, high = _reach(back, corner, window.size)
+    low = np.clip(np.floor(low), 0, middle * 2).astype(int)
+    high = np.clip(np.ceil(high) + 1, low + 1, middle * 2 + 1).astype(int)
+    start = (np.array(window.size) - 1) / 2 + np.linalg.solve(
+        window.steps(), matrix @ (low - middle) - window.centre_mm
+    )
+    sigma = np.maximum(0, (np.linalg.norm(steps, axis=1) - 1) / 2)
+    result = []
+    for number, values in enumerate(probabilities):
+        values = gaussian_filter(values, sigma, mode="nearest") if sigma.any() else values
+        outside = float(number == 0)
+        result.append(affine_transform(values, steps, start, tuple(high - low), order=1, mode="constant", cval=outside))
+    return np.stack(result), tuple(map(slice, low, high))
+
+
+def _reach(steps, start, size):
+    """Returns the lowest and the highest position that voxels of a box of this size have under an affine."""
+    ends = np.minimum(steps * (np.array(size) - 1), 0), np.maximum(steps * (np.array(size) - 1), 0)
+    return start + ends[0].sum(1), start + ends[1].sum(1)
+
+
+def settle(predict, window):
+    """Re-centres and re-orients the window on the prediction until it converges. predict(window) returns probabilities
     (3, *window.size). Returns (window or None, converged); None means that no hippocampus was found."""
     for move in range(_MOVES):
-        found = foreground(look(window))
+        found = foreground(predict(window))
         if not found.any():
             return None, False
         middle, turn = _pose(found, window)
@@ -55,17 +131,16 @@ def foreground(probabilities):
 
 def on_grid(parts, shape, matrix):
     """Resamples probabilities seen through several windows, [(array (C, *window.size), Window), ...], to the grid of a
-    scan of this shape. Returns (array (N, C, d, h, w) float32, slices of the scan that they cover). Outside its
+    scan of this shape. Returns (array (N, C, d, h, w) float32, bbox: slices of the scan that they cover). Outside its
     window, each view is background."""
     brought = [bring_back(probabilities, window, shape, matrix) for probabilities, window in parts]
-    starts = np.min([[s.start for s in place] for _, place in brought], axis=0)
-    stops = np.max([[s.stop for s in place] for _, place in brought], axis=0)
+    starts = np.min([[s.start for s in bbox] for _, bbox in brought], axis=0)
+    stops = np.max([[s.stop for s in bbox] for _, bbox in brought], axis=0)
     result = np.zeros((len(parts), len(parts[0][0]), *(stops - starts)), np.float32)
     result[:, 0] = 1
-    for view, (probabilities, place) in zip(result, brought):
-        view[(slice(None), *(slice(s.start - start, s.stop - start) for s, start in zip(place, starts)))] = (
-            probabilities
-        )
+    for view, (probabilities, bbox) in zip(result, brought):
+        inside = tuple(slice(s.start - start, s.stop - start) for s, start in zip(bbox, starts))
+        view[(slice(None), *inside)] = probabilities
     return result, tuple(map(slice, starts, stops))
 
 
@@ -83,9 +158,9 @@ def likeliest(probabilities, parts, weights):
     return inside >= (np.partition(inside, -count, None)[-count] if count else np.inf)
 
 
-def touches_edge(mask, place, shape):
-    """Tests whether a mask, placed at `place` in an array of this shape, reaches the edge of that array."""
-    for axis, (part, size) in enumerate(zip(place, shape)):
+def touches_edge(mask, bbox, shape):
+    """Tests whether a mask in the slices `bbox` of an array of this shape reaches the edge of that array."""
+    for axis, (part, size) in enumerate(zip(bbox, shape)):
         low, high, _ = part.indices(size)
         ends = ([0] if low == 0 else []) + ([mask.shape[axis] - 1] if high == size else [])
         if ends and mask.take(ends, axis).any():

@@ -95,8 +95,8 @@ def per_case_dice(cases, path, title):
     save(figure, path, title)
 
 
-def outlines(rows, path, title, labels=2):
-    """Draws images with the outlines of label (solid) and prediction (dashed). labels: number of labels.
+def outlines(rows, path, title, n_labels=2):
+    """Draws images with the outlines of label (solid) and prediction (dashed). n_labels: number of labels.
 
     rows: list of (text, [(image, label, prediction), ...]), each a 2D array whose first axis points to the right in the picture.
     """
@@ -117,7 +117,7 @@ def outlines(rows, path, title, labels=2):
         line[0].set_title(text, fontsize=9, loc="left")
     handles = [
         Line2D([], [], color=COLOURS[label], linestyle=dash, label=f"{name}, {kind}")
-        for label, name in labels_of(labels).items()
+        for label, name in labels_of(n_labels).items()
         for kind, dash in (("label", "solid"), ("prediction", "dashed"))
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=9)
@@ -141,10 +141,10 @@ def search_analysis(groups, path, title):
     for i, (label, name) in enumerate(labels_of(len(groups[0]["runs"][0]["dice"])).items()):
         means = [np.mean([run["dice"][i] for run in g["runs"]]) for g in groups]
         spreads = [np.mean([run["dice_std"][i] for run in g["runs"]]) for g in groups]
-        place = rows + (i - 0.5) * 0.3
+        height = rows + (i - 0.5) * 0.3
         style = {"fmt": "s", "color": COLOURS[label], "capsize": 3, "markersize": 6}
-        dice.errorbar(means, place, xerr=spreads, label=f"{name}, ± standard deviation over cases", **style)
-        for at, g in zip(place, groups):
+        dice.errorbar(means, height, xerr=spreads, label=f"{name}, ± standard deviation over cases", **style)
+        for at, g in zip(height, groups):
             dice.scatter([run["dice"][i] for run in g["runs"]], [at] * len(g["runs"]), color="black", s=10, zorder=3)
     dice.scatter([], [], color="black", s=10, label="each seed")
     dice.set_yticks(rows, names)

@@ -8,8 +8,8 @@ BINS = 15
 def calibration_bins(confidence, correct):
     """Returns (BINS, 3) sums over equal bins of confidence in [0, 1]: number of values, their confidence, number of
     correct ones."""
-    place = np.minimum((confidence * BINS).astype(int), BINS - 1)
-    return np.stack([np.bincount(place, weights, BINS) for weights in (None, confidence, correct)], 1)
+    bin_of = np.minimum((confidence * BINS).astype(int), BINS - 1)
+    return np.stack([np.bincount(bin_of, weights, BINS) for weights in (None, confidence, correct)], 1)
 
 
 def expected_calibration_error(bins):
@@ -20,8 +20,8 @@ def expected_calibration_error(bins):
 def risk_coverage(uncertainty, risk):
     """Returns (coverage, mean risk of the least uncertain values) for each number of values kept, and the area under
     this curve, AURC (Geifman & El-Yaniv 2017). uncertainty, risk: (N,); equal uncertainties share their mean risk."""
-    _, place, counts = np.unique(uncertainty, return_inverse=True, return_counts=True)
-    sums = np.bincount(place, risk)
+    _, bin_of, counts = np.unique(uncertainty, return_inverse=True, return_counts=True)
+    sums = np.bincount(bin_of, risk)
     kept = np.repeat(sums / counts, counts)
     mean = np.cumsum(kept) / np.arange(1, len(kept) + 1)
     return np.arange(1, len(kept) + 1) / len(kept), mean, float(mean.mean())

@@ -121,8 +121,8 @@ def nsd_and_hd95(prediction, truth, spacing_mm, tolerances_mm=(1.0, 2.0)):
     return [float(n) for n in nsd], hd95
 
 
-def case_metrics(prediction, truth, spacing_mm, labels=2):
-    """Computes all metrics of one case: label maps (integers 0 to `labels`) of the same shape on the grid of the case,
+def case_metrics(prediction, truth, spacing_mm, n_labels=2):
+    """Computes all metrics of one case: label maps (integers 0 to `n_labels`) of the same shape on the grid of the case,
     spacing in mm.
 
     Returns {"dice": [anterior, posterior], or [hippocampus] for one label, "nsd_1mm": [..], "nsd_2mm": [..],
@@ -133,7 +133,7 @@ def case_metrics(prediction, truth, spacing_mm, labels=2):
     if prediction.shape != truth.shape:
         raise ValueError(f"prediction {prediction.shape} and truth {truth.shape} differ in shape")
     result = {name: [] for name in ("dice", "nsd_1mm", "nsd_2mm", "hd95_mm", "volume_mm3", "true_volume_mm3")}
-    for label in labels_of(labels):
+    for label in labels_of(n_labels):
         p, t = prediction == label, truth == label
         (nsd_1mm, nsd_2mm), hd95 = nsd_and_hd95(p, t, spacing_mm)
         values = dice(p, t), nsd_1mm, nsd_2mm, hd95, volume_mm3(p, spacing_mm), volume_mm3(t, spacing_mm)
@@ -141,7 +141,7 @@ def case_metrics(prediction, truth, spacing_mm, labels=2):
             result[name].append(value)
     corrected = np.where((prediction > 0) & (truth > 0), truth, prediction)
     result["dice_whole"] = [dice(prediction > 0, truth > 0)]
-    result["dice_true_border"] = [dice(corrected == label, truth == label) for label in labels_of(labels)]
+    result["dice_true_border"] = [dice(corrected == label, truth == label) for label in labels_of(n_labels)]
     return result
 
 

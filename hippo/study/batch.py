@@ -17,7 +17,7 @@ from hippo.heads.result import readable
 from hippo.pictures import plots
 from hippo.processes import end_with_parent
 from hippo.segmenter import Segmenter, Settings
-from hippo.study import bids, tables
+from hippo.study import bids, volumes
 from hippo.study.outputs import failed_row, process
 from hippo.study.page import page
 from hippo.study.records import begin, load_records, load_study, save_record, was_begun
@@ -58,7 +58,7 @@ def run_items(items, segmenter, cfg, is_bids):
 
 def _usual_workers(items, networks):
     """Returns the default number of workers: one per core, with enough scans each to justify its start; one on a GPU."""
-    on_cpu = networks.place[0].type == "cpu"
+    on_cpu = networks.device.type == "cpu"
     return max(1, min(torch.get_num_threads(), len(items) // _SCANS_EACH, _MOST)) if on_cpu else 1
 
 
@@ -142,7 +142,7 @@ def join(out_dir, adjustment=None):
     """Writes the table of all records in a results folder and, if there is more than one scan, the page. Returns the
     records.
 
-    adjustment: for the adjusted volumes, see tables.fit_adjustment; None: that of the study, or a fit to it. Raises
+    adjustment: for the adjusted volumes, see volumes.fit_adjustment; None: that of the study, or a fit to it. Raises
     UserError if the folder holds no results. Other runs wait in the meantime, so that the last one writes all records.
     """
     load_study(out_dir)  # before the lock, which would create the folder
@@ -155,9 +155,9 @@ def _join(out_dir, adjustment):
     records, is_bids = load_records(out_dir), bool(study["bids"])
     for name in (*_JOINED, *bids.FILES, f"{RECORDS}/study.json", f"{RECORDS}/study.png"):
         remove_half_written(out_dir / name)
-    fit = adjustment or study["adjustment"] or tables.fit_adjustment(records)
-    rows = tables.add_statistics(records, fit)
-    tables.save_table(out_dir, rows, any(name in row for row in rows for name in tables.SPREADS), is_bids)
+    fit = adjustment or study["adjustment"] or volumes.fit_adjustment(records)
+    rows = volumes.add_statistics(records, fit)
+    volumes.save_table(out_dir, rows, any(name in row for row in rows for name in volumes.SPREADS), is_bids)
     if fit:
         save_json(out_dir / "adjustment.json", fit)
     else:

@@ -27,7 +27,7 @@ FILES = (
 _WORDS = {
     "dseg": "Anterior and posterior hippocampus of both sides, as a network sees them",
     "probseg": "Probabilities of the labels of the segmentation, in their order, 0 to 1",
-    "whole": "Hippocampus of both sides, as a network sees it",
+    "single_label": "Hippocampus of both sides, as a network sees it",
     "uncertainty": "Predictive entropy and mutual information of samples by MC dropout, 0 to 1",
 }
 # files of this project that are not part of the BIDS standard
@@ -65,10 +65,10 @@ def refuse_equal_names(items):
     return result
 
 
-def save_sidecar(out_dir, item, kind, whole=False):
-    """Writes the JSON sidecar of a result and returns its path. whole: the labels are FreeSurfer's."""
+def save_sidecar(out_dir, item, kind, single_label=False):
+    """Writes the JSON sidecar of a result and returns its path. single_label: the labels are FreeSurfer's."""
     uri = f"bids:raw:{item.name}{item.path.name.removeprefix(item.name.rpartition('/')[2])}"
-    words = _WORDS["whole" if whole and kind == "dseg" else kind]
+    words = _WORDS["single_label" if single_label and kind == "dseg" else kind]
     content = {"Description": words, "Sources": [uri], "SpatialReference": uri}
     if kind == "dseg":
         content["Manual"] = False
@@ -80,10 +80,10 @@ def save_sidecar(out_dir, item, kind, whole=False):
     return path
 
 
-def save_description(out_dir, source, models, commit, whole=False):
+def save_description(out_dir, source, models, commit, single_label=False):
     """Writes the files that describe the derivatives of the data set `source`: dataset_description.json, the table of
-    labels, and the list of files that a validator skips. models: {name of weights: SHA-256}; whole: the labels are
-    FreeSurfer's."""
+    labels, and the list of files that a validator skips. models: {name of weights: SHA-256}; single_label: the
+    labels are FreeSurfer's."""
     out_dir = Path(out_dir)
     try:
         raw = load_json(Path(source) / DESCRIPTION, "")
@@ -108,10 +108,12 @@ def save_description(out_dir, source, models, commit, whole=False):
     }
     save_json(out_dir / DESCRIPTION, content)
     rows = [("index", "name", "abbreviation", "color", "mapping")]
-    rows += [(index, *words, _SUBCORTICAL) for index, words in DESCRIPTIONS[whole].items()]
+    rows += [(index, *words, _SUBCORTICAL) for index, words in DESCRIPTIONS[single_label].items()]
     text = "".join("\t".join(map(str, row)) + "\n" for row in rows)
     save_text(out_dir / f"{_SEGMENTATION}_dseg.tsv", text)
-    save_json(out_dir / f"{_SEGMENTATION}_dseg.json", {"Description": _WORDS["whole" if whole else "dseg"]})
+    save_json(
+        out_dir / f"{_SEGMENTATION}_dseg.json", {"Description": _WORDS["single_label" if single_label else "dseg"]}
+    )
     save_text(out_dir / ".bidsignore", "".join(f"{name}\n" for name in _IGNORED))
     save_text(out_dir / "README", _README)
 

@@ -12,7 +12,7 @@ from hippo.heads.save import Paths, save_result
 from hippo.study import bids
 from hippo.study.records import begin, is_done, is_kept, save_record
 from hippo.study.sharing import RECORDS
-from hippo.study.tables import empty_row
+from hippo.study.volumes import empty_row
 
 
 def paths_of(item, is_bids, is_crop, cfg):
@@ -20,8 +20,8 @@ def paths_of(item, is_bids, is_crop, cfg):
     if is_bids:
         labels, soft, unsure = (f"{bids.output_name(item.name, kind)}.nii.gz" for kind in bids.KINDS)
         stem = item.name.rpartition("/")[2]
-        whole = {item.participant_id, item.session_id} - {""} <= {*stem.split("_")}  # as BIDS wants it
-        picture = f"figures/{stem if whole else item.name.replace('/', '_')}_hippocampus.png"
+        is_named = {item.participant_id, item.session_id} - {""} <= {*stem.split("_")}  # as BIDS wants it
+        picture = f"figures/{stem if is_named else item.name.replace('/', '_')}_hippocampus.png"
     else:
         kinds = ("seg" if is_crop else "hippocampus", "probabilities", "uncertainty")
         labels, soft, unsure = (f"{item.name}_{kind}.nii.gz" for kind in kinds)

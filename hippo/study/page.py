@@ -81,7 +81,7 @@ def _row(name, rows, picture):
     cells += [f"<td>{'<br>'.join(filter(None, (_words(row, len(rows)) for row in rows)))}</td>"]
     sides = ("left", "right")[: max(1, len(rows))]
     thumbs = "".join(
-        f'<button class="thumb {place}" aria-label="enlarge {name}"><img alt=""></button>' for place in sides
+        f'<button class="thumb {side}" aria-label="enlarge {name}"><img alt=""></button>' for side in sides
     )
     cells += [f"<td>{thumbs if picture else ''}</td>"]
     data = f' data-picture="{_data(picture, "webp")}"' if picture else ""

@@ -241,8 +241,8 @@ def load_records(out_dir):
     paths = [path for path in (Path(out_dir) / RECORDS / _SCANS).rglob("*.json") if not path.match(HALF_WRITTEN)]
     found = {path: record for path in paths if (record := _read(path))}
     records = {record["name"]: record for path, record in found.items() if path == _path(out_dir, record["name"])}
-    place = {} if study["bids"] else {name: number for number, name in enumerate(study["scans"])}
-    return [records[name] for name in sorted(records, key=lambda name: (place.get(name, len(place)), name))]
+    order = {} if study["bids"] else {name: number for number, name in enumerate(study["scans"])}
+    return [records[name] for name in sorted(records, key=lambda name: (order.get(name, len(order)), name))]
 
 
 def has_result(record):

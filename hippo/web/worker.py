@@ -24,7 +24,7 @@ from hippo.segmenter import Segmenter, Settings
 from hippo.study.inputs import Item
 from hippo.study.outputs import process
 from hippo.study.records import RECORDS
-from hippo.study.tables import add_statistics, save_table
+from hippo.study.volumes import add_statistics, save_table
 
 import nibabel as nib
 import numpy as np
@@ -60,7 +60,7 @@ def _work(connection, settings, most_mb):
         with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
             segmenter = Segmenter.load(**vars(Settings.of(settings)))
         warm_up(segmenter.networks)
-        connection.send(("ready", str(segmenter.networks.place[0])))
+        connection.send(("ready", str(segmenter.networks.device)))
     except UserError as error:
         connection.send(("refused", str(error)))
         return
@@ -73,7 +73,7 @@ def _work(connection, settings, most_mb):
 def warm_up(networks):
     """Runs each network once, so that the first scan does not wait for torch's preparations."""
     for model in filter(None, (*networks.models, networks.any_contrast)):
-        predict_volume([model], np.zeros(WINDOW, np.float32), *networks.place, True)
+        predict_volume([model], np.zeros(WINDOW, np.float32), networks.device, networks.dtype, True)
 
 
 def _result(folder, label, segmenter, settings, most_mb, connection):
@@ -114,8 +114,8 @@ def segment_upload(folder, label, segmenter, settings, most_mb, progress):
     process(Item(SCAN, path, label=label), segmenter, cfg, False, progress)
     record = load_json(folder / RECORDS / "scans" / f"{SCAN}.json", "the same upload")
     if "traceback" in record:  # print its last location without the message, which may contain data of the scan
-        places = [line.strip() for line in record["traceback"].splitlines() if line.strip().startswith("File ")]
-        print(f"error in a job: {places[-1]}", flush=True)
+        lines = [line.strip() for line in record["traceback"].splitlines() if line.strip().startswith("File ")]
+        print(f"error in a job: {lines[-1]}", flush=True)
         raise UserError("this is a fault of the program; please report it")
     rows = add_statistics([record], {})
     save_table(folder, rows, False, False)

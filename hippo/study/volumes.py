@@ -101,24 +101,24 @@ def load_etivs(path):
     require({"scan", "etiv_mm3"} <= {*columns}, expected)
     values = {}
     for number, row in rows:
-        place = f"{option}, line {number} ({row['scan']})"
-        require(None not in row, f"{place}: more cells than the first line has; write numbers without commas")
-        scan, value = Path(row["scan"] or "").as_posix(), etiv_of(row["etiv_mm3"] or "", place)
+        where = f"{option}, line {number} ({row['scan']})"
+        require(None not in row, f"{where}: more cells than the first line has; write numbers without commas")
+        scan, value = Path(row["scan"] or "").as_posix(), etiv_of(row["etiv_mm3"] or "", where)
         same = values.setdefault(scan, value) == value
         require(same, f"{option}: ['{scan}'] has several values; name each scan by its path")
     return values
 
 
-def etiv_of(text, place):
-    """Parses an intracranial volume in mm3. Raises UserError, whose message begins with `place`, for invalid text."""
-    require(text.strip(), f"{place}: the cell etiv_mm3 is empty; give a number of mm3, or leave the scan out")
+def etiv_of(text, where):
+    """Parses an intracranial volume in mm3. Raises UserError, whose message begins with `where`, for invalid text."""
+    require(text.strip(), f"{where}: the cell etiv_mm3 is empty; give a number of mm3, or leave the scan out")
     try:
         value = float(text)
     except ValueError:
         separators = any(mark in text for mark in ",.' ") and any(letter.isdigit() for letter in text)
         hint = ", with neither commas nor dots between thousands" if separators else ""
-        raise UserError(f"{place}: {text!r} is no etiv_mm3; expected a number of mm3 such as 1480000{hint}") from None
-    require(1e5 <= value <= 1e7, f"{place}: {value:g} is no intracranial volume in mm3; expected about 1500000")
+        raise UserError(f"{where}: {text!r} is no etiv_mm3; expected a number of mm3 such as 1480000{hint}") from None
+    require(1e5 <= value <= 1e7, f"{where}: {value:g} is no intracranial volume in mm3; expected about 1500000")
     return value
 
 
