@@ -55,7 +55,6 @@ PARTICIPANT_LABEL = ""  # of a BIDS data set: participants, as 01 or "['01', '02
 SESSION_LABEL = ""  # of a BIDS data set: sessions; empty: all
 OVERWRITE = False  # do scans again whose results are there
 SIDE = "auto"  # of a crop: left, right, or auto (the one that the models are surer of); heads need none
-MIRROR = False  # an older way to say --side=right
 ETIV = ""  # your own intracranial volume in mm3, or a CSV with the columns scan, etiv_mm3; empty: the locator's
 LABELS = "parts"  # parts (see above) or freesurfer (17 left and 53 right, the whole hippocampus)
 PROBABILITIES = False  # write NAME_probabilities.nii.gz too: soft maps of each label, 0 to 1
@@ -75,7 +74,7 @@ TTA = True  # average over shifted (and, where training flipped, mirrored) views
 DEVICE = "auto"  # auto (CUDA where there is one, CPU otherwise), cpu, cuda, cuda:1, mps
 AMP = True  # mixed precision: bf16 on a GPU or CPU that has it, fp16 on older GPUs
 
-_SETTINGS = ["contrast", "side", "mirror", "labels", "probabilities", "pictures", "low_quality", "least_quality"]
+_SETTINGS = ["contrast", "side", "labels", "probabilities", "pictures", "low_quality", "least_quality"]
 _SETTINGS += ["asymmetry", "usual_mm3", "possible_mm3", "samples", "tta", "amp"]  # results depend on them
 
 

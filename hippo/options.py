@@ -22,8 +22,6 @@ from types import SimpleNamespace
 from hippo.errors import UserError, fail
 from hippo.processes import leave_processes, under_torchrun
 
-RENAMED = {"depth": "unet_depth"}  # older names of constants, in commands and in the files of earlier runs
-
 
 def run_script(main):
     """Calls main(). A UserError or an operating-system error ends the script with one line on stderr and exit code 2.
@@ -100,19 +98,13 @@ def _list(text, default):
     return type(default)(value)
 
 
-def _current(name, known):
-    """Returns the current name of an option. An older name of a constant is accepted if the script has the newer one."""
-    newer = RENAMED.get(name, name)
-    return newer if newer.upper() in known else name
-
-
 def _spell_out(arguments, known):
     """Returns the command line with underscores instead of hyphens in names, and with "=True" after each bare boolean."""
     result = []
     for i, argument in enumerate(arguments):
         if argument.startswith("--"):
             name, equals, value = argument.partition("=")
-            argument = f"--{_current(name[2:].replace('-', '_'), known)}{equals}{value}"
+            argument = f"--{name[2:].replace('-', '_')}{equals}{value}"
             following = arguments[i + 1].lower() if i + 1 < len(arguments) else ""
             is_boolean = isinstance(known.get(argument[2:].upper(), ("",))[0], bool)
             if is_boolean and following not in ("true", "false"):
@@ -146,7 +138,6 @@ def configure(module, argv=None, inputs=None, **overrides):
             metavar=type(value).__name__.upper(),
             help=f"{comment} [{value}]".replace("%", "%%"),
         )
-    overrides = {_current(name, known): value for name, value in overrides.items()}
     parse = parser.parse_known_intermixed_args if inputs else parser.parse_known_args  # inputs may follow options
     argv = _spell_out(sys.argv[1:] if argv is None else argv, known)
     parsed, unknown = parse(argv)

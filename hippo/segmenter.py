@@ -33,7 +33,6 @@ class Settings:
     contrast: str = "auto"
     locate: str = "pretrained/locate.pth"
     side: str = "auto"
-    mirror: bool = False
     labels: str = "parts"
     low_quality: float = 0.85
     least_quality: float = 0.5
@@ -58,8 +57,6 @@ class Settings:
         needs = "--contrast=any needs weights: give --any_contrast=FILE"
         require(self.any_contrast or self.contrast != "any", needs)
         require(self.labels in ("parts", "freesurfer"), f"--labels={self.labels}: expected parts or freesurfer")
-        contradiction = "--mirror=True and --side=left contradict each other; give --side"
-        require(not (self.mirror and self.side == "left"), contradiction)
         require(self.samples == 0 or self.samples > 1, f"--samples={self.samples}: expected 2 or more, or 0 for none")
         missing = "--samples needs a 3D model that was trained with --dropout; give --sampler=FILE"
         require(self.sampler or not self.samples, missing)
@@ -119,8 +116,7 @@ class Segmenter:
         # thresholds of the comparison hold for the shipped models only
         compared = (self._is_strict(scan) and networks.shipped) or settings.contrast == "any"
         other = (networks.any_contrast, settings.contrast) if compared else (None, "t1")
-        side = "right" if settings.mirror else settings.side
-        device, dtype = networks.device, networks.dtype
+        device, dtype, side = networks.device, networks.dtype, settings.side
         return segment(networks.models, networks.locator, scan, device, dtype, settings.tta, side, *other, progress)
 
     def _is_strict(self, scan):

@@ -3,6 +3,7 @@
 from hippo.models.attention import ATTENTION, CBAM, SqueezeExcitation
 from hippo.models.blocks import CHANNELS_LAST
 from hippo.models.checkpoint import load_model, save_checkpoint
+from hippo.models.inference import make_preprocessing
 from hippo.models.unetr import ResBlock
 from model2d import UNetnnUNetLightweight
 from unet_inr_3d import UNETR, UNet3DWithINR, count_parameters
@@ -65,7 +66,8 @@ def test_attention_in_a_network(kind, model, tmp_path):
     out = ATTENTION[kind](network.dim, 8)(features)
     assert out.is_contiguous(memory_format=CHANNELS_LAST[network.dim])
     content = {"model": {"name": model.__name__, "args": args}, "model_state_dict": network.state_dict()}
-    save_checkpoint(tmp_path / "model.pth", content | {"synthetic": True})
+    content |= {"preprocessing": make_preprocessing(), "synthetic": True}
+    save_checkpoint(tmp_path / "model.pth", content)
     loaded, _ = load_model(tmp_path / "model.pth")
     with torch.inference_mode():
         assert torch.equal(loaded.model(x), network.eval()(x))

@@ -15,6 +15,7 @@ from hippo.heads.locate import load_locator
 from hippo.heads.scan import read_scan
 from hippo.heads.segment import segment
 from hippo.models.checkpoint import load_model, save_checkpoint
+from hippo.models.inference import make_preprocessing
 from unet_inr_3d import UNet3DWithINR
 
 import nibabel as nib
@@ -30,7 +31,8 @@ ARGS = {"base_channels": 2, "depth": 1, "convs": 1}
 def checkpoint(path, **changes):
     """A small checkpoint, some of its entries replaced."""
     model = {"name": "UNet3DWithINR", "args": ARGS}
-    content = {"model": model, "model_state_dict": UNet3DWithINR(**ARGS).state_dict(), "synthetic": False}
+    content = {"model": model, "model_state_dict": UNet3DWithINR(**ARGS).state_dict()}
+    content |= {"preprocessing": make_preprocessing(), "synthetic": False}
     save_checkpoint(path, {**content, **changes})
     return path
 
@@ -198,13 +200,11 @@ HOSTILE_UNETR += [{"heads": 0}, {"heads": 3}, {"features": -1}, {"window": [10**
         ),
         {"model": {"name": "UNet3DWithINR", "args": {**ARGS, "convs": 1000}}},
         {"model": {"name": "UNet3DWithINR", "args": {**ARGS, "inr_chunk": -1}}},
-        {"slice_size": 10**9},
-        {"slice_size": "128"},
-        {"flip_axes": "x" * 1000},
-        {"flip_axes": "xw"},
-        {"flip_axes": 7},
         {"preprocessing": {"slice_size": True}},
+        {"preprocessing": {"slice_size": "128"}},
         {"preprocessing": {"flip_axes": "xx"}},
+        {"preprocessing": {"flip_axes": "x" * 1000}},
+        {"preprocessing": {"flip_axes": 7}},
         {"preprocessing": {"window": [36, 52]}},
         {"preprocessing": {"window": [36, 52, 10**9]}},
         {"preprocessing": {"spacing_mm": float("nan")}},

@@ -45,12 +45,8 @@ def test_hyphens_and_underscores_are_alike():
 def test_a_bare_boolean_is_true():
     assert configure("--use-inr", "--epochs=3").use_inr and configure("--epochs=3", "--use_inr").use_inr
     assert not configure("--use_inr", "False").use_inr and configure("--use_inr", "true").use_inr
-    cfg = options.configure(vars(predict), ["--mirror", "a.nii", "--tta", "False", "b.nii"], inputs="files")
-    assert cfg.mirror and not cfg.tta and cfg.inputs == ["a.nii", "b.nii"]
-
-
-def test_older_names_of_constants_are_understood():
-    assert configure("--depth=3").unet_depth == configure(depth=3).unet_depth == configure(unet_depth=3).unet_depth == 3
+    cfg = options.configure(vars(predict), ["--probabilities", "a.nii", "--tta", "False", "b.nii"], inputs="files")
+    assert cfg.probabilities and not cfg.tta and cfg.inputs == ["a.nii", "b.nii"]
 
 
 def test_options_suggest_only_what_is_near(script):

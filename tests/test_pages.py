@@ -6,7 +6,7 @@ import subprocess
 
 from hippo.errors import UserError
 from hippo.heads.flags import FLAGS
-from hippo.options import RENAMED, configure, constants
+from hippo.options import configure, constants
 from hippo.segmenter import Settings
 from tools import report
 from tools.report import PROMISES, marked_tests, promises
@@ -103,7 +103,7 @@ def test_every_option_that_the_page_names_is_one(page):
         if not (ROOT / f"{script.replace('.', '/')}.py").is_file():
             continue
         module = __import__(script, fromlist=["run"])
-        known = {name.lower() for name in constants(vars(module))} | RENAMED.keys()
+        known = {name.lower() for name in constants(vars(module))}
         for option in re.findall(r"--([\w-]+)=", rest):
             assert option.replace("-", "_") in known, (script, option)
 

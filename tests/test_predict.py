@@ -8,6 +8,7 @@ from hippo.data.nifti import to_stored_orientation
 from hippo.heads.scan import read_scan
 from hippo.heads.segment import joint_labels, segment
 from hippo.models.checkpoint import load_checkpoint, load_model, save_checkpoint
+from hippo.models.inference import make_preprocessing
 from hippo.study.volumes import COLUMNS, STATISTICS
 from unet_inr_3d import UNet3DWithINR
 
@@ -50,7 +51,7 @@ def checkpoint(tmp_path):
         {
             "model": {"name": "UNet3DWithINR", "args": {"base_channels": 2, "depth": 1, "convs": 1}},
             "model_state_dict": model.state_dict(),
-            "flip_axes": "",
+            "preprocessing": make_preprocessing(),
             "synthetic": False,
         },
     )

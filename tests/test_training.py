@@ -136,7 +136,13 @@ def test_the_path_of_the_gradient_scaler(script, jobs, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.amp, "GradScaler", FakeScaler)
     monkeypatch.setattr(module, "set_up_device", lambda *_: (torch.device("cpu"), torch.float16))
     monkeypatch.setattr(FakeScaler, "log", [])
-    options = (*options, "--epochs=1", "--patch=[8,8,8]", "--base_channels=2", "--depth=1")  # fp16 is slow on a CPU
+    options = (
+        *options,
+        "--epochs=1",
+        "--patch=[8,8,8]",
+        "--base_channels=2",
+        "--unet_depth=1",
+    )  # fp16 is slow on a CPU
     code, _, err = script(module, *options, f"--out_dir={tmp_path / 'run'}")
     assert code == 0, err
     steps = FakeScaler.log.count("scale")
@@ -192,7 +198,6 @@ def test_a_constant_that_an_older_run_lacks_counts_as_its_default(script, jobs, 
     module, options = jobs["3d"]
     folder = shutil.copytree(whole["3d"], tmp_path / "run")
     config = json.loads((folder / "config.json").read_text())
-    config["constants"]["DEPTH"] = config["constants"].pop("UNET_DEPTH")  # its older name
     del config["constants"]["INR_RATE"]
     save_json(folder / "config.json", config)
     resume = (*options, f"--out_dir={folder}", "--resume=True")

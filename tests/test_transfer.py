@@ -132,8 +132,8 @@ def test_mistakes_are_one_line(script, phantoms, whole_only, parts, tmp_path):
     one_error_line(script(train_3d, *how, "--init=none.pth"), "none.pth", "no such checkpoint")
     odd = tmp_path / "odd.pth"
     for content in (
-        {"model": 3, "model_state_dict": {}},
-        {"model": {"name": "UNet3DWithINR", "args": {}}, "model_state_dict": 3},
+        {"model": 3, "model_state_dict": {}, "preprocessing": {}},
+        {"model": {"name": "UNet3DWithINR", "args": {}}, "model_state_dict": 3, "preprocessing": {}},
     ):
         torch.save(content, odd)
         one_error_line(script(train_3d, *how, f"--init={odd}"), "odd.pth")

@@ -20,8 +20,8 @@ SHIPPED = "pretrained/heads_3d.pth"  # only with these weights, results are comp
 class Networks(NamedTuple):
     """The loaded networks. models: list of TrainedModel; locator; any_contrast, sampler: TrainedModel or None;
     synthetic: whether one of them was trained on phantoms; shipped: whether the first model has the weights SHIPPED;
-    name: file names of the models; checksums: {option: SHA-256} of all weights; device: torch.device; dtype: of autocast, or
-    None."""
+    name: file names of the models; checksums: {option: SHA-256} of all weights; device: torch.device; dtype: of
+    autocast, or None."""
 
     models: list
     locator: object

@@ -17,6 +17,7 @@ from hippo.models.inference import TrainedModel, make_preprocessing
 
 import torch
 
+_ENTRIES = {"model", "model_state_dict", "preprocessing"}
 MODELS = {**unet_inr_3d.MODELS, **model2d.MODELS}
 # largest accepted values of a model's arguments; 1024 for the others
 _LARGEST = {"depth": 10, "unet_depth": 10, "convs": 4, "inr_chunk": 0, "dropout": 0.99}
@@ -50,9 +51,9 @@ def load_checkpoint(path, made_by="python train_3d.py or python train2d.py"):
     except Exception as error:  # torch.load raises many kinds for a broken or hostile file
         kind = type(error).__name__
         raise UserError(f"{path}: not a readable checkpoint ({kind}); make it with: {made_by}") from None
-    if not isinstance(content, dict) or not {"model", "model_state_dict"} <= content.keys():
+    if not isinstance(content, dict) or not content.keys() >= _ENTRIES:
         raise UserError(
-            f"{path}: a checkpoint, but not of this project (no model and model_state_dict); make it with: {made_by}"
+            f"{path}: a checkpoint, but not of this project (no {', '.join(sorted(_ENTRIES))}); make it with: {made_by}"
         )
     return content
 
@@ -71,9 +72,7 @@ def load_model(path, classes=(3,)):
         model = _build(
             info["model"]["name"], info["model"]["args"], weights, classes, find_checkpoint(path).stat().st_size
         )
-        # older checkpoints have no dict, only the two entries that varied
-        older = {name: info[name] for name in ("slice_size", "flip_axes") if name in info}
-        info["preprocessing"] = make_preprocessing(**info.get("preprocessing", older))
+        info["preprocessing"] = make_preprocessing(**info["preprocessing"])
     except (KeyError, TypeError, RuntimeError, ValueError, AttributeError, ArithmeticError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(

@@ -16,7 +16,6 @@ from hippo.files import HALF_WRITTEN, check_folder, fresh_folder, load_json, sav
 from hippo.models.attention import ATTENTION
 from hippo.models.blocks import count_parameters
 from hippo.models.checkpoint import load_checkpoint
-from hippo.options import RENAMED
 from hippo.processes import on_first, world_size
 
 RESUMABLE = ("weights", "optimisers", "scaler", "history", "best", "unfinished_epoch", "random")  # in last.pth
@@ -139,7 +138,7 @@ def same_constants(folder, cfg, defaults):
     before = load_json(path, "a new run without --resume=True")
     known = isinstance(before, dict) and {"constants", "data"} <= before.keys()
     require(known, f"{path}: expected the constants and data of a run; start anew without --resume=True")
-    earlier = {RENAMED.get(name.lower(), name.lower()): value for name, value in before["constants"].items()}
+    earlier = {name.lower(): value for name, value in before["constants"].items()}
     for name, value in sorted(vars(cfg).items()):
         then = earlier.get(name, defaults[name.upper()][0])
         require(
