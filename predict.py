@@ -158,7 +158,7 @@ def report(cfg, records, timing=""):
     table = (
         "" if cfg.shard else " and volumes.tsv" if (Path(cfg.out_dir) / "volumes.tsv").is_file() else " and volumes.csv"
     )
-    print(f"{done} segmentations{table} in {cfg.out_dir}{timing}")
+    print(f"{done} segmentation{'s' * (done != 1)}{table} in {cfg.out_dir}{timing}")
     failures = [row for record in records for row in record["rows"] if "failed: " in row["flags"]]
     for row in failures:
         reason = row["flags"].split("failed: ", 1)[1]

@@ -73,7 +73,7 @@ def test_a_head_from_file_to_files(script, head, tmp_path):
     out = tmp_path / "out"
     options = (f"--out_dir={out}", "--probabilities=True", "--etiv=1480000")
     code, text, err = script(predict, path, *options)
-    assert code == 0 and "1 segmentations" in text, err
+    assert code == 0 and "1 segmentation and" in text, err
     names = {p.name for p in out.iterdir()}
     assert names == {
         RECORDS,

@@ -194,7 +194,7 @@ def test_bad_files_are_reported_and_the_others_done(run, nifti, phantoms, tmp_pa
         assert sum(str(path) in line for line in lines) == 1, path
     results = [p.relative_to(tmp_path / "out").as_posix() for p in (tmp_path / "out").rglob("*.nii.gz")]
     assert len(results) == 1 and results[0].endswith("imagesTr/phantom_001_seg.nii.gz")  # others have its name
-    assert "1 segmentations" in out
+    assert "1 segmentation and" in out
     rows = volumes(tmp_path / "out")
     failed = [row for row in rows if row["flags"].startswith("failed: ")]
     assert len(rows) == len(bad) + 2 and len(failed) == len(bad) + 1 and not any(row["total_mm3"] for row in failed)
