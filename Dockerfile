@@ -12,4 +12,4 @@ RUN python3 -m venv /venv \
     && /venv/bin/pip install --no-cache-dir -r requirements.txt
 COPY . .
 ENV MPLCONFIGDIR=/tmp/matplotlib
-ENTRYPOINT ["/venv/bin/python", "-m", "tools.bids_app"]
+ENTRYPOINT ["/venv/bin/python", "/hippo/predict.py"]

@@ -3,6 +3,7 @@
     python predict.py head.nii.gz                  a whole head: .nii, .nii.gz, .mgz, ...; 5 s on two cores with bf16, 2 s each in a batch
     python predict.py scans more/head.mgz          files, and folders with all that lies in them
     python predict.py /data/study                  a BIDS data set gives BIDS derivatives; docs/cluster.md is for many heads
+    python predict.py BIDS_DIR OUT_DIR participant  the same, as the command of a BIDS App (the container's, see Dockerfile)
     python predict.py Task04_Hippocampus/imagesTs  crops of about 35 x 50 x 36 mm around one hippocampus
     python predict.py flair.nii.gz --contrast=any  another contrast than T1; by itself, predict.py chooses
     python predict.py head.nii.gz --etiv=1480000   your own intracranial volume in mm3; a CSV (scan, etiv_mm3) for many
@@ -39,7 +40,7 @@ from hippo.errors import UserError, fail, require
 from hippo.options import configure, run_script
 from hippo.segmenter import Segmenter, Settings
 from hippo.study.batch import join, run_items
-from hippo.study.bids import refuse_equal_names
+from hippo.study.bids import from_app, refuse_equal_names
 from hippo.study.inputs import find_items, find_t1, is_bids, left_out
 from hippo.study.records import has_result, is_done, load_records, load_study, open_study, shard_of, was_begun
 from hippo.study.sharing import leave
@@ -79,7 +80,10 @@ _SETTINGS += ["asymmetry", "usual_mm3", "possible_mm3", "samples", "tta", "amp"]
 
 
 def main():
-    cfg = configure(globals(), inputs="scans (.nii, .nii.gz, .mgz, .mgh, .hdr), folders of them, or a BIDS data set")
+    argv = from_app(sys.argv[1:])
+    cfg = configure(
+        globals(), argv, inputs="scans (.nii, .nii.gz, .mgz, .mgh, .hdr), folders of them, or a BIDS data set"
+    )
     if not run(cfg):
         sys.exit(2)
 

@@ -11,7 +11,6 @@ from pathlib import Path
 from hippo.errors import UserError
 from hippo.study import bids
 from hippo.study.inputs import find_t1
-from tools.bids_app import translate
 
 import nibabel as nib
 import numpy as np
@@ -121,10 +120,11 @@ def test_the_official_validator(run_study, study, tmp_path):
 
 
 def test_the_arguments_of_a_bids_app():
-    assert translate(["/in", "/out", "participant", "--participant_label", "01", "02", "--workers=2"]) == [
+    assert bids.from_app(["/in", "/out", "participant", "--participant_label", "01", "02", "--workers=2"]) == [
         "/in",
         "--out_dir=/out",
         "--participant_label=01,02",
         "--workers=2",
     ]
-    assert translate(["/in", "/out", "group"]) == ["--collect=True", "--out_dir=/out"]
+    assert bids.from_app(["/in", "/out", "group"]) == ["--collect=True", "--out_dir=/out"]
+    assert bids.from_app(["a.nii", "--workers=2"]) == ["a.nii", "--workers=2"]

@@ -3,6 +3,7 @@
 A label map is sub-01/anat/sub-01_space-orig_seg-hippocampus_dseg.nii.gz, on the grid of its T1-weighted scan.
 """
 
+import argparse
 import os
 from pathlib import Path
 from urllib.parse import quote
@@ -13,6 +14,7 @@ from hippo.files import load_json, remove_half_written, save_json, save_text
 from hippo.heads.anatomy import DESCRIPTIONS
 from hippo.study.inputs import DESCRIPTION
 
+_LABELS = ("participant_label", "session_label")  # options of a BIDS App that take several words
 _LAST = ("res", "den", "label", "desc")  # entities that follow seg- in a file name
 _SEGMENTATION = "seg-hippocampus"
 _SUBCORTICAL = 9  # the BIDS index of subcortical grey matter
@@ -116,6 +118,21 @@ def save_description(out_dir, source, models, commit, single_label=False):
     )
     save_text(out_dir / ".bidsignore", "".join(f"{name}\n" for name in _IGNORED))
     save_text(out_dir / "README", _README)
+
+
+def from_app(argv):
+    """Returns the arguments of predict.py for those of a BIDS App (Gorgolewski et al. 2017): BIDS_DIR OUT_DIR and
+    participant (segment) or group (join what shards have written), then options. Returns others as they are."""
+    if argv[2:3] == ["group"]:
+        return ["--collect=True", f"--out_dir={argv[1]}", *argv[3:]]
+    if argv[2:3] != ["participant"]:
+        return argv
+    parser = argparse.ArgumentParser(allow_abbrev=False, add_help=False)
+    for name in _LABELS:
+        parser.add_argument(f"--{name}", f"--{name.replace('_', '-')}", nargs="+", default=[])
+    known, others = parser.parse_known_args(argv[3:])
+    labels = [f"--{name}={','.join(getattr(known, name))}" for name in _LABELS if getattr(known, name)]
+    return [argv[0], f"--out_dir={argv[1]}", *labels, *others]
 
 
 _README = """Volumes and label maps of the anterior and posterior hippocampus, found by networks. Not for clinical use.
