@@ -265,13 +265,13 @@ def test_the_choice_between_contrasts(monkeypatch, contrast, doubts, qualities, 
     """The T1 models' result stands where the other model agrees; else the one of which more is expected, on that side."""
     calls = []
 
-    def segment_side(models, scan, centre, side, check=None, **how):
+    def segment_sides(models, scan, centres, check=None, **how):
         calls.append((models, check))
-        flags = doubts if check and side == "left" else ()
-        window = Window(np.zeros(3), (2, 2, 2), 1.0)
-        return segmenting.Hippocampus(side, "", qualities[models == ["other"]], flags, window=window)
+        flags = {side: doubts if check and side == "left" else () for side in centres}
+        quality = qualities[models == ["other"]]
+        return {side: segmenting.Hippocampus(side, "", quality, flags[side]) for side in centres}
 
-    monkeypatch.setattr(segmenting, "segment_side", segment_side)
+    monkeypatch.setattr(segmenting, "segment_sides", segment_sides)
     located = SimpleNamespace(problems={}, centres={"left": np.zeros(3), "right": np.zeros(3)}, flags=[])
     monkeypatch.setattr(segmenting, "locate", lambda *_: located)
     scan = SimpleNamespace(is_crop=False)
@@ -282,4 +282,4 @@ def test_the_choice_between_contrasts(monkeypatch, contrast, doubts, qualities, 
         located.flags.append("contrast_not_t1")
         calls.clear()
         sides, _ = segment(["t1"], None, scan, CPU, None, any_contrast="other")
-        assert {side.flags for side in sides} == {("any_contrast",)} and calls == [(["other"], None)] * 2
+        assert {side.flags for side in sides} == {("any_contrast",)} and calls == [(["other"], None)]

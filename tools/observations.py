@@ -16,7 +16,7 @@ from hippo.errors import require
 from hippo.files import load_json, save_json
 from hippo.heads.anatomy import SIDES
 from hippo.heads.quality import judge
-from hippo.heads.segment import segment_side
+from hippo.heads.segment import segment_sides
 from hippo.models.checkpoint import load_model
 from hippo.scoring.metrics import dice
 from hippo.scoring.statistics import bootstrap_of
@@ -139,9 +139,8 @@ def observe(models, check, seen, window, kind, device, dtype):
     it is found in a window, as in a head, and else in the whole crop."""
     image, label, centre_mm = seen
     scan = scan_of(np.ascontiguousarray(image), np.eye(4))
-    side = segment_side(
-        models, scan, centre_mm if window else None, "left", device, dtype, check=check, evidence_of=kind
-    )
+    centres = {"left": centre_mm if window else None}
+    side = segment_sides(models, scan, centres, device, dtype, check=check, evidence_of=kind)["left"]
     found = np.zeros(label.shape, np.uint8)
     if not side.problem:
         found[side.bbox] = side.labels
@@ -204,6 +203,7 @@ def count(raised):
 
 def look_elsewhere(tools, scan, centre_mm, side, usual):
     """Whether a window that starts far from the hippocampus gives no result, a flag, or the usual result after all."""
-    found = segment_side(tools.models, scan, centre_mm, side, tools.device, tools.dtype, check=tools.any_contrast)
-    found = judge([found], scan, tools.limits)[0]
+    how = {"device": tools.device, "dtype": tools.dtype, "check": tools.any_contrast}
+    found = segment_sides(tools.models, scan, {side: centre_mm}, **how)
+    found = judge(list(found.values()), scan, tools.limits)[0]
     return bool(found.problem or found.flags) or dice(mask_of(found, scan), mask_of(usual, scan)) > 0.5

@@ -62,7 +62,7 @@ def name_of(image):
 
 def _checked(path, array, image):
     """Returns the voxels of an image as (D, H, W) in RAS. Raises UserError if one is not finite."""
-    array = nib.apply_orientation(array, nib.io_orientation(image.affine))
+    array = np.ascontiguousarray(nib.apply_orientation(array, nib.io_orientation(image.affine)))
     if not (-_MAX_INTENSITY < array.min() <= array.max() < _MAX_INTENSITY):  # also false for NaN
         bad = np.count_nonzero(~(np.abs(array.astype(np.float64)) < _MAX_INTENSITY))
         raise UserError(
@@ -71,7 +71,7 @@ def _checked(path, array, image):
         )
     if array.dtype.kind == "f":
         array = array.astype(np.float32)
-    return np.ascontiguousarray(array.reshape(array.shape[:3]))
+    return array.reshape(array.shape[:3])
 
 
 def _read_voxels(path, image):

@@ -21,7 +21,7 @@ def sample_scan(trained, scan, sides, samples, device, dtype):
             continue
         image = normalise(cut(scan.array, side.matrix, side.window))
         drawn = sample_volume(trained, image, device, dtype, samples).cpu().numpy()
-        both = np.stack([np.zeros_like(image), *entropies(drawn)])  # bring_back sets the first to 1 outside
+        both = np.stack([np.zeros_like(image), *entropies(drawn)])  # bring_back fills the first class itself
         brought, bbox = bring_back(both, side.window, scan.array.shape, side.matrix)
         maps[bbox] = np.maximum(maps[bbox], np.moveaxis(brought[1:], 0, -1))
         spreads.append(spread(drawn, side.window.spacing_mm**3))

@@ -62,8 +62,8 @@ def cut(array, matrix, window):
 
 
 def bring_back(probabilities, window, shape, matrix):
-    """Resamples probabilities (C, *window.size) to the grid of a scan of this shape. Returns ((C, d, h, w) float32,
-    bbox: slices of the scan that it covers). Outside the window, the first class has probability 1."""
+    """Resamples probabilities (C, *window.size), whose sum is 1, to the grid of a scan of this shape. Returns ((C, d, h,
+    w) float32, bbox: slices of the scan that it covers). Outside the window, the first class has probability 1."""
     middle = (np.array(shape) - 1) / 2
     steps = np.linalg.solve(window.steps(), matrix)  # array voxels to window voxels
     back = np.linalg.inv(steps)
@@ -75,12 +75,13 @@ def bring_back(probabilities, window, shape, matrix):
         window.steps(), matrix @ (low - middle) - window.centre_mm
     )
     sigma = np.maximum(0, (np.linalg.norm(steps, axis=1) - 1) / 2)
-    result = []
-    for number, values in enumerate(probabilities):
+    size = tuple(high - low)
+    result = np.ones((len(probabilities), *size), np.float32)
+    for values, brought in zip(probabilities[1:], result[1:]):
         values = gaussian_filter(values, sigma, mode="nearest") if sigma.any() else values
-        outside = float(number == 0)
-        result.append(affine_transform(values, steps, start, tuple(high - low), order=1, mode="constant", cval=outside))
-    return np.stack(result), tuple(map(slice, low, high))
+        affine_transform(values, steps, start, size, brought, order=1, mode="constant")
+        result[0] -= brought
+    return result, tuple(map(slice, low, high))
 
 
 def _reach(steps, start, size):
@@ -89,22 +90,31 @@ def _reach(steps, start, size):
     return start + ends[0].sum(1), start + ends[1].sum(1)
 
 
-def settle(predict, window):
-    """Re-centres and re-orients the window on the prediction until it converges. predict(window) returns probabilities
-    (3, *window.size). Returns (window or None, converged); None means that no hippocampus was found."""
+def settle(predict, windows):
+    """Re-centres and re-orients windows on their predictions until each converges. predict(windows) returns
+    probabilities (N, 3, *size). Returns a list of (Window or None, converged); None means that no hippocampus was
+    found."""
+    results = [(window, False) for window in windows]
     for move in range(_MOVES):
-        found = foreground(predict(window))
-        if not found.any():
-            return None, False
-        middle, turn = _pose(found, window)
-        moved = np.linalg.norm(middle - window.centre_mm)
-        turned = np.degrees(np.arccos(np.clip((np.trace(turn.T @ window.turn) - 1) / 2, -1, 1)))
-        if move >= 2:  # half-way, so that the window does not oscillate between two places
-            middle = (middle + window.centre_mm) / 2
-        window = window._replace(centre_mm=middle, turn=turn)
-        if moved < _STAYS_MM and turned < _STAYS_DEGREES:
-            return window, True
-    return window, False
+        moving = [i for i, (window, converged) in enumerate(results) if window and not converged]
+        if not moving:
+            break
+        for i, probabilities in zip(moving, predict([results[i][0] for i in moving])):
+            results[i] = _follow(results[i][0], foreground(probabilities), move)
+    return results
+
+
+def _follow(window, found, move):
+    """Returns (the window re-centred and re-oriented on a mask of what was found in it, or None if that is empty; whether
+    it stays where it was). move: how often the window has moved."""
+    if not found.any():
+        return None, False
+    middle, turn = _pose(found, window)
+    moved = np.linalg.norm(middle - window.centre_mm)
+    turned = np.degrees(np.arccos(np.clip((np.trace(turn.T @ window.turn) - 1) / 2, -1, 1)))
+    if move >= 2:  # half-way, so that the window does not oscillate between two places
+        middle = (middle + window.centre_mm) / 2
+    return window._replace(centre_mm=middle, turn=turn), bool(moved < _STAYS_MM and turned < _STAYS_DEGREES)
 
 
 def _pose(found, window):

@@ -112,6 +112,8 @@ class WithHeads(nn.Module):
         self._initialise()
 
     def _initialise(self):
+        if self.head.weight.is_meta:  # to be filled from a checkpoint; torch's initialisation would load its compiler
+            return
         for module in self.modules():
             if isinstance(module, (*CONV.values(), *UP_CONV.values())):
                 nn.init.kaiming_normal_(module.weight, a=0.01)

@@ -13,6 +13,9 @@ import torch.nn.functional as F
 from torch import nn
 
 
+_BATCH = 4  # patches that a 3D model sees at once; more take memory, and no less time
+
+
 class TrainedModel(NamedTuple):
     """A network together with the preprocessing of its images."""
 
@@ -68,29 +71,44 @@ def tta_views(trained):
     return [(shift, flip) for shift in shifts for flip in flips]
 
 
-@torch.inference_mode()
 def predict_volume(trained, image, device, dtype, tta=False):
     """Predicts class probabilities of one volume: image (D, H, W) float32, normalised, to a (C, D, H, W) float32
     tensor on `device`.
 
-    trained: a TrainedModel in eval mode, or a list of them, whose probabilities are averaged. A 3D model sees the
-    volume; with tta, the result is averaged over tta_views. A 2D model sees every slice of the three planes, resampled
-    to its training slice size; the probabilities of the planes are averaged.
+    trained: a TrainedModel in eval mode, or a list of them, whose probabilities are averaged. For the rest see
+    predict_batch.
     """
     if isinstance(trained, list):
         return sum(predict_volume(member, image, device, dtype, tta) for member in trained) / len(trained)
+    return predict_batch(trained, np.asarray(image)[None], device, dtype, tta)[0]
+
+
+@torch.inference_mode()
+def predict_batch(trained, images, device, dtype, tta=False):
+    """Predicts class probabilities of volumes of one size: images (N, D, H, W) float32, normalised, to a (N, C, D, H,
+    W) float32 tensor on `device`.
+
+    trained: a TrainedModel in eval mode. A 3D model sees each volume; with tta, the result is averaged over tta_views.
+    A 2D model sees every slice of the three planes, resampled to its training slice size; the probabilities of the
+    planes are averaged.
+    """
     if trained.model.dim == 2:
-        return _predict_slices(trained, image, device, dtype)
-    x = torch.from_numpy(np.ascontiguousarray(image)).to(device)[None, None]  # (1, 1, D, H, W)
+        return torch.stack([_predict_slices(trained, image, device, dtype) for image in images])
+    x = torch.from_numpy(np.ascontiguousarray(images)).to(device)[:, None]  # (N, 1, D, H, W)
+    return torch.cat([_predict_patches(trained, part, dtype, tta) for part in x.split(_BATCH)])
+
+
+def _predict_patches(trained, x, dtype, tta):
+    """Implements predict_batch for a 3D model: (N, 1, D, H, W) to (N, C, D, H, W)."""
     views = tta_views(trained) if tta else [((0, 0, 0), ())]
     total = 0
     for shift, flip in views:
         axes = [a + 2 for a in flip]
         view = F.pad(x.flip(axes), [p for s in reversed(shift) for p in (s, 0)], mode="replicate")
-        with autocast(device, dtype):
+        with autocast(x.device, dtype):
             logits = trained.model(view)
-        logits = logits[(0, slice(None), *(slice(s, None) for s in shift))].float()
-        total = total + logits.softmax(0).flip([a - 1 for a in axes])
+        logits = logits[(..., *(slice(s, None) for s in shift))].float()
+        total = total + logits.softmax(1).flip(axes)
     return total / len(views)
 
 
