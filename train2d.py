@@ -23,9 +23,10 @@ from hippo.options import configure, constants, run_script
 from hippo.pictures import plots
 from hippo.processes import join_processes, on_first, silence_all_but_the_first
 from hippo.scoring.evaluation import evaluate_run, evaluate_slices
-from hippo.training.engine import fit, unvalidated
+from hippo.training.engine import fit
 from hippo.training.losses import dice_ce_loss
 from hippo.training.run_folder import check_preset, check_training, start_run
+from hippo.training.state import unvalidated
 from hippo.training.transfer import begin_with, check_transfer
 from model2d import MODELS
 

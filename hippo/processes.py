@@ -11,6 +11,7 @@ from hippo.errors import UserError, require
 
 import torch
 import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
 
 
 def under_torchrun():
@@ -68,6 +69,14 @@ def any_process(flag):
     flags = torch.tensor(float(flag))
     dist.all_reduce(flags)
     return bool(flags)
+
+
+def average_gradients(model, device):
+    """Returns the model wrapped so that its gradients are averaged over all processes; of a single process, the model
+    itself."""
+    if world_size() == 1:
+        return model
+    return DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None)
 
 
 def on_first(function, *args):

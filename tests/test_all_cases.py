@@ -8,7 +8,7 @@ import train_3d
 from hippo.data.cases import split_cases
 from hippo.models.checkpoint import load_checkpoint
 from hippo.options import configure
-from hippo.training.engine import HISTORY
+from hippo.training.state import HISTORY
 
 import pytest
 import torch

@@ -9,6 +9,7 @@ import train_3d
 from hippo.files import save_json
 from hippo.models.checkpoint import load_checkpoint
 from hippo.training import engine
+from hippo.training import state as training_state
 from hippo.training.losses import dice_ce_loss
 
 import numpy as np
@@ -73,7 +74,7 @@ def test_validations_may_be_left_out(script, jobs, whole, tmp_path, kind):
 def test_a_run_that_keeps_failing_stops(script, jobs, whole, tmp_path, monkeypatch, losses):
     module, options = jobs["3d"]
     options = (*options, "--max_cases=0")  # three steps an epoch
-    monkeypatch.setattr(engine, "MAX_BAD_STEPS", 4)
+    monkeypatch.setattr(training_state, "MAX_BAD_STEPS", 4)
     losses(lambda step: step >= 5)  # the third step of the second epoch
     result = script(module, *options, f"--out_dir={tmp_path / 'run'}")
     one_error_line(
@@ -83,7 +84,7 @@ def test_a_run_that_keeps_failing_stops(script, jobs, whole, tmp_path, monkeypat
     history = numbers(tmp_path / "run")
     assert history["skipped_steps"] == [0, 1]
     losses(lambda step: True)
-    monkeypatch.setattr(engine, "MAX_BAD_STEPS", 2)
+    monkeypatch.setattr(training_state, "MAX_BAD_STEPS", 2)
     result = script(module, *options, f"--out_dir={tmp_path / 'other'}")
     one_error_line(result, "epoch 1: stopped", "no good checkpoint yet")
 
