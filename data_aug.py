@@ -20,10 +20,9 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from pathlib import Path
 
-from hippo.data.augment import augment_slice
 from hippo.data.cases import count_labels, describe_data, list_cases, load_case, split_cases
 from hippo.data.intensity import to_unit_range
-from hippo.data.slices import INDEX_COLUMNS, PLANES
+from hippo.data.slices import INDEX_COLUMNS, PLANES, augment_slice
 from hippo.data.spatial import resample
 from hippo.errors import UserError, require
 from hippo.files import atomic, fresh_folder, save_json

@@ -22,7 +22,8 @@ from hippo.models.inference import TrainedModel, make_preprocessing
 from hippo.options import configure, constants, run_script
 from hippo.pictures import plots
 from hippo.processes import join_processes, on_first, silence_all_but_the_first
-from hippo.scoring.evaluation import evaluate_run, evaluate_slices
+from hippo.scoring.evaluation import evaluate_run
+from hippo.scoring.evaluation_2d import evaluate_slices
 from hippo.training.engine import fit
 from hippo.training.losses import dice_ce_loss
 from hippo.training.run_folder import check_preset, check_training, start_run

@@ -7,9 +7,8 @@ pixels of each part and their intensities), viz_dataset_overview.png (20 slices)
 under each augmentation). Cyan is anterior, magenta posterior. The same seed draws the same slices.
 """
 
-from hippo.data.augment import augment_slice
 from hippo.data.cases import LABELS
-from hippo.data.slices import PLANES, load_slice, read_index
+from hippo.data.slices import PLANES, augment_slice, load_slice, read_index
 from hippo.errors import require
 from hippo.files import fresh_folder
 from hippo.options import configure, run_script

@@ -1,8 +1,9 @@
 import warnings
 
-from hippo.scoring import metrics
+from hippo.scoring import surface
 from hippo.scoring.metrics import case_metrics, dice, nsd_and_hd95
 from hippo.scoring.statistics import summarise
+from hippo.scoring.surface import surface_distances
 
 import nibabel as nib
 import numpy as np
@@ -33,7 +34,7 @@ def test_dice_by_hand():
 def test_surface_of_a_cube_by_hand():
     # a 10 mm cube of 1 mm voxels: six faces of 9 x 9 whole elements, 12 edges of 9 bevelled ones, 8 corners
     mask = cube((20, 20, 20), (5, 5, 5), (15, 15, 15))
-    _, sizes, _, _ = metrics.surface_distances(mask, mask, (1, 1, 1))
+    _, sizes, _, _ = surface_distances(mask, mask, (1, 1, 1))
     corner = np.sqrt(3) / 8
     assert sizes.sum() == pytest.approx(6 * 81 + 12 * 9 * np.sqrt(0.5) + 8 * corner, rel=1e-6)
 
@@ -65,7 +66,7 @@ def test_near_and_far_surfaces_are_measured_alike(monkeypatch):
     truth[4:9, 4:9, 4:9] = True
     results = []
     for most in (0, 10**9):
-        monkeypatch.setattr(metrics, "_MANY_POINTS", most)
+        monkeypatch.setattr(surface, "_MANY_POINTS", most)
         results.append(nsd_and_hd95(prediction, truth, (1, 0.8, 1.5)))
     assert results[0] == results[1]
 

@@ -1,4 +1,4 @@
-"""Augments training patches on the fly, and the slices that data_aug.py stores."""
+"""Augments training patches on the fly: geometry first, then intensities."""
 
 import math
 from itertools import combinations
@@ -8,7 +8,7 @@ from hippo.data.spatial import resample
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy.ndimage import affine_transform, gaussian_filter
+from scipy.ndimage import gaussian_filter
 
 # the strengths of the shipped models, for heads from other scanners and of other people
 ROBUST = {"atrophy_mm": 1.5, "gamma": 0.8, "bias_field": 0.3, "blur_mm": 1.2, "sharpening": 1.0, "noise": 0.3}
@@ -225,22 +225,3 @@ PARTS = {
     "clipping": (1 / 4, _clip),
     "intensity": (1 / 2, _contrast),
 }
-
-
-def augment_slice(image, label, kind, parameters):
-    """Transforms a stored slice (H, W) about its centre, with replicated edges. Returns (image float32, label uint8).
-
-    kind: none, flip (along the first axis), rotation (parameters: degrees) or affine (scale, and dx and dy in pixels).
-    """
-    if kind == "flip":
-        image, label = image[::-1], label[::-1]
-    elif kind != "none":
-        angle = np.radians(parameters.get("degrees", 0.0))
-        turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-        turn = turn / parameters.get("scale", 1.0)
-        centre = (np.array(image.shape) - 1) / 2
-        shift = np.array([parameters.get("dx", 0.0), parameters.get("dy", 0.0)])
-        offset = centre - turn @ (centre + shift)
-        image = affine_transform(image, turn, offset, order=1, mode="nearest")
-        label = affine_transform(label, turn, offset, order=0, mode="nearest")
-    return np.ascontiguousarray(image, np.float32), np.ascontiguousarray(label, np.uint8)

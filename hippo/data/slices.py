@@ -1,4 +1,5 @@
-"""Reads the slices that data_aug.py wrote, with checks, and the grids from which they were cut."""
+"""Transforms the slices that data_aug.py stores, and reads them again, with checks, and the grids from which they were
+cut."""
 
 import csv
 import json
@@ -10,6 +11,7 @@ from hippo.data.nifti import READ_ERRORS
 from hippo.errors import UserError, require
 
 import numpy as np
+from scipy.ndimage import affine_transform
 
 PLANES = ("sagittal", "coronal", "axial")  # slices perpendicular to x, y and z
 INDEX_COLUMNS = ("number", "case", "plane", "position", "augmentation", "parameters", "split")  # columns of index.csv
@@ -130,3 +132,22 @@ def slice_grids(root, volumes, names, size):
         mm = shape * volume.spacing_mm / size
         grids[volume.id] = {p: (tuple(np.delete(mm, a)), tuple(np.delete(shape, a))) for a, p in enumerate(PLANES)}
     return grids
+
+
+def augment_slice(image, label, kind, parameters):
+    """Transforms a stored slice (H, W) about its centre, with replicated edges. Returns (image float32, label uint8).
+
+    kind: none, flip (along the first axis), rotation (parameters: degrees) or affine (scale, and dx and dy in pixels).
+    """
+    if kind == "flip":
+        image, label = image[::-1], label[::-1]
+    elif kind != "none":
+        angle = np.radians(parameters.get("degrees", 0.0))
+        turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+        turn = turn / parameters.get("scale", 1.0)
+        centre = (np.array(image.shape) - 1) / 2
+        shift = np.array([parameters.get("dx", 0.0), parameters.get("dy", 0.0)])
+        offset = centre - turn @ (centre + shift)
+        image = affine_transform(image, turn, offset, order=1, mode="nearest")
+        label = affine_transform(label, turn, offset, order=0, mode="nearest")
+    return np.ascontiguousarray(image, np.float32), np.ascontiguousarray(label, np.uint8)
