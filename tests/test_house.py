@@ -2,6 +2,7 @@
 
 import ast
 import os
+import re
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -95,6 +96,16 @@ def test_files_and_functions_are_short(path):
     for node in ast.walk(SOURCES[path]):
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
             assert node.end_lineno - node.lineno < 60, node.name
+
+
+def test_the_essential_path_is_an_hour_long():
+    """The files that docs/DEVELOPING.md lists first, one on each numbered line."""
+    page = (ROOT / "docs" / "DEVELOPING.md").read_text(encoding="utf-8")
+    section = page.split("## Reading it in an hour\n")[1].split("\n## ")[0]
+    files = re.findall(r"^\d+\. `([^`]+)`: ", section, re.M)
+    assert len(re.findall(r"`[\w/]+\.py`", section)) == len(set(files)) and "train_3d.py" in files
+    lines = [len((ROOT / name).read_text(encoding="utf-8").splitlines()) for name in files]
+    assert len(files) <= 10 and sum(lines) <= 1500
 
 
 def test_importing_changes_nothing(tmp_path):
