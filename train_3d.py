@@ -104,22 +104,24 @@ def main():
 
 
 def run(cfg):
-    """Trains and evaluates with a configuration (see options.configure). Returns the content of metrics.json."""
+    """Trains a network and evaluates it. cfg: the constants above, in lower case (see options.configure). Returns the
+    content of metrics.json."""
     check(cfg)
     join_processes()
     silence_all_but_the_first()
     seed_everything(cfg.seed)
-    cases, info = list_cases(cfg.data_root, cfg.max_cases)
-    labels = count_labels(info, cfg.data_root)
-    train, val = ([load_case(case, labels) for case in part] for part in split_cases(cases, cfg.fold, info))
-    data = {**describe_data(info, cases, train, val), "fold": cfg.fold}
+    cases, dataset = list_cases(cfg.data_root, cfg.max_cases)
+    labels = count_labels(dataset, cfg.data_root)
+    train, val = ([load_case(case, labels) for case in part] for part in split_cases(cases, cfg.fold, dataset))
+    data = {**describe_data(dataset, cases, train, val), "fold": cfg.fold}
     kind = " (SYNTHETIC phantoms)" if data["synthetic"] else ""
     print(f"data: {cfg.data_root}{kind}, {len(train)} training and {len(val)} validation cases")
     device, dtype = set_up_device(cfg.device, cfg.amp)
     model, model_info = build_model(cfg, data["labels"])
+    # the network with the preprocessing that its images need, as a checkpoint holds both
     trained = TrainedModel(model.to(device), make_preprocessing(window=cfg.patch, flip_axes=cfg.flip_axes))
     info, resume_from = start_run(cfg, constants(globals()), trained, model_info, data, device, dtype)
-    begin_with(trained, model_info, data, cfg, resume_from is not None)
+    begin_with(trained, model_info, data, cfg, resume_from is not None)  # the weights of INIT, if given
     loss_function = partial(dice_ce_loss, focal_gamma=cfg.focal_gamma)
     validate = validation(trained.preprocessing, train, val, device, dtype, loss_function)
     loader = make_loader(augmented(cfg, train), cfg, device)
@@ -129,8 +131,49 @@ def run(cfg):
     return metrics
 
 
+def build_model(cfg, labels=2):
+    """Builds the network of a configuration for a number of labels. Returns it, and {"name", "args"} to build it
+    again."""
+    args = {"in_channels": 1, "num_classes": labels + 1, "use_inr": cfg.use_inr, "inr_hidden_dim": cfg.inr_hidden_dim}
+    args |= {"dropout": cfg.dropout} if cfg.dropout else {}
+    args |= {"attention": cfg.attention} if cfg.attention != "none" else {}
+    if cfg.model == _CUSTOM:
+        args |= {"base_channels": cfg.base_channels, "depth": cfg.unet_depth}
+    args["deep_supervision"] = cfg.deep_supervision
+    return MODELS[cfg.model](**args), {"name": cfg.model, "args": args}
+
+
+def augmented(cfg, train):
+    """Returns the training set: one patch of each volume, augmented anew in every pass over the cases."""
+    names = ("rotation_degrees", "scale", "shift_voxels", "flip_axes", "atrophy_mm", *PARTS)
+    augmentation = {name: getattr(cfg, name) for name in names}
+    return AugmentedDataset([v.image for v in train], [v.label for v in train], cfg.patch, cfg.seed, augmentation)
+
+
+def validation(preprocessing, train, val, device, dtype, loss_function):
+    """Returns the function that `fit` calls after an epoch. It scores a model in eval mode on the validation volumes, and
+    on a fixed sample of the training volumes, without test-time augmentation.
+
+    The function returns {"val_loss": float, "val_dice", "val_nsd", "train_nsd": lists of one mean for each label}.
+    """
+    sample = train[:: max(1, len(train) // 16)][:16]
+
+    def validate(model):
+        trained = TrainedModel(model, preprocessing)
+        sample_cases, _ = evaluate(trained, sample, device, dtype)
+        train_nsd = summarise(sample_cases)["mean"]["nsd_1mm"]
+        if not val:
+            return {**unvalidated(len(train_nsd)), "train_nsd": train_nsd}
+        cases, losses = evaluate(trained, val, device, dtype, loss_function=loss_function)
+        mean = summarise(cases)["mean"]
+        scores = {"val_loss": float(np.mean(losses)), "val_dice": mean["dice"], "val_nsd": mean["nsd_1mm"]}
+        return {**scores, "train_nsd": train_nsd}
+
+    return validate
+
+
 def check(cfg):
-    """Raises UserError for invalid constants."""
+    """Raises UserError for constants that cannot work, before anything is read or written."""
     check_training(cfg)
     check_transfer(cfg)
     require(cfg.model in MODELS, f"--model={cfg.model}: expected one of {', '.join(MODELS)}")
@@ -152,44 +195,6 @@ def check(cfg):
         f"--patch={cfg.patch}: expected three {f'multiples of {stride}' if stride > 1 else 'sizes in voxels'}, as "
         f"{fitting if len(cfg.patch) == 3 else PATCH}",
     )
-
-
-def build_model(cfg, labels=2):
-    """Builds the network of a configuration for a number of labels. Returns it, and {"name", "args"} to build it
-    again."""
-    args = {"in_channels": 1, "num_classes": labels + 1, "use_inr": cfg.use_inr, "inr_hidden_dim": cfg.inr_hidden_dim}
-    args |= {"dropout": cfg.dropout} if cfg.dropout else {}
-    args |= {"attention": cfg.attention} if cfg.attention != "none" else {}
-    if cfg.model == _CUSTOM:
-        args |= {"base_channels": cfg.base_channels, "depth": cfg.unet_depth}
-    args["deep_supervision"] = cfg.deep_supervision
-    return MODELS[cfg.model](**args), {"name": cfg.model, "args": args}
-
-
-def augmented(cfg, train):
-    """Returns the training set: a patch of each volume, augmented anew in every pass."""
-    names = ("rotation_degrees", "scale", "shift_voxels", "flip_axes", "atrophy_mm", *PARTS)
-    augmentation = {name: getattr(cfg, name) for name in names}
-    return AugmentedDataset([v.image for v in train], [v.label for v in train], cfg.patch, cfg.seed, augmentation)
-
-
-def validation(preprocessing, train, val, device, dtype, loss_function):
-    """Returns a function from a model in eval mode to the validation entries of an epoch in the history, from one view
-    of each volume."""
-    sample = train[:: max(1, len(train) // 16)][:16]  # a fixed sample, for the training NSD
-
-    def validate(model):
-        trained = TrainedModel(model, preprocessing)
-        seen, _ = evaluate(trained, sample, device, dtype)
-        train_nsd = summarise(seen)["mean"]["nsd_1mm"]
-        if not val:
-            return {**unvalidated(len(train_nsd)), "train_nsd": train_nsd}
-        cases, losses = evaluate(trained, val, device, dtype, loss_function=loss_function)
-        mean = summarise(cases)["mean"]
-        scores = {"val_loss": float(np.mean(losses)), "val_dice": mean["dice"], "val_nsd": mean["nsd_1mm"]}
-        return {**scores, "train_nsd": train_nsd}
-
-    return validate
 
 
 if __name__ == "__main__":

@@ -1,4 +1,7 @@
-"""Augments training patches on the fly: geometry first, then intensities."""
+"""Augments training patches on the fly: turned, scaled and shifted first, then changed in its intensities.
+
+Begin with `augment`. By default it uses random_affine and some of the steps in PARTS, at the end of this file.
+"""
 
 import math
 from itertools import combinations
@@ -14,6 +17,44 @@ from scipy.ndimage import gaussian_filter
 ROBUST = {"atrophy_mm": 1.5, "gamma": 0.8, "bias_field": 0.3, "blur_mm": 1.2, "sharpening": 1.0, "noise": 0.3}
 ROBUST |= {"low_resolution_mm": 3.0, "clipping": 0.05, "intensity": 0.5}
 _OUTLINE_MM = 2.0  # standard deviation of the Gaussian that gives the smooth outline moved by `atrophy`
+
+
+def augment(
+    image,
+    label,
+    patch,
+    rng,
+    rotation_degrees=15.0,
+    scale=0.15,
+    shift_voxels=4.0,
+    flip_axes="",
+    atrophy_mm=0.0,
+    **strengths,
+):
+    """Cuts an augmented patch from a volume (D, H, W) or slice (H, W). Returns (image (1, *patch) float32, label (*patch)
+    uint8), tensors.
+
+    image: float32, normalised; label: integers 0 to 2; patch: shape; rng: numpy Generator. The patch is resampled once:
+    the image linearly, with replicated edges; a voxel is foreground if the linear weights of both labels add up to more
+    than 0.5, and gets the label of the larger weight. rotation_degrees, scale, shift_voxels: see random_affine.
+    flip_axes: axes to mirror, each with p = 1/2, as in "xz"; x is the first axis of the array, in 2D too. atrophy_mm:
+    see atrophy; applied to half of the patches. strengths: see change_intensities. 0 turns any of them off.
+    """
+    theta = random_affine(rng, image.shape, patch, rotation_degrees, scale, shift_voxels)
+    for axis in flip_axes:
+        if rng.random() < 0.5:  # negate a column; the last axis of the array has the first one
+            theta[:, image.ndim - 1 - "xyz".index(axis)] *= -1
+    grid = F.affine_grid(
+        torch.from_numpy(np.ascontiguousarray(theta[None], np.float32)), [1, 3, *patch], align_corners=True
+    )
+    parts = torch.from_numpy(label)
+    channels = torch.stack([torch.from_numpy(image), (parts == 1).float(), (parts == 2).float()])[None]
+    if atrophy_mm and rng.random() < 0.5:
+        image, anterior, posterior = atrophy(channels, label, grid, rng, atrophy_mm)
+    else:
+        image, anterior, posterior = F.grid_sample(channels, grid, padding_mode="border", align_corners=True)[0]
+    label = torch.where(anterior + posterior > 0.5, torch.where(posterior > anterior, 2, 1), 0).to(torch.uint8)
+    return change_intensities(image, rng, **strengths)[None], label
 
 
 def random_affine(rng, size, patch, rotation_degrees, scale, shift_voxels):
@@ -44,9 +85,10 @@ def random_affine(rng, size, patch, rotation_degrees, scale, shift_voxels):
 
 
 def atrophy(channels, label, grid, rng, most_mm):
-    """Samples channels (1, C, *size) on a grid (1, *patch, n) like F.grid_sample, but with a thinner or thicker
-    hippocampus. Returns (C, *patch). The channels are image, anterior and posterior; label: (*size) integers, with
-    voxels of 1 mm.
+    """Samples a patch with a thinner or thicker hippocampus. Returns (3, *patch): image, anterior and posterior.
+
+    channels: the same of the volume, (1, 3, *size), and grid (1, *patch, n), both as F.grid_sample takes them; label:
+    (*size) integers, with voxels of 1 mm.
 
     The outline moves inwards by up to most_mm, or outwards by up to half of it, and the surroundings deform smoothly.
     In half of the cases, the hippocampus instead gets thinner, the cavity around it gets wider, and fluid fills the
@@ -72,44 +114,6 @@ def atrophy(channels, label, grid, rng, most_mm):
     fluid = channels[0, 0].min() + rng.uniform(0, 0.15) * (channels[0, 0].max() - channels[0, 0].min())
     hippocampus[0] = inside * hippocampus[0] + outside * around[0] + (1 - inside - outside) * fluid
     return hippocampus
-
-
-def augment(
-    image,
-    label,
-    patch,
-    rng,
-    rotation_degrees=15.0,
-    scale=0.15,
-    shift_voxels=4.0,
-    flip_axes="",
-    atrophy_mm=0.0,
-    **strengths,
-):
-    """Returns an augmented patch of a volume (D, H, W) or slice (H, W): (1, *patch) float32 and (*patch) uint8
-    tensors.
-
-    image: float32, normalised; label: integers 0 to 2; rng: numpy Generator. The geometry is one resampling, see
-    random_affine. The image is interpolated linearly, with replicated edges. A voxel is foreground if the linear
-    weights of both labels add up to more than 0.5, and gets the label of the larger weight. flip_axes: axes to mirror,
-    each with p = 1/2, as in "xz"; x is the first axis of the array, in 2D too. atrophy_mm: see atrophy; applied to
-    half of the patches. strengths: see change_intensities. 0 turns any of them off.
-    """
-    theta = random_affine(rng, image.shape, patch, rotation_degrees, scale, shift_voxels)
-    for axis in flip_axes:
-        if rng.random() < 0.5:
-            theta[:, image.ndim - 1 - "xyz".index(axis)] *= -1
-    grid = F.affine_grid(
-        torch.from_numpy(np.ascontiguousarray(theta[None], np.float32)), [1, 3, *patch], align_corners=True
-    )
-    parts = torch.from_numpy(label)
-    channels = torch.stack([torch.from_numpy(image), (parts == 1).float(), (parts == 2).float()])[None]
-    if atrophy_mm and rng.random() < 0.5:
-        image, anterior, posterior = atrophy(channels, label, grid, rng, atrophy_mm)
-    else:
-        image, anterior, posterior = F.grid_sample(channels, grid, padding_mode="border", align_corners=True)[0]
-    label = torch.where(anterior + posterior > 0.5, torch.where(posterior > anterior, 2, 1), 0).to(torch.uint8)
-    return change_intensities(image, rng, **strengths)[None], label
 
 
 def change_intensities(image, rng, **strengths):

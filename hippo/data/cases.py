@@ -48,7 +48,7 @@ def case_id(path):
 def list_cases(root, max_cases=0):
     """Lists the labelled cases of a Decathlon folder, sorted by id; max_cases > 0 keeps the first max_cases.
 
-    Returns (cases, info), where info is the content of dataset.json. Raises UserError if the folder, dataset.json, an
+    Returns (list of Case, info), where info is the content of dataset.json. Raises UserError if the folder, dataset.json, an
     image or a label is missing.
     """
     root = Path(root)
@@ -74,6 +74,7 @@ def list_cases(root, max_cases=0):
 
 
 def _dataset_json(root):
+    """Returns the content of dataset.json. Raises UserError if it is missing or damaged."""
     path = root / "dataset.json"
     require(path.is_file(), f"{path}: missing, so {root} is no Decathlon folder; get data with: {GET_DATA}")
     try:
@@ -112,7 +113,7 @@ def count_labels(info, root):
 
 
 def labels_of(count):
-    """Returns {value: name} for a number of labels."""
+    """Returns {value: name} for a number of labels, 1 or 2."""
     return LABELS if count == len(LABELS) else WHOLE
 
 
@@ -130,19 +131,19 @@ def is_synthetic(info):
 
 
 def split_cases(cases, fold, info=None):
-    """Splits sorted cases into (training, validation). fold -1: the first 80 % train; 0-4: nnU-Net's five folds, which
-    are scikit-learn's KFold(5, shuffle=True, random_state=12345); -2: all train. Raises UserError if another fold
-    would leave a side empty.
+    """Splits sorted cases, or their names, into (training, validation): two lists.
 
-    info: content of dataset.json. If it has "persons", {case: person}, persons are split instead of cases. If it has
-    "validation", a list of cases, fold -1 validates on those. Raises UserError if a person would be on both sides.
+    fold: -1: the first 80 % train; 0-4: nnU-Net's five folds, which are scikit-learn's KFold(5, shuffle=True,
+    random_state=12345); -2: all train. info: content of dataset.json. If it has "persons", {case: person}, persons are
+    split instead of cases. If it has "validation", a list of cases, fold -1 validates on those. Raises UserError if a
+    side would be empty, but for fold -2, or if a person would be on both sides.
     """
     require(-2 <= fold <= 4, f"--fold={fold}: expected -1 (first 80 % train), 0 to 4, or -2 (all train)")
     info = info or {}
     names = [getattr(case, "id", case) for case in cases]
-    persons = [info.get("persons", {}).get(name, name) for name in names]
-    units = list(dict.fromkeys(persons))  # in the order of the cases
-    n = len(units)
+    persons = [info.get("persons", {}).get(name, name) for name in names]  # of each case; by default each has its own
+    people = list(dict.fromkeys(persons))  # each once, in the order of the cases
+    n = len(people)
     if fold == -2:
         return list(cases), []
     if fold == -1 and "validation" in info:
@@ -158,7 +159,7 @@ def split_cases(cases, fold, info=None):
             order = np.arange(n)
             np.random.RandomState(12345).shuffle(order)
             chosen = {*np.array_split(order, 5)[fold].tolist()}
-        held_out = {units[i] for i in chosen}
+        held_out = {people[i] for i in chosen}
         validates = [person in held_out for person in persons]
     require(
         0 < sum(validates) < len(cases),
@@ -169,8 +170,8 @@ def split_cases(cases, fold, info=None):
 
 
 def describe_data(info, cases, train, val):
-    """Describes, for config.json, the data of a run or of a set of slices. The checksum covers the content of every
-    file."""
+    """Returns the description of the data of a run, or of a set of slices, for config.json: a dict of plain values. Its
+    checksum covers the content of every file."""
     listing = "".join(f"{case.id} {digest(case.image)} {digest(case.label)}\n" for case in cases)
     return {
         "name": info.get("name", ""),
@@ -183,8 +184,11 @@ def describe_data(info, cases, train, val):
 
 
 def load_case(case, n_labels=2):
-    """Reads, checks and normalises a labelled case. Returns Volume. Raises UserError, see read_nifti, and if image and
-    label do not match, a label value is not 0 to `n_labels`, or the spacing is not 1 mm."""
+    """Reads, checks and normalises a labelled case. Returns a Volume.
+
+    Intensities are clipped and get zero mean and unit variance, see intensity.normalise. Raises UserError, see
+    read_nifti, and if image and label do not match, a label value is not 0 to `n_labels`, or the spacing is not 1 mm.
+    """
     array, image = read_nifti(case.image)
     label, label_image = read_nifti(case.label)
     require(

@@ -11,8 +11,9 @@ class AugmentedDataset(torch.utils.data.Dataset):
     """Training volumes or slices in memory. An item is an augmented patch: image (1, *patch) float32 and label
     (*patch) uint8.
 
-    The key of an item is (pass, index), as EpochSampler yields it. Its random numbers depend only on (seed, pass,
-    index), so they do not change with the number of workers or when a run is resumed.
+    images, labels: lists of arrays; patch: its shape; augmentation: {name: strength}, see augment.augment. The key of an
+    item is (number of the pass, index of the volume), as EpochSampler yields it. Its random numbers depend only on the
+    seed and the key, so they do not change with the number of workers or when a run is resumed.
     """
 
     def __init__(self, images, labels, patch, seed, augmentation):
@@ -31,9 +32,10 @@ class AugmentedDataset(torch.utils.data.Dataset):
 class EpochSampler:
     """Yields batches of keys (pass, index): each index once per pass, in an order that depends only on (seed, pass).
 
-    An epoch is one pass or, with few cases, as many passes as give `min_steps` batches. Set `epoch`, and `start` (the
-    number of batches that a resumed epoch skips), before iterating. With several processes, process `rank` of `world`
-    takes every world-th key of each batch. A process without a sample repeats the first one, with weight 0.
+    length: number of items. An epoch is one pass over them or, with few, as many passes as give `min_steps` batches.
+    Set `epoch`, and `start` (the number of batches that a resumed epoch skips), before iterating. With several processes,
+    process `rank` of `world` takes every world-th key of each batch. A process without a sample repeats the first one,
+    with weight 0.
     """
 
     def __init__(self, length, batch_size, seed, min_steps=1, rank=0, world=1):
@@ -63,8 +65,8 @@ class EpochSampler:
 
 
 def make_loader(data, cfg, device):
-    """Returns a loader of batches for a training set with items keyed by (pass, index), in an order that depends on
-    cfg.seed."""
+    """Returns a loader of batches (image (B, 1, *patch), label (B, *patch)) of an AugmentedDataset, or of another
+    training set with keys (pass, index). cfg: batch_size, seed, min_steps and num_workers."""
     return torch.utils.data.DataLoader(
         data,
         batch_sampler=EpochSampler(len(data), cfg.batch_size, cfg.seed, cfg.min_steps, rank(), world_size()),

@@ -3,7 +3,7 @@
     ConvBlock   convolutions, each with instance norm and leaky ReLU, and attention
     UNet        encoder, bottleneck and decoder with skip connections: image in, feature maps out
     WithHeads   a body such as a U-Net, and its heads: image of any size in, logits out
-    UNetWithINR the U-Net with its heads
+    UNetWithINR the U-Net with its heads; train_3d.py's has 16, 32 and 64 channels (UNet3DWithINR in unet_inr_3d.py)
 
 Shapes are written (B, C, *S): S is (H, W) in 2D and (D, H, W) in 3D. The style (two 3x3x3 convolutions per stage,
 instance norm, leaky ReLU 0.01) is that of nnU-Net: Isensee et al., Nature Methods 18, 2021.
@@ -46,6 +46,7 @@ class ConvBlock(nn.Sequential):
 class UNet(nn.Module):
     """The U-Net without its heads (Ronneberger et al. 2015; Cicek et al. 2016).
 
+    dim, in_channels: 2 or 3; channels of the image.
     encoder: channels of each stage, the last one being the bottleneck; max pooling by 2 between stages.
     decoder: channels of each stage on the way up, deepest first; default: those of the encoder in reverse.
     convs:   convolutions per stage.

@@ -16,18 +16,20 @@ import torch
 
 
 def evaluate(trained, volumes, device, dtype, tta=False, loss_function=None, border="voxel"):
-    """Evaluates each volume on its own grid. Returns ({id: case_metrics}, list of losses, empty without
+    """Predicts each volume and scores it on its own grid. Returns ({id: case_metrics}, list of losses, empty without
     loss_function).
 
-    trained: as in predict_volume; border: as in decide. With a plane, "dice_voxel_border" is the Dice without it. With
-    several processes, each evaluates its share of the volumes, and all get the complete result.
+    trained: TrainedModel, or several, see inference.predict_volume. A 3D network sees the whole volume at once, and the
+    most probable class of a voxel is its label; with tta, probabilities are averaged over several views. border: as in
+    inference.decide; with a plane, "dice_voxel_border" is the Dice without it. With several processes, each evaluates
+    its share of the volumes, and all get the complete result.
     """
     cases, losses = {}, {}
     for volume in volumes[rank() :: world_size()]:
         probabilities = predict_volume(trained, volume.image, device, dtype, tta)
         if loss_function:
             label = torch.from_numpy(volume.label)[None].to(device)
-            logits = probabilities.clamp_min(1e-9).log()[None]  # softmax(log p) = p
+            logits = probabilities.clamp_min(1e-9).log()[None]  # (1, C, D, H, W); softmax(log p) = p
             losses[volume.id] = loss_function(logits, label).item()
         prediction, n = decide(probabilities, border).byte().cpu().numpy(), len(probabilities) - 1
         cases[volume.id] = case_metrics(prediction, volume.label, volume.spacing_mm, n)
@@ -41,10 +43,11 @@ def evaluate(trained, volumes, device, dtype, tta=False, loss_function=None, bor
 
 
 def evaluate_run(trained, val, history, out_dir, device, dtype, data, tta=False, extra=None):
-    """Evaluates the final and the best weights of a run on volumes. Writes metrics.json and two pictures.
+    """Evaluates the final weights of a run on the volumes `val`, and its best ones. Writes metrics.json and two pictures.
+    Returns the content of metrics.json; the model keeps its final weights.
 
-    data: from cases.describe_data; extra: further content of metrics.json. Returns the content of metrics.json; the
-    model keeps its final weights.
+    trained: TrainedModel with the final weights; history: from engine.fit; data: from cases.describe_data; extra:
+    further content of metrics.json.
     """
     out_dir, model = Path(out_dir), trained.model.eval()
     final, _ = evaluate(trained, val, device, dtype, tta)

@@ -1,7 +1,7 @@
 """Metrics of a case and of its labels: Dice, normalised surface Dice (NSD), HD95, volume.
 
-Surface metrics follow DeepMind's `surface-distance`, the definition of the Decathlon (Nikolov et al. 2018, arXiv
-1809.04430): surface elements between voxel centres, weighted by their area in mm2.
+Surface metrics are those of the Decathlon (Nikolov et al. 2018, arXiv 1809.04430); hippo/scoring/surface.py measures the
+distances.
 """
 
 from hippo.data.cases import labels_of
@@ -40,13 +40,13 @@ def nsd_and_hd95(prediction, truth, spacing_mm, tolerances_mm=(1.0, 2.0)):
 
 
 def case_metrics(prediction, truth, spacing_mm, n_labels=2):
-    """Computes all metrics of one case: label maps (integers 0 to `n_labels`) of the same shape on the grid of the case,
-    spacing in mm.
+    """Computes all metrics of one case.
 
-    Returns {"dice": [anterior, posterior], or [hippocampus] for one label, "nsd_1mm": [..], "nsd_2mm": [..],
-    "hd95_mm": [..], "volume_mm3": [..], "true_volume_mm3": [..]}; an undefined HD95 is nan. Two more separate the
-    kinds of error: "dice_whole" [Dice of all labels as one], and "dice_true_border" [..], where each voxel that is
-    hippocampus in both truth and prediction gets the true label. Raises ValueError for different shapes.
+    prediction, truth: label maps (integers 0 to `n_labels`) of the same shape, on the grid of the case. Returns {"dice":
+    [anterior, posterior], or [hippocampus] for one label, "nsd_1mm": [..], "nsd_2mm": [..], "hd95_mm": [..],
+    "volume_mm3": [..], "true_volume_mm3": [..]}; an undefined HD95 is nan. Two more separate the kinds of error:
+    "dice_whole" [Dice of all labels as one], and "dice_true_border" [..], where each voxel that is hippocampus in both
+    truth and prediction gets the true label. Raises ValueError for different shapes.
     """
     if prediction.shape != truth.shape:
         raise ValueError(f"prediction {prediction.shape} and truth {truth.shape} differ in shape")

@@ -56,12 +56,13 @@ def train_epoch(state, parallel, loader, loss_function, interrupt):
     cfg, sampler, epoch = state.cfg, loader.batch_sampler, state.unfinished_epoch
     sampler.epoch, sampler.start, steps = state.epoch, epoch["step"], len(sampler)
     state.model.train()
-    words = f"epoch {state.epoch + 1}/{cfg.epochs}"
-    bar = tqdm(loader, words, steps, False, disable=rank() > 0 or None, initial=epoch["step"])
+    words, hidden = f"epoch {state.epoch + 1}/{cfg.epochs}", rank() > 0 or None  # None: where there is no terminal
+    bar = tqdm(loader, desc=words, total=steps, leave=False, disable=hidden, initial=epoch["step"])
     for step, (image, label) in enumerate(bar, epoch["step"]):
         share_of_peak = schedule((state.epoch + step / steps) / cfg.epochs, cfg.warmup, cfg.cooldown)
-        for group in (group for optimiser in state.optimisers for group in optimiser.param_groups):
-            group["lr"] = group["peak"] * share_of_peak
+        for optimiser in state.optimisers:
+            for group in optimiser.param_groups:
+                group["lr"] = group["peak"] * share_of_peak
         train_step(state, parallel, loss_function, image, label, sampler.weight(step), state.epoch * steps + step)
         epoch["step"] = step + 1
         stop = any_process(interrupt.asked)

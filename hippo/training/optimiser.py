@@ -11,8 +11,8 @@ QUINTIC = (3.4445, -4.7750, 2.0315)  # coefficients of Jordan et al.: steep at z
 def schedule(progress, warmup, cooldown):
     """Returns the fraction of the peak learning rate at `progress`, in [0, 1), of a run.
 
-    It rises linearly over the first `warmup`, stays at 1, and falls as half a cosine to zero over the last `cooldown`,
-    each a fraction of the run. If the two overlap, the warmup takes precedence.
+    It rises linearly from 0.01 over the first `warmup`, stays at 1, and falls as half a cosine to zero over the last
+    `cooldown`, each a fraction of the run. If the two overlap, the warmup takes precedence.
     """
     if progress < warmup:
         return progress / warmup * 0.99 + 0.01
@@ -21,7 +21,8 @@ def schedule(progress, warmup, cooldown):
 
 
 def make_optimisers(model, cfg):
-    """Returns the optimisers of a model: [AdamW] or, with cfg.muon_rate, [AdamW, Muon].
+    """Returns the optimisers of a model: [AdamW] or, with cfg.muon_rate, [AdamW, Muon]. Each of their groups keeps its
+    largest learning rate as "peak", of which the loop sets a share before each step.
 
     Muon trains all kernels and matrices of model.unet with more than one channel in and out. The INR head uses AdamW
     with the learning rate cfg.inr_rate, because its sines amplify each step by omega_0. cfg: learning_rate,
