@@ -83,8 +83,8 @@ def pick_device(name="auto", amp=True):
     none, that is float32.
     Raises UserError for an unknown name and for a device that is not available.
     """
-    expected = "expected auto, cpu, cuda, cuda:1 or mps"
-    require(re.fullmatch(r"auto|cpu|cuda(:\d+)?|mps", name), f"--device={name}: {expected}")
+    known = re.fullmatch(r"auto|cpu|cuda(:\d+)?|mps", name)
+    require(known, f"--device={name}: expected auto, cpu, cuda, cuda:1 or mps")
     several = f"--device={name} is one device, and torchrun gives each process its own; use --device=cuda"
     require(world_size() == 1 or ":" not in name, several)
     if name == "auto":
