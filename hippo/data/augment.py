@@ -42,7 +42,7 @@ def augment(
     """
     theta = random_affine(rng, image.shape, patch, rotation_degrees, scale, shift_voxels)
     for axis in flip_axes:
-        if rng.random() < 0.5:  # negate a column; the last axis of the array has the first one
+        if rng.random() < 0.5:  # affine_grid's columns are in the reverse order of the array's axes
             theta[:, image.ndim - 1 - "xyz".index(axis)] *= -1
     grid = F.affine_grid(
         torch.from_numpy(np.ascontiguousarray(theta[None], np.float32)), [1, 3, *patch], align_corners=True
