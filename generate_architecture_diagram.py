@@ -4,8 +4,8 @@
     python generate_architecture_diagram.py --model=UNetnnUNetLightweight --attention=cbam --out=architecture_2d.jpg
     python generate_architecture_diagram.py --model=UNETR --use_inr=False --out=architecture_unetr.jpg
 
-A forward pass on zeros records what each stage puts out; boxes are as wide as its channels and as tall as its images
-(both on a logarithmic scale). Writes OUT, in a few seconds.
+A forward pass on zeros records the shape of each stage's output. The width of a box shows its channels, the height its
+size (both on a logarithmic scale). Writes OUT, in a few seconds.
 """
 
 import math
@@ -80,7 +80,7 @@ def outputs(model, shape):
 
 
 def convolutions(block):
-    """Describes a ConvBlock, or a residual block, as in "2 x conv 3x3x3, norm, leaky ReLU"."""
+    """Returns the description of a ConvBlock or ResBlock, such as "2 x conv 3x3x3, instance norm, leaky ReLU"."""
     convs = [m for m in block.children() if isinstance(m, (torch.nn.Conv2d, torch.nn.Conv3d))]
     kinds = {SqueezeExcitation: ", squeeze-and-excitation", CBAM: ", CBAM", ResBlock: ", residual"}
     more = "".join(text for kind, text in kinds.items() for m in (block, *block.children()) if isinstance(m, kind))
@@ -88,27 +88,28 @@ def convolutions(block):
 
 
 def encoder_of(unet):
-    """Returns the names of the modules whose outputs are joined on the way up, finest first; the last one is the
-    deepest."""
+    """Returns the names of the modules whose outputs the decoder uses: the skip connections, finest first, then the
+    bottleneck."""
     if isinstance(unet, UNETRBody):
         return ["unet.stem", *(f"unet.skips.{i}" for i in range(len(unet.skips))), "unet.vit"]
     return [f"unet.down.{i}" for i in range(len(unet.down))]
 
 
 def kernel(conv):
-    """Returns the kernel size of a convolution, as in "3x3x3"."""
+    """Returns the kernel size of a convolution, such as "3x3x3"."""
     return "x".join(map(str, conv.kernel_size))
 
 
 class Canvas:
-    """A figure in data coordinates, for boxes, arrows and text."""
+    """A figure for boxes, arrows and text, placed in data coordinates. size: width and height in inches."""
 
     def __init__(self, size):
         self.figure, self.axes = plots.panels(1, 1, size)
         self.axes.set_axis_off()
 
     def box(self, x, y, size, colour):
-        """A box for a tensor (B, C, *S), centred at x, y; returns its half width and half height."""
+        """Draws the box of a tensor, centred at x, y. size: its shape (B, C, *S). Returns half the width and half the height
+        of the box."""
         width, height = 0.16 * math.log2(size[1]) + 0.1, 0.17 * math.log2(size[2]) + 0.1
         corner = (x - width / 2, y - height / 2)
         self.axes.add_patch(Rectangle(corner, width, height, facecolor=colour, edgecolor="black"))
@@ -117,19 +118,20 @@ class Canvas:
         return width / 2, height / 2
 
     def arrow(self, start, end, colour="black", style="-"):
-        """An arrow between two points."""
+        """Draws an arrow between two points (x, y)."""
         options = {"arrowstyle": "-|>", "mutation_scale": 14, "color": colour, "linestyle": style, "linewidth": 1.6}
         self.axes.add_patch(FancyArrowPatch(start, end, shrinkA=0, shrinkB=0, **options))
 
     def text(self, x, y, words, **style):
-        """Words at a point, centred by default."""
+        """Writes words at a point, centred by default. style: options of matplotlib's text."""
         self.axes.text(x, y, words, **{"fontsize": 9, "ha": "center", "va": "center", **style})
 
 
 def draw(model, shapes, shape, path, title):
-    """Draws the U: encoder down on the left, decoder up on the right, skips across, heads at the upper right.
+    """Draws a model as a U, and writes the picture: encoder down on the left, decoder up on the right, skip connections
+    between them, heads at the upper right.
 
-    shapes: from `outputs`; shape: (B, C, *S) of the image.
+    shapes: from `outputs`; shape: (B, C, *S) of the image; path: of the picture.
     """
     names, is_unetr = encoder_of(model.unet), isinstance(model.unet, UNETRBody)
     stages = len(names)
@@ -153,9 +155,11 @@ def draw(model, shapes, shape, path, title):
 
 
 def draw_encoder(canvas, shapes, shape, x, y, vit=None):
-    """The image and the encoder's boxes at x, y, finest first; returns the half width and half height of each box.
+    """Draws the image and the boxes of the encoder, centred at x[i], y[i], finest first. Returns half the width and half
+    the height of each box.
 
-    shapes: of the boxes; vit: the transformer, whose hidden states are brought to the sizes of the boxes above it.
+    shapes: (B, C, *S) of each stage; shape: of the image; vit: the transformer of a UNETR, whose hidden states are
+    enlarged to the sizes of the other stages; None: a U-Net.
     """
     halves = [canvas.box(x[i], y[i], shapes[i], _ENCODER) for i in range(len(x))]
     canvas.arrow((x[0] - 1.4, 0), (x[0] - halves[0][0], 0))
@@ -180,7 +184,12 @@ def draw_encoder(canvas, shapes, shape, x, y, vit=None):
 
 
 def draw_decoder(canvas, model, shapes, x_down, x_up, y, halves):
-    """The decoder's boxes from the bottleneck up, skips and auxiliary heads; returns half the size of the last box."""
+    """Draws the boxes of the decoder from the bottleneck up, skip connections and auxiliary heads. Returns half the width
+    and half the height of the finest box.
+
+    shapes: from `outputs`; x_down, x_up, y: centres of the encoder's and of the decoder's boxes, finest first; halves:
+    from draw_encoder.
+    """
     unet, names = model.unet, encoder_of(model.unet)
     stages = len(names)
     below, top = x_down[-1], y[-1] + halves[-1][1]
@@ -205,7 +214,10 @@ def draw_decoder(canvas, model, shapes, x_down, x_up, y, halves):
 
 
 def draw_heads(canvas, model, shapes, x_features, x_head, half_features):
-    """The 1x1 convolution and, where there is one, the INR head, from the finest features to the logits."""
+    """Draws the heads between the finest box and the logits: the 1x1 convolution and, if the model has one, the INR head.
+
+    shapes: from `outputs`; x_features, half_features: of the finest box; x_head: centre of the box of the logits.
+    """
     half = canvas.box(x_head, 0, shapes["head"], _HEAD)
     canvas.arrow((x_features + half_features[0], 0), (x_head - half[0], 0), _HEAD)
     canvas.text((x_features + x_head) / 2, 0.12, f"conv {kernel(model.head)}")

@@ -1,14 +1,13 @@
-"""A grid search over 2D networks: with and without the INR head, of several widths, and with deep supervision.
+"""Compares 2D networks by a grid search: without and with the INR head, of several widths, and with deep supervision.
 
-    python grid_search.py                       all points, one after another: 65 minutes on two CPU cores with bf16;
-                                                started again, it goes on where it stopped
-    python grid_search.py --only=list           prints the points' keys
-    python grid_search.py --only=nnUNet_BC32_D4_INR64_LR1e-04_WD1e-05     one point, into a file of its own
-    python grid_search.py --collect=True        gathers the points that are there
+    python grid_search.py                       trains all points of the grid, one after another, or the unfinished ones
+    python grid_search.py --only=list           prints the keys of the points
+    python grid_search.py --only=nnUNet_BC32_D4_INR64_LR1e-04_WD1e-05     trains one point, into a file of its own
+    python grid_search.py --collect=True        trains nothing; collects the points that are done
 
-With --only, any scheduler spreads a search over machines that share OUT_DIR. Needs the slices of data_aug.py. Writes
-into OUT_DIR: small_models_results.json after each point, small_grid_search_analysis.png, and runs/<KEY>/, each as
-train2d.py writes it; prints a table.
+With --only, a scheduler can spread a search over machines that share OUT_DIR. Needs the slices of data_aug.py. The
+defaults take 65 minutes on two CPU cores with bf16. Writes into OUT_DIR: small_models_results.json after each point,
+small_grid_search_analysis.png, and runs/<KEY>/, a run folder of train2d.py for each point; prints a table.
 """
 
 import sys
@@ -43,7 +42,7 @@ COOLDOWN = 0.0  # share of the schedule, at its end, with a falling rate
 EMA = 0.99  # decay of the moving average of the weights, which is then evaluated; 0: none
 # system
 ONLY = ""  # key of the one point to run; list: print the keys
-COLLECT = False  # run nothing: gather the points that are there
+COLLECT = False  # train nothing; collect the points that are done
 DEVICE = "auto"  # auto (CUDA where there is one, CPU otherwise), cpu, cuda, cuda:1, mps
 AMP = True  # mixed precision: bf16 on a GPU or CPU that has it, fp16 on older GPUs
 NUM_WORKERS = 0  # processes that load; 0: the main one

@@ -1,13 +1,13 @@
-"""A grid search over 3D networks: with and without the INR head, of several widths, and with deep supervision.
+"""Compares 3D networks by a grid search: without and with the INR head, of several widths, and with deep supervision.
 
-    python grid_search_3d.py                    all points, one after another; started again, it goes on where it stopped
-    python grid_search_3d.py --only=list        prints the points' keys
-    python grid_search_3d.py --only=nnUNet_BC16_D2_INR64_LR3e-03_WD1e-02     one point, into a file of its own
-    python grid_search_3d.py --collect=True     gathers the points that are there
+    python grid_search_3d.py                    trains all points of the grid, one after another, or the unfinished ones
+    python grid_search_3d.py --only=list        prints the keys of the points
+    python grid_search_3d.py --only=nnUNet_BC16_D2_INR64_LR3e-03_WD1e-02     trains one point, into a file of its own
+    python grid_search_3d.py --collect=True     trains nothing; collects the points that are done
 
-With --only, any scheduler spreads a search over machines that share OUT_DIR. The defaults take 35 minutes on two CPU
+With --only, a scheduler can spread a search over machines that share OUT_DIR. The defaults take 35 minutes on two CPU
 cores with bf16. Writes into OUT_DIR: small_models_results.json after each point, small_grid_search_analysis.png, and
-runs/<KEY>/, each as train_3d.py writes it; prints a table.
+runs/<KEY>/, a run folder of train_3d.py for each point; prints a table.
 """
 
 import sys
@@ -44,7 +44,7 @@ INR_RATE = 1e-4  # AdamW's for the INR head, at the peak: SIREN's own
 TTA = False  # evaluate the final weights with test-time augmentation
 # system
 ONLY = ""  # key of the one point to run; list: print the keys
-COLLECT = False  # run nothing: gather the points that are there
+COLLECT = False  # train nothing; collect the points that are done
 DEVICE = "auto"  # auto (CUDA where there is one, CPU otherwise), cpu, cuda, cuda:1, mps
 AMP = True  # mixed precision: bf16 on a GPU or CPU that has it, fp16 on older GPUs
 NUM_WORKERS = 0  # processes that augment; 0: the main one
@@ -57,7 +57,7 @@ def main():
 
 
 def run(cfg):
-    """Runs the search of a configuration; returns whether every point went well."""
+    """Runs the search of a configuration. Returns whether no point failed."""
     if not cfg.collect and cfg.only != "list":
         list_cases(cfg.data_root)  # missing data are one error, not one for each point
     return search(cfg, train_3d)

@@ -1,10 +1,11 @@
-"""The 3D networks: nnU-Net-style U-Nets with an optional INR (SIREN coordinate) head.
+"""Names the 3D networks: U-Nets in the style of nnU-Net with an optional INR (SIREN coordinate) head, and UNETR.
 
     from unet_inr_3d import UNet3DWithINR, count_parameters
     model = UNet3DWithINR(in_channels=1, num_classes=3, base_channels=16, depth=3, use_inr=False)
     logits = model(torch.randn(2, 1, 35, 51, 36))  # (B, C, D, H, W), any size, to (B, num_classes, D, H, W)
 
-Run `python unet_inr_3d.py` for a table of the presets with their parameters and multiply-adds.
+hippo/models/blocks.py builds them. `python unet_inr_3d.py` prints a table of their parameters, multiply-adds and CPU
+milliseconds.
 """
 
 from functools import partial
@@ -16,16 +17,20 @@ from hippo.options import configure, run_script
 
 
 class UNet3DWithINR(UNetWithINR):
-    """The customisable 3D network, named after the INR head that it can have; by default it has none, as no gain was found.
+    """The customisable 3D U-Net. It is named after the INR head that it can have; by default it has none, since no gain
+    was found.
 
-    in_channels, num_classes: channels of the image; classes, background included.
-    base_channels, depth, max_channels: channels of the first stage, doubled by each of `depth` poolings up to nnU-Net's cap.
-    use_inr, inr_hidden_dim, inr_chunk: the INR head, its width, and voxels evaluated at a time (0: all).
-    deep_supervision: in train mode return a list of logits, finest first.
-    convs: convolutions a stage. dropout: probability that training leaves out a channel of a stage's output.
-    attention: none, se (squeeze-and-excitation) or cbam, at the end of each stage.
+    in_channels:      channels of the image.
+    num_classes:      classes, background included.
+    base_channels:    channels of the first stage; each pooling doubles them, up to max_channels (nnU-Net's limit).
+    depth:            number of poolings.
+    use_inr:          add the INR head, whose width is inr_hidden_dim; inr_chunk: voxels that it evaluates at a time (0: all).
+    deep_supervision: in train mode, forward returns a list of logits, finest first.
+    convs:            convolutions per stage.
+    dropout:          probability that a channel of a stage's output is dropped in training.
+    attention:        none, se (squeeze-and-excitation) or cbam, at the end of each stage.
 
-    forward: (B, in_channels, D, H, W) to logits (B, num_classes, D, H, W); see blocks.UNetWithINR.
+    forward: (B, in_channels, D, H, W) of any size to logits (B, num_classes, D, H, W), see blocks.WithHeads.
     """
 
     def __init__(
@@ -60,25 +65,27 @@ class UNet3DWithINR(UNetWithINR):
 
 
 class UNet3DWithINRLightweight(UNet3DWithINR):
-    """16-32-64-128 channels, 1.4 M parameters."""
+    """UNet3DWithINR with 16, 32, 64 and 128 channels: 1.4 M parameters."""
 
     def __init__(self, in_channels=1, num_classes=3, use_inr=True, inr_hidden_dim=64, **kwargs):
         super().__init__(in_channels, num_classes, 16, 3, use_inr, inr_hidden_dim, **kwargs)
 
 
 class UNet3DWithINRBalanced(UNet3DWithINR):
-    """38-76-152-304 channels, 7.9 M parameters: the original design's size."""
+    """UNet3DWithINR with 38, 76, 152 and 304 channels, as in the original design: 7.9 M parameters."""
 
     def __init__(self, in_channels=1, num_classes=3, use_inr=True, inr_hidden_dim=64, **kwargs):
         super().__init__(in_channels, num_classes, 38, 3, use_inr, inr_hidden_dim, **kwargs)
 
 
 class UNETR(WithHeads):
-    """A vision transformer as encoder, convolutions as decoder (Hatamizadeh et al. 2022); see hippo.models.unetr.
+    """A vision transformer as encoder and convolutions as decoder (Hatamizadeh et al. 2022), see hippo.models.unetr.
 
-    patch: voxels of a patch along each axis, 4, 8 or 16; width, layers, heads: of the transformer; features: channels of the
-    finest decoder stage, doubled by each halving; window: the size that patches have a learned position for, in voxels.
-    head_options: use_inr, inr_hidden_dim, inr_chunk, deep_supervision. These, and forward, are as in UNet3DWithINR.
+    patch:                voxels of a patch along each axis: 4, 8 or 16.
+    width, layers, heads: numbers per patch, layers and attention heads of the transformer.
+    features:             channels of the finest decoder stage; each coarser one has twice as many.
+    window:               size of the image in voxels for which the patches' positions are learned.
+    head_options:         use_inr, inr_hidden_dim, inr_chunk, deep_supervision; these and forward are as in UNet3DWithINR.
     """
 
     def __init__(

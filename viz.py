@@ -1,16 +1,16 @@
-"""Draws a head or a case in 3D, in millimetres, with PyVista; needs no display.
+"""Draws a head or a case in 3D, in millimetres, with PyVista. Needs no display.
 
-    python viz.py head.nii.gz                            the brain's surface with both hippocampi, in ten seconds
+    python viz.py head.nii.gz                            both hippocampi inside the brain's surface, in ten seconds
     python viz.py head.nii.gz --by_label=True --mesh=head.stl      anterior and posterior; and the surfaces as a file
     python viz.py                                        a validation case and its prediction, in a few seconds
     python viz.py --case=hippocampus_393 --by_label=True anterior and posterior in colours of their own
     python viz.py --checkpoint=results_hippocampus-3D/last.pth      any 3D or 2D checkpoint; --checkpoint= for none
 
-Of a head, writes OUT: the surface of the intracranial space as the locating network sees it (grey), with both hippocampi
-as predict.py segments them, or as they are in SEGMENTATION; with MESH, the surfaces in the scanner's mm.
-Of a case, writes OUT: the labelled hippocampus inside the surface of the crop's brighter tissue (Otsu's threshold, grey; a crop
-holds no whole brain). Writes <OUT>_prediction.png: label and prediction with the Dice of each part, and the true
-positive, false positive and false negative voxels of each part. Where there is a display, the scenes open as windows.
+For a head, OUT shows both hippocampi, as predict.py segments them or as SEGMENTATION has them, inside the surface of the
+intracranial space that the locating network finds (grey). MESH gets the same surfaces in the scanner's mm.
+For a case, OUT shows the labelled hippocampus inside the surface of the crop's brighter tissue (Otsu's threshold, grey; a crop
+holds no whole brain). <OUT>_prediction.png shows label and prediction with the Dice of each part, and the true positive,
+false positive and false negative voxels of each part. If there is a display, the scenes open in windows too.
 """
 
 import os
@@ -75,7 +75,8 @@ def run(cfg):
 
 
 def case_scenes(cfg):
-    """Returns {path: (panels, function that draws into a plotter)} for a case of a Decathlon folder."""
+    """Predicts a case of a Decathlon folder. Returns its scenes, {path: ((rows, columns), function that draws into a
+    plotter)}."""
     cases, info = list_cases(cfg.data_root)
     names = [case.id for case in cases]
     require(cfg.case in names, f"{cfg.data_root}: no case {cfg.case}; expected one such as --case={names[-1]}")
@@ -98,8 +99,8 @@ def case_scenes(cfg):
 
 
 def head_scenes(cfg, path):
-    """Returns {path: (panels, function that draws into a plotter)} for a whole head, and writes the meshes. Raises
-    UserError if the head or its hippocampi are not found."""
+    """Segments a whole head and writes its meshes. Returns its scene, as in case_scenes. Raises UserError if the file is
+    no head, or a hippocampus is not found."""
     require(
         not cfg.mesh or Path(cfg.mesh).suffix in (".stl", ".vtk"),
         f"--mesh={cfg.mesh}: expected a name that ends in .stl or .vtk",
@@ -140,8 +141,11 @@ def segmenter_of(cfg):
 
 
 def head_meshes(scan, labels, located):
-    """Returns [(label, smooth mesh in the scanner's mm)]: 0 the intracranial space, 1 to 4 the parts of the
-    hippocampi."""
+    """Returns [(label, smooth mesh in the scanner's mm)] of a head: 0 is the intracranial space, 1 to 4 are the parts of
+    the hippocampi, as predict.py numbers them; parts without a voxel are left out.
+
+    labels: (D, H, W) on the scan's grid; located: from heads.locate.
+    """
     window = located.window
     inside = np.pad(gaussian_filter(located.inside, 0.7), 1)
     to_world = np.eye(4)
@@ -163,7 +167,7 @@ def head_meshes(scan, labels, located):
 
 
 def draw_head(plotter, meshes, by_label, caption):
-    """Both hippocampi inside the surface of the intracranial space."""
+    """Draws both hippocampi inside the surface of the intracranial space. meshes: from head_meshes."""
     for label, mesh in meshes:
         colour = ("crimson" if not by_label else COLOURS[2 - label % 2]) if label else "grey"
         plotter.add_mesh(mesh, color=colour, opacity=1.0 if label else 0.15, smooth_shading=True)
@@ -173,7 +177,8 @@ def draw_head(plotter, meshes, by_label, caption):
 
 
 def draw_scenes(scenes, interactive):
-    """Writes the pictures and, where asked or where there is a display, shows them as windows."""
+    """Writes the pictures of scenes and opens them in windows, if `interactive` is "true", or "auto" and there is a
+    display."""
     if not has_display():
         vtkLogger.SetStderrVerbosity(vtkLogger.VERBOSITY_OFF)  # else VTK warns that there is none
     for path, (shape, draw) in scenes.items():
@@ -191,19 +196,19 @@ def draw_scenes(scenes, interactive):
 
 
 def has_display():
-    """Whether a window can be opened here."""
+    """Whether this machine can open a window."""
     return sys.platform in ("win32", "darwin") or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
 
 
 def surface(field, level, spacing_mm):
-    """Returns the isosurface field = level of an array (D, H, W), as a mesh in mm from the crop's first voxel."""
+    """Returns the isosurface of an array (D, H, W) at a level, as a mesh in mm from the centre of its first voxel."""
     grid = pv.ImageData(dimensions=field.shape, spacing=spacing_mm)
     grid["value"] = field.astype(np.float32).ravel(order="F")
     return grid.contour([level], scalars="value")
 
 
 def add_mask(plotter, mask, spacing_mm, colour, opacity=1.0, smooth=True):
-    """Adds the surface of a boolean array, closed at the crop's edge too."""
+    """Draws the surface of a boolean array (D, H, W), closed at its edges too; nothing if it is empty."""
     mesh = surface(np.pad(mask, 1), 0.5, spacing_mm)
     if mesh.n_points:
         mesh = mesh.translate([-s for s in spacing_mm])
@@ -212,7 +217,7 @@ def add_mask(plotter, mask, spacing_mm, colour, opacity=1.0, smooth=True):
 
 
 def annotate(plotter, text, legend):
-    """The caption, legend (names in their colours), axes and camera of a panel."""
+    """Adds a caption, a legend and axes to a panel, and places its camera. legend: [[name, colour]]."""
     plotter.set_background("white")
     plotter.add_text(text, position="upper_edge", font_size=9, color="black")
     height = plotter.renderer.GetSize()[1]
@@ -225,7 +230,7 @@ def annotate(plotter, text, legend):
 
 
 def add_bar(plotter, length_mm=10):
-    """A bar below what the panel holds, and its line in the legend."""
+    """Draws a scale bar below the meshes of a panel. Returns its entry in the legend."""
     _, x, y, _, z, _ = plotter.bounds
     start, end = y + 0.8 * length_mm, y + 1.8 * length_mm
     plotter.add_mesh(pv.Line((x, start, z - 2), (x, end, z - 2)), color="black", line_width=4)
@@ -233,7 +238,10 @@ def add_bar(plotter, length_mm=10):
 
 
 def draw_anatomy(plotter, volume, by_label, data):
-    """The hippocampus inside the surface of the crop's brighter tissue."""
+    """Draws the labelled hippocampus of a case inside the surface of the crop's brighter tissue.
+
+    volume: cases.Volume; by_label: whether its parts have colours of their own; data: description for the caption.
+    """
     smooth = gaussian_filter(volume.image, 1)
     tissue = surface(smooth, threshold_otsu(smooth), volume.spacing_mm)
     plotter.add_mesh(tissue, color="grey", opacity=0.15, smooth_shading=True)
@@ -250,7 +258,10 @@ def draw_anatomy(plotter, volume, by_label, data):
 
 
 def draw_prediction(plotter, volume, prediction, seen, data):
-    """Four panels with one camera: label, prediction, and the errors of each part."""
+    """Draws four panels with one camera: label, prediction, and the errors of each part.
+
+    volume: cases.Volume; prediction: label map on its grid; seen, data: text for the caption.
+    """
     parts = [[name, COLOURS[label]] for label, name in LABELS.items()]
     scores = {label: dice(prediction == label, volume.label == label) for label in LABELS}
     text = ", ".join(f"{name} {scores[label]:.3f}" for label, name in LABELS.items())

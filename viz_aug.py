@@ -1,10 +1,10 @@
-"""Draws the slices of data_aug.py, so that one can see what the 2D network sees.
+"""Draws slices that data_aug.py wrote, to show what the 2D network learns from.
 
-    python viz_aug.py        four figures in dataset2d_vis/, in about ten seconds
+    python viz_aug.py        writes four figures into dataset2d_vis/, in about ten seconds
 
 Writes into OUT_DIR: viz_elegant_grid.png (9 slices: image, overlay, mask), viz_detailed_sample.png (one slice with the
 pixels of each part and their intensities), viz_dataset_overview.png (20 slices) and viz_augmentations.png (one slice
-under each augmentation). Cyan is anterior, magenta posterior. The same seed draws the same slices.
+under each augmentation). Cyan is anterior, magenta posterior. The same seed chooses the same slices.
 """
 
 from hippo.data.cases import LABELS
@@ -32,7 +32,7 @@ def main():
 
 
 def run(cfg):
-    """Writes the figures of a configuration; returns their folder."""
+    """Writes the figures of a configuration. Returns their folder."""
     require(cfg.seed >= 0, f"--seed={cfg.seed}: expected 0 or more")
     rows, settings = read_index(cfg.data_dir)
     order = np.random.default_rng(cfg.seed).permutation(len(rows))
@@ -57,7 +57,8 @@ def run(cfg):
 
 
 def show(axes, image, mask=None, title=""):
-    """An image (H, W), and over it the parts of a mask; the first axis runs to the right of the picture, the second up."""
+    """Draws an image (H, W) with values in [0, 1] and, over it, the labels of a mask (H, W). The first axis points to the
+    right of the picture, the second up."""
     axes.set_axis_off()
     axes.imshow(image.T, cmap="gray", origin="lower", vmin=0, vmax=1)
     if mask is not None:
@@ -66,26 +67,26 @@ def show(axes, image, mask=None, title=""):
 
 
 def show_mask(axes, mask, title=""):
-    """The parts of a mask (H, W) on a dark ground."""
+    """Draws the labels of a mask (H, W) on a dark background."""
     axes.set_axis_off()
     axes.imshow(mask.T, cmap=_MASK, origin="lower", vmin=0, vmax=2, interpolation="nearest")
     axes.set_title(title, fontsize=9)
 
 
 def legend(figure):
-    """The colours of the parts, below a figure."""
+    """Adds a legend with the colour of each label below a figure."""
     handles = [Patch(color=_COLOURS[label], label=name) for label, name in LABELS.items()]
     figure.legend(handles=handles, loc="outside lower center", ncols=2)
 
 
 def describe(row):
-    """Case, plane, position and augmentation of a slice, in two lines."""
+    """Returns two lines with the case, split, plane, position and augmentation of a slice. row: of slices.read_index."""
     kind = row["augmentation"].replace("none", "not augmented")
     return f"{row['case']}, {row['split']}\n{row['plane']} {row['position']}, {kind}"
 
 
 def elegant_grid(samples, path, title):
-    """Nine slices: image, overlay and mask side by side."""
+    """Draws nine slices, each as image, overlay and mask side by side. samples: [(row of the index, image, mask)]."""
     figure, axes = plots.panels(3, 9, (17, 7.3))
     for triple, (row, image, mask) in zip(axes.reshape(9, 3), samples):
         show(triple[0], image, title=describe(row))
@@ -96,7 +97,7 @@ def elegant_grid(samples, path, title):
 
 
 def dataset_overview(samples, path, title):
-    """Twenty slices with their masks."""
+    """Draws up to twenty slices with their masks. samples: as in elegant_grid."""
     figure, axes = plots.panels(4, 5, (12, 11.5))
     for panel in axes.flat:
         panel.set_axis_off()
@@ -107,7 +108,8 @@ def dataset_overview(samples, path, title):
 
 
 def detailed_sample(sample, path, source):
-    """Image, overlay, mask, share of the pixels of each part, and their intensities."""
+    """Draws one slice: image, overlay, mask, the share of the pixels that have each label, and histograms of their
+    intensities. sample: (row of the index, image, mask)."""
     row, image, mask = sample
     figure = Figure(figsize=(12, 8.4), layout="constrained")
     axes = figure.subplot_mosaic("IOM;CHH")
@@ -133,7 +135,11 @@ def detailed_sample(sample, path, source):
 
 
 def augmentations(sample, settings, path, title):
-    """The slice as it is, and under each augmentation at its largest; the shares are of data_aug.py's training slices."""
+    """Draws one slice unchanged, and under each augmentation at its largest strength.
+
+    sample: (row of the index, image, mask); settings: of slices.read_index; the title names the share of the training
+    slices that each augmentation changes.
+    """
     _, image, mask = sample
     degrees, scale, shift = settings["ROTATION_DEGREES"], settings["SCALE"], settings["SHIFT_PIXELS"]
     kinds = [
