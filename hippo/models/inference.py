@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-
 _BATCH = 4  # patches that a 3D model sees at once; more take memory, and no less time
 
 
