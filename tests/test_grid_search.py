@@ -10,7 +10,7 @@ from hippo.files import save_json
 from hippo.options import configure
 from hippo.pictures import plots
 from hippo.training import search
-from tools import networks
+from tools import ablations
 
 import pytest
 from conftest import one_error_line
@@ -234,13 +234,13 @@ def test_networks_at_equal_epochs_and_at_equal_minutes(tmp_path, monkeypatch):
                 save_json(Path(options["out_dir"]) / "points" / f"{key}.json", entry)
                 asked.append((Path(options["out_dir"]).name, key, int(options["epochs"])))
 
-    monkeypatch.setattr(networks, "run_all", fake)
-    cfg = configure(vars(networks), [], out_dir=str(tmp_path / "networks"), seeds=[0, 1])
-    assert networks.run(cfg) == {"inr": 4, "cbam": 2, "unetr": 4}  # squeeze-and-excitation: all 8 epochs
+    monkeypatch.setattr(ablations, "run_all", fake)
+    cfg = configure(vars(ablations), [], networks=str(tmp_path / "networks"), seeds=[0, 1])
+    assert ablations.compare_networks(cfg) == {"inr": 4, "cbam": 2, "unetr": 4}  # squeeze-and-excitation: all 8 epochs
     equal = [(key, epochs) for folder, key, epochs in asked if folder == "networks"]
     assert len(set(equal)) == 10 and {epochs for _, epochs in equal} == {8}
     others = {folder: {k.removesuffix("_S1") for f, k, _ in asked if f == folder} for folder, _, _ in asked[10:]}
     assert [len(keys) for keys in others.values()] == [1, 1, 1] and "UNETR" in min(others["networks_minutes_unetr"])
     asked.clear()
-    networks.run(cfg)
+    ablations.compare_networks(cfg)
     assert asked == []  # all is done

@@ -10,8 +10,8 @@ from hippo.heads.picture import caption
 from hippo.heads.quality import limits_of
 from hippo.heads.segment import Hippocampus
 from hippo.options import configure
-from tools import observations
 from tools import quality as learning
+from tools import simulate
 
 import numpy as np
 import pytest
@@ -142,7 +142,7 @@ def test_degradations_leave_labels_in_place():
     image = rng.normal(size=(20, 24, 18)).astype(np.float32)
     label = np.zeros(image.shape, np.uint8)
     label[8:12, 9:14, 7:11] = 1
-    for name, change in observations.DEGRADATIONS.items():
+    for name, change in simulate.DEGRADATIONS.items():
         changed, moved, centre = change(image, label, np.random.default_rng(1))
         assert changed.shape == moved.shape, name
         assert (6 <= np.linalg.norm(centre) <= 22) == (name == "shifted window"), name
@@ -168,11 +168,10 @@ def test_from_runs_to_coefficients(script, whole, phantoms, tmp_path, monkeypatc
     }
     monkeypatch.setattr(learning, "observe_heads", lambda *_: found)
     monkeypatch.setattr(learning.quality, "COEFFICIENTS", tmp_path / "coefficients.json")
-    monkeypatch.setattr(learning, "load_tools", lambda: None)
-    monkeypatch.setattr(observations, "ProcessPoolExecutor", lambda *_: ThreadPool(1))
-    few = {name: observations.DEGRADATIONS[name] for name in ("clean", "wrong side", "noise", "blur")}
-    monkeypatch.setattr(observations, "DEGRADATIONS", few)
-    monkeypatch.setattr(observations, "_HELD_OUT", whole["3d"] / "last.pth")
+    monkeypatch.setattr(learning, "ProcessPoolExecutor", lambda *_: ThreadPool(1))
+    few = {name: simulate.DEGRADATIONS[name] for name in ("clean", "wrong side", "noise", "blur")}
+    monkeypatch.setattr(learning, "DEGRADATIONS", few)
+    monkeypatch.setattr(learning, "_HELD_OUT", whole["3d"] / "last.pth")
     options = (f"--data_root={phantoms}", f"--observations={tmp_path / 'seen'}", f"--out={tmp_path / 'out.json'}")
     one_error_line(script(learning, f"--runs={tmp_path / 'none'}", *options), "cross_validate.py --recipe=heads")
     code, _, err = script(learning, f"--runs={tmp_path / 'runs'}", f"--picture={tmp_path / 'a.png'}", *options)

@@ -21,7 +21,7 @@ from hippo.options import configure, run_script
 from hippo.pictures import plots
 from hippo.scoring.metrics import dice
 from hippo.study.inputs import find_t1
-from tools.common import train_all
+from tools.ablations import train_all
 
 import numpy as np
 

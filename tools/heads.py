@@ -1,6 +1,8 @@
-"""Measures whole heads against hippodeep, and how stable the results are; called by python -m tools.benchmark --only=heads.
+"""Measures whole heads against hippodeep, and how stable the results are.
 
-Heads: a BIDS folder with derivatives/hippodeep/ (masks and volumes.csv). hippodeep is another network's opinion, no truth.
+    python -m tools.heads --heads=FOLDER --anatomies=anatomies      writes heads.json; see also tools/stability.py
+
+FOLDER is a BIDS data set with derivatives/hippodeep/ (masks and volumes.csv). hippodeep is another network's opinion, no truth.
 """
 
 import csv
@@ -13,34 +15,80 @@ import time
 from pathlib import Path
 
 from hippo.data.anatomies import draw_head, load_anatomies
+from hippo.data.nifti import read_nifti
+from hippo.device import precision
+from hippo.errors import require
 from hippo.files import ROOT, save_json
 from hippo.heads.anatomy import SIDES
 from hippo.heads.locate import ETIV_SCALE, locate
-from hippo.heads.scan import Scan, read_scan
 from hippo.heads.segment import joint_labels
+from hippo.options import configure, run_script
 from hippo.scoring.metrics import dice
+from hippo.segmenter import Segmenter
 from tools import simulate
-from tools.common import EXAMPLE, find_heads, hippodeeps_mask, load_tools, mask_of
 
 import nibabel as nib
 import numpy as np
+import torch
 
+HEADS = "heads"  # BIDS folder of whole heads with derivatives/hippodeep/
+ANATOMIES = "anatomies"  # folder of label maps, see get_data.py
+HIPPODEEP = ""  # folder of bthyreau/hippodeep_pytorch, to time it in the same run; empty: not
+OUT = "heads.json"  # file to write
+
+_EXAMPLE = "example_brain_t1"  # hippodeep's own head
 _STABLE = ("sub-01", "sub-05", "sub-10", "sub-18")  # heads for the invariances
 _BOX_MM = (44, 60, 44)  # around a centre: it should hold the whole hippocampus
 _CONTRASTS = 5  # images drawn from each anatomy
 
 
-def run(heads, anatomies, out, hippodeep=""):
-    """Measures everything and writes a JSON file. hippodeep: folder of its code, to time it in the same run; empty: not."""
-    paths, tools = find_heads(heads), load_tools()
-    results = tools.describe()
-    results["speed"] = speed(paths, hippodeep)
-    results |= agreement(Path(heads), paths, tools)
-    results["orientations"] = {name: orientations(path, tools) for name, path in stable(paths).items()}
-    results["rescans"] = {name: rescans(path, tools) for name, path in stable(paths).items()}
-    results["anatomies"] = drawn(anatomies, tools)
-    save_json(out, results)
-    print(f"wrote {out}")
+def main():
+    run(configure(globals()))
+
+
+def run(cfg):
+    """Measures everything and writes the JSON file."""
+    paths, segmenter = find_heads(cfg.heads), Segmenter.load(device="cpu")
+    results = describe(segmenter)
+    results["speed"] = speed(paths, cfg.hippodeep)
+    results |= agreement(Path(cfg.heads), paths, segmenter)
+    first = Segmenter.load(device="cpu", partner="")
+    results["orientations"] = {name: orientations(path, first) for name, path in stable(paths).items()}
+    results["rescans"] = {name: rescans(path, segmenter) for name, path in stable(paths).items()}
+    results["anatomies"] = drawn(cfg.anatomies, segmenter.networks)
+    save_json(cfg.out, results)
+    print(f"wrote {cfg.out}")
+
+
+def find_heads(folder):
+    """The paths of the T1-weighted heads of a BIDS folder."""
+    paths = sorted(Path(folder).glob("sub-*/anat/*_T1w.nii.gz"))
+    require(paths, f"{folder}: no sub-*/anat/*_T1w.nii.gz in it; name the folder of whole heads with --heads=")
+    return paths
+
+
+def hippodeeps_mask(heads, name, side):
+    """hippodeep's mask (D, H, W) of one side of a head in a BIDS folder, boolean."""
+    folder = Path(heads) / ("other" if name == _EXAMPLE else f"derivatives/hippodeep/{name}")
+    return read_nifti(folder / f"{name}_hemi-{side[0].upper()}_mask.nii.gz")[0] >= 128
+
+
+def segment(segmenter, source):
+    """(list of Hippocampus, Located, Scan) of a path, an image or a Scan."""
+    result = segmenter(source)
+    return [side.found for side in result.sides], result.located, result.scan
+
+
+def mask_of(side, scan):
+    """The boolean mask (D, H, W) of a Hippocampus."""
+    return joint_labels([side], scan) > 0
+
+
+def describe(segmenter):
+    """What a file of results says of what segmented."""
+    settings, dtype = segmenter.settings, segmenter.networks.dtype
+    models = [settings.checkpoint, settings.partner, settings.any_contrast]
+    return {"models": models, "threads": torch.get_num_threads(), "precision": precision(dtype)}
 
 
 def stable(paths):
@@ -48,14 +96,14 @@ def stable(paths):
     return {path.name.split("_")[0]: path for path in paths if path.name.split("_")[0] in _STABLE}
 
 
-def agreement(heads, paths, tools):
+def agreement(heads, paths, segmenter):
     """Dice with hippodeep, distance of the middles, and intracranial volumes, of each head."""
     with open(heads / "derivatives/hippodeep/volumes.csv", newline="") as file:
         theirs = {row["participant_id"]: row for row in csv.DictReader(file)}
-    pairs = {path.name.split("_")[0]: path for path in paths} | {EXAMPLE: heads / f"other/{EXAMPLE}.nii.gz"}
+    pairs = {path.name.split("_")[0]: path for path in paths} | {_EXAMPLE: heads / f"other/{_EXAMPLE}.nii.gz"}
     rows = {}
     for name, path in pairs.items():
-        scan, (sides, located) = tools.segment_file(path)
+        sides, located, scan = segment(segmenter, path)
         row = {"etiv_mm3": located.etiv_mm3, "flags": located.flags}
         if name in theirs:
             row["hippodeep_etiv_mm3"] = float(theirs[name]["etiv_mm3"])
@@ -136,30 +184,39 @@ def speed(paths, hippodeep):
     return result
 
 
-def labels_of(array, affine, tools, path):
-    """(label map in RAS, sides, Located, Scan) of a volume, through a file."""
-    nib.save(nib.Nifti1Image(array, affine), path)
-    scan = read_scan(path)
-    sides, located = tools.segment(scan)
-    return joint_labels(sides, scan), sides, located, scan
+def segment_hippodeep(scans, code):
+    """The label maps of volumes (array, affine) by hippodeep's own code: 1 left, 3 right, the whole hippocampus each."""
+    with tempfile.TemporaryDirectory() as folder:
+        files = [f"{folder}/scan{number}.nii.gz" for number in range(len(scans))]
+        for file, (array, affine) in zip(files, scans):
+            image = nib.Nifti1Image(array.astype(np.float32), affine)
+            image.set_qform(affine, 1)
+            nib.save(image, file)
+        subprocess.run([sys.executable, str(Path(code) / "hippodeep.py"), *files], check=True, capture_output=True)
+        maps = []
+        for file, (array, _) in zip(files, scans):
+            result = np.zeros(array.shape, np.uint8)
+            for letter, label in (("L", 1), ("R", 3)):
+                result[read_nifti(file.replace(".nii.gz", f"_mask_{letter}.nii.gz"))[0] >= 128] = label
+            maps.append(result)
+    return maps
 
 
-def orientations(path, tools):
-    """In how many of the 48 orientations of a head the labels are the same, voxel by voxel, after turning back (with the
-    first model alone: all see the same windows)."""
-    tools = tools._replace(models=tools.models[:1])
+def orientations(path, segmenter):
+    """In how many of the 48 orientations of a head the labels are the same, voxel by voxel, after turning back."""
     image, same = nib.load(path), 0
     ras = nib.orientations.axcodes2ornt("RAS")
     image = nib.as_closest_canonical(image)
     array, expected = np.asarray(image.dataobj), None
     image = nib.Nifti1Image(array, image.affine)
-    with tempfile.TemporaryDirectory() as folder:
-        for axes in itertools.permutations(("RL", "AP", "SI")):
-            for code in itertools.product(*axes):
-                turned = image.as_reoriented(nib.orientations.ornt_transform(ras, nib.orientations.axcodes2ornt(code)))
-                labels = labels_of(np.asarray(turned.dataobj), turned.affine, tools, f"{folder}/turned.nii")[0]
-                expected = labels if expected is None else expected
-                same += bool(np.array_equal(labels, expected))
+    for axes in itertools.permutations(("RL", "AP", "SI")):
+        for code in itertools.product(*axes):
+            turned = image.as_reoriented(nib.orientations.ornt_transform(ras, nib.orientations.axcodes2ornt(code)))
+            turned = nib.Nifti1Image(np.asarray(turned.dataobj), turned.affine)
+            sides, _, scan = segment(segmenter, turned)
+            labels = joint_labels(sides, scan)
+            expected = labels if expected is None else expected
+            same += bool(np.array_equal(labels, expected))
     print(path.name, same, "of 48 orientations", flush=True)
     return same
 
@@ -186,32 +243,31 @@ def perturbations(array, affine, located, scan):
     return result
 
 
-def rescans(path, tools):
+def rescans(path, segmenter):
     """{perturbation: {side: change of the volume, a share} and flags} of a head."""
     image = nib.as_closest_canonical(nib.load(path))
     array, rows = np.asarray(image.dataobj), {}
-    with tempfile.TemporaryDirectory() as folder:
-        _, sides, located, scan = labels_of(array, image.affine, tools, f"{folder}/scan.nii")
-        before = {side.side: sum(side.volumes_mm3(scan)) for side in sides}
-        for name, (changed, affine) in perturbations(array, image.affine, located, scan).items():
-            _, sides, found, new = labels_of(changed.astype(np.float32), affine, tools, f"{folder}/scan.nii")
-            row = {"flags": sorted({*found.flags, *(flag for side in sides for flag in side.flags)})}
-            for side in sides:
-                change = None if side.problem else sum(side.volumes_mm3(new)) / before[side.side] - 1
-                row[side.side] = {"change": change, "problem": side.problem}
-            rows[name] = row
-            print(path.name, name, row, flush=True)
+    sides, located, scan = segment(segmenter, nib.Nifti1Image(array, image.affine))
+    before = {side.side: sum(side.volumes_mm3(scan)) for side in sides}
+    for name, (changed, affine) in perturbations(array, image.affine, located, scan).items():
+        sides, found, new = segment(segmenter, nib.Nifti1Image(changed.astype(np.float32), affine))
+        row = {"flags": sorted({*found.flags, *(flag for side in sides for flag in side.flags)})}
+        for side in sides:
+            change = None if side.problem else sum(side.volumes_mm3(new)) / before[side.side] - 1
+            row[side.side] = {"change": change, "problem": side.problem}
+        rows[name] = row
+        print(path.name, name, row, flush=True)
     return rows
 
 
-def drawn(folder, tools):
+def drawn(folder, networks):
     """In how many images drawn from the anatomies the boxes hold the whole hippocampus of the right side."""
     held = total = flagged = 0
     for index, labels in enumerate(load_anatomies(folder).values()):
         for contrast in range(_CONTRASTS):
             image, shares = draw_head(labels, np.random.default_rng([97, index, contrast]), whole=True)
-            scan = Scan(image[0].numpy(), np.eye(3) * 4.0, np.zeros(3), None, [])
-            found = locate(tools.locator, scan, tools.device, tools.dtype)
+            scan = simulate.scan_of(image[0].numpy(), np.diag([4.0, 4, 4, 1]))
+            found = locate(networks.locator, scan, networks.device, networks.dtype)
             for number, side in enumerate(SIDES, 1):
                 total += 1
                 flagged += side in found.problems
@@ -220,3 +276,7 @@ def drawn(folder, tools):
                 voxels = (np.argwhere(shares[number].numpy() > 0.5) - 31.5) * 4.0
                 held += bool((np.abs(voxels - found.centres[side]) <= np.array(_BOX_MM) / 2).all())
     return {"boxes": total, "hold_the_hippocampus": held, "said_not_found": flagged}
+
+
+if __name__ == "__main__":
+    run_script(main)

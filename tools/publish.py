@@ -31,8 +31,7 @@ from hippo.files import atomic, load_json, save_json
 from hippo.options import configure, constants, run_script
 from hippo.training.run_folder import same_constants
 from hippo.training.search import FIGURE, RESULTS, grid_points, settings
-from tools import benchmark, cohort, ensemble, fine_tuning, quality, simulate, uncertainty, web
-from tools import parts as tools_parts
+from tools import ablations, benchmark, cohort, ensemble, fine_tuning, heads, quality, stability, uncertainty, web
 
 SHORT_2D = "checkpoints-2d-64"  # folder of the short 2D run, see docs/RESULTS.md
 ABLATIONS = "ablations"  # folder of further runs and searches
@@ -45,17 +44,9 @@ _SEARCH = ("search.json", RESULTS)
 _SAMPLE = "sample.json"  # in RESULTS_DIR: the rows of volumes.csv of HEAD
 _COLUMNS = ("scan", "side", "anterior_mm3", "posterior_mm3", "total_mm3", "etiv_mm3", "quality", "flags")  # in it
 _PLACES = ("data_root", "data_dir")  # where the data were
-_FILES = [benchmark.OUT, benchmark.OUT_HEADS, benchmark.OUT_REPEATABILITY, benchmark.OUT_CONTRASTS]
-_FILES += [
-    tools_parts.OUT,
-    uncertainty.OUT,
-    quality.OUT,
-    cohort.OUT,
-    web.OUT,
-    fine_tuning.OUT,
-    benchmark.OUT_ORDINARY_CPU,
-    simulate.OUT,
-]
+_FILES = [benchmark.OUT, benchmark.OUT_ORDINARY_CPU, heads.OUT]
+_FILES += [stability.OUT, stability.OUT_CONTRASTS, stability.OUT_SKULL]
+_FILES += [tool.OUT for tool in (ablations, uncertainty, quality, cohort, web, fine_tuning)]
 _PICTURES = [uncertainty.PICTURE, quality.PICTURE, cohort.PICTURE, web.PICTURE, fine_tuning.PICTURE]
 _SUMMARISED = ("part_", "uncertainty_", "ordinary_cpu")  # runs in ABLATIONS of which a file above says what counts
 
@@ -177,7 +168,7 @@ def draw(folder, results):
             configure(vars(generate_architecture_diagram), [], out=f"{folder}/architecture.jpg")
         )
     ]
-    paths += draw_head(Path(benchmark.HEADS) / HEAD, folder, results)
+    paths += draw_head(Path(heads.HEADS) / HEAD, folder, results)
     try:
         require(not is_synthetic(list_cases(viz.DATA_ROOT)[1]), f"{viz.DATA_ROOT} holds SYNTHETIC phantoms")
         paths += viz.run(configure(vars(viz), [], out=f"{folder}/3d_vis.png", interactive="False"))

@@ -1,29 +1,20 @@
-"""Simulated scans: rescans of a head (turned, shifted, cut, of other voxels, noisier, shaded), and heads painted from anatomies.
-As a command, measures what the scalp, the skull and the face change: synthetic T1-weighted heads with them, and with zeros in
-their place.
-
-    python -m tools.simulate --anatomies=anatomies      some minutes on two cores; writes skull.json
-"""
+"""Simulated scans: rescans of a head (turned, shifted, cut, of other voxels, noisier, shaded), and heads painted from anatomies,
+and degraded crops. See tools/stability.py for what is measured on them."""
 
 from pathlib import Path
 
 from hippo.data.anatomies import BETWEEN, FLUID, GREY, OUTSIDE, WHITE
+from hippo.data.augment import PARTS
 from hippo.data.nifti import read_nifti
 from hippo.errors import require
-from hippo.files import save_json
 from hippo.heads.anatomy import FREESURFER, LABELS, SIDES
 from hippo.heads.scan import Scan
-from hippo.heads.segment import joint_labels
-from hippo.options import configure, run_script
 from hippo.scoring.metrics import dice
-from tools.common import load_tools
 
 import nibabel as nib
 import numpy as np
+import torch
 from scipy.ndimage import affine_transform, gaussian_filter
-
-ANATOMIES = "anatomies"  # folder of label maps, see get_data.py
-OUT = "skull.json"  # file to write
 
 _SIDES = {side: (FREESURFER[side], LABELS[side]) for side in SIDES}  # the label in an anatomy, and those of predict.py
 _TISSUES = ("white matter", "grey matter", "fluid", "outside")
@@ -36,25 +27,26 @@ PAINTED = {
 PAINTED = {name: dict(zip(_TISSUES, values)) for name, values in PAINTED.items()}
 
 
-def main():
-    run(configure(globals()))
+def find_anatomies(folder):
+    """The paths of the label maps in a folder."""
+    paths = sorted(Path(folder).glob("*.nii.gz"))
+    require(paths, f"{folder}: no label maps in it; get them with: python get_data.py --anatomies={folder}")
+    return paths
 
 
-def run(cfg):
-    """Segments each head in both ways and writes the file."""
-    paths = sorted(Path(cfg.anatomies).glob("*.nii.gz"))
-    require(
-        paths, f"{cfg.anatomies}: no label maps in it; get them with: python get_data.py --anatomies={cfg.anatomies}"
-    )
-    tools, heads = load_tools(), {}
-    for number, path in enumerate(paths):
+def skull(folder, segmenter):
+    """What the scalp, the skull and the face change: {anatomy: volumes and Dice of a T1-like head with them, and with zeros
+    in their place}."""
+    heads = {}
+    for number, path in enumerate(find_anatomies(folder)):
         whole, truth = paint(path, "T1", np.random.default_rng([5, number]))
         stripped = whole._replace(array=np.where((truth == 0) | (truth >= OUTSIDE), 0, whole.array))
         found, heads[path.name] = {}, {"intracranial_mm3": int(np.count_nonzero((truth > 0) & (truth < OUTSIDE)))}
         for name, scan in (("whole head", whole), ("brain", stripped)):
-            sides, located = tools.segment(scan)
-            found[name] = joint_labels(sides, scan)
-            row = {"etiv_mm3": located.etiv_mm3, "flags": sorted({flag for side in sides for flag in side.flags})}
+            result = segmenter(scan)
+            found[name] = result.labels()
+            flags = sorted({str(flag) for side in result.sides for flag in side.flags})
+            row = {"etiv_mm3": result.etiv_mm3, "flags": flags}
             for side, (label, ours) in _SIDES.items():
                 mask = np.isin(found[name], ours)
                 row[side] = {"mm3": int(mask.sum()), "dice": dice(mask, truth == label)}
@@ -62,7 +54,39 @@ def run(cfg):
         both = {side: dice(*(np.isin(labels, ours) for labels in found.values())) for side, (_, ours) in _SIDES.items()}
         heads[path.name]["agreement"] = both
         print(path.name, heads[path.name], flush=True)
-    save_json(cfg.out, {**tools.describe(), "heads": heads})
+    return heads
+
+
+def sizes(folder, segmenter):
+    """True and found volumes of the hippocampi in T1-like images drawn from the anatomies at 1 mm, with the line through
+    them, and found / true of the smallest and of the largest third."""
+    sides = []
+    for number, path in enumerate(find_anatomies(folder)):
+        scan, truth = paint(path, "T1", np.random.default_rng([5, number]))
+        labels = segmenter(scan).labels()
+        for side in SIDES:
+            true_label, members = FREESURFER[side], LABELS[side]
+            found, there = np.isin(labels, members), truth == true_label
+            volumes = {"true_mm3": int(there.sum()), "found_mm3": int(found.sum())}  # voxels of 1 mm
+            sides.append({"anatomy": path.name, "side": side, **volumes, "dice": dice(found, there)})
+    true, found = (np.array([s[name] for s in sides], float) for name in ("true_mm3", "found_mm3"))
+    slope, intercept = np.polyfit(true, found, 1)
+    order = np.argsort(true)
+    third = len(order) // 3
+    ratio = found / true
+    return {
+        "sides": sides,
+        "slope": slope,
+        "intercept_mm3": intercept,
+        "bias_mm3": np.mean(found - true),
+        "correlation": np.corrcoef(true, found)[0, 1],
+        "ratio": {
+            "mean": ratio.mean(),
+            "smallest third": ratio[order[:third]].mean(),
+            "largest third": ratio[order[-third:]].mean(),
+        },
+        "dice": np.mean([s["dice"] for s in sides]),
+    }
 
 
 # ---- heads painted from anatomies
@@ -78,7 +102,13 @@ def paint(path, contrast, rng):
         mean[list(members)] = values[tissue]
     mean[0] = 0.02
     image = gaussian_filter(mean[labels], 0.5) + 0.03 * rng.standard_normal(labels.shape)
-    return Scan(image.astype(np.float32), np.eye(3), np.zeros(3), None, []), labels
+    return scan_of(image.astype(np.float32), np.eye(4)), labels
+
+
+def scan_of(array, affine):
+    """The Scan of a volume (D, H, W) in RAS with its affine (4, 4)."""
+    middle = nib.affines.apply_affine(affine, (np.array(array.shape) - 1) / 2)
+    return Scan(array, affine[:3, :3], middle, nib.Nifti1Image(array, affine), [])
 
 
 # ---- rescans of a head: volumes (D, H, W) in RAS with their (4, 4) affine
@@ -188,5 +218,54 @@ def inverted(array, affine):
     return np.where(array > 0.05 * top, np.clip(1.1 * top - array, 0, None), array).astype(np.float32), affine
 
 
-if __name__ == "__main__":
-    run_script(main)
+# ---- degraded crops
+
+
+def _intensities(part, strength):
+    """A degradation by one part of the augmentation."""
+
+    def change(image, label, rng):
+        return PARTS[part][1](torch.from_numpy(image), rng, strength).numpy(), label, np.zeros(3)
+
+    return change
+
+
+def _shifted(image, label, rng):
+    """The window off the hippocampus by 6 to 22 mm."""
+    direction = rng.standard_normal(3)
+    return image, label, direction / np.linalg.norm(direction) * rng.uniform(6, 22)
+
+
+def _cut_short(image, label, rng):
+    """A fifth to half of the field of view cut off, along one axis."""
+    axis = int(rng.integers(3))
+    gone, size = int(image.shape[axis] * rng.uniform(0.2, 0.55)), image.shape[axis]
+    part = (slice(None),) * axis + (slice(gone, None) if rng.random() < 0.5 else slice(0, size - gone),)
+    return image[part], label[part], np.zeros(3)
+
+
+def _flipped(axis):
+    def flip(image, label, rng):
+        return np.flip(image, axis), np.flip(label, axis), np.zeros(3)
+
+    return flip
+
+
+# name: function of (image (D, H, W), label, rng) to (image, label, centre of the window in mm from its middle)
+DEGRADATIONS = {
+    "clean": lambda image, label, rng: (image, label, np.zeros(3)),
+    "wrong side": _flipped(0),
+    "noise": _intensities("noise", 1.5),
+    "blur": _intensities("blur_mm", 4.0),
+    "motion": _intensities("motion_mm", 3.0),
+    "low resolution": _intensities("low_resolution_mm", 8.0),
+    "bias field": _intensities("bias_field", 1.5),
+    "gamma": _intensities("gamma", 4.0),
+    "another contrast": _intensities("lookup_tables", 1),
+    "shifted window": _shifted,
+    "cut": _cut_short,
+    "upside down": _flipped(2),
+    "back to front": _flipped(1),
+}
+# what predict.py has further flags for
+MISUSES = ("wrong side", "another contrast", "cut", "upside down", "back to front")

@@ -1,34 +1,43 @@
 """Measures how stable results are: volumes in simulated rescans of heads, the volumes of small and of large hippocampi in
-images drawn from anatomies, and the model for any contrast and the choice between it and those of T1; called by
-python -m tools.benchmark --only=repeatability and --only=contrasts.
+images drawn from anatomies, and the model for any contrast and the choice between it and those of T1.
+
+    python -m tools.stability --heads=FOLDER      rescans, and small and large hippocampi; writes repeatability.json
+    python -m tools.stability --heads=FOLDER --only=contrasts      other contrasts; writes any_contrast.json
+    python -m tools.stability --only=skull      T1-like heads with and without a skull; some minutes; writes skull.json
 
 No acquisition but T1 comes with labels here: T1 crops are inverted or sent through random tables of their intensities,
 whole heads inverted, and heads painted from label maps.
 """
 
-import subprocess
-import sys
-import tempfile
-from pathlib import Path
-
 from hippo.data.augment import lookup_table
 from hippo.data.cases import load_volumes
 from hippo.data.intensity import normalise
-from hippo.data.nifti import read_nifti
+from hippo.errors import require
 from hippo.files import save_json
 from hippo.heads.anatomy import FREESURFER, LABELS, SIDES
 from hippo.heads.segment import joint_labels
 from hippo.models.checkpoint import load_checkpoint
+from hippo.options import configure, run_script
 from hippo.scoring import statistics
 from hippo.scoring.evaluation import evaluate
 from hippo.scoring.metrics import dice
+from hippo.segmenter import Segmenter
 from tools import simulate
-from tools.common import find_heads, load_tools, scan_of
-from tools.simulate import PAINTED, paint
+from tools.heads import describe, find_heads, segment, segment_hippodeep
+from tools.simulate import PAINTED, find_anatomies, paint, scan_of, sizes, skull
 
 import nibabel as nib
 import numpy as np
 import torch
+
+DATA_ROOT = "Task04_Hippocampus"  # Decathlon folder
+HEADS = "heads"  # BIDS folder of whole heads
+ANATOMIES = "anatomies"  # folder of label maps, see get_data.py
+HIPPODEEP = ""  # folder of bthyreau/hippodeep_pytorch, to measure it on the same rescans; empty: not
+ONLY = "repeatability"  # or contrasts, or skull
+OUT = "repeatability.json"  # file to write
+OUT_CONTRASTS = "any_contrast.json"  # file that --only=contrasts writes
+OUT_SKULL = "skull.json"  # file that --only=skull writes
 
 _SHIFT_MM = (3.3, -5.1, 4.4)
 _MOVES = {  # name: (axis, degrees, shift in mm)
@@ -45,22 +54,34 @@ _FAILED = 0.5  # Dice of the whole hippocampus below which a segmentation is a f
 _SIDES = [(FREESURFER[side], LABELS[side]) for side in SIDES]  # left, right: label of an anatomy, labels of ours
 
 
-def measure_rescans(heads, anatomies, out, hippodeep=""):
-    """Measures everything and writes a JSON file. hippodeep: folder of its code, to measure it on the same rescans; empty:
-    not."""
-    paths, tools = find_heads(heads), load_tools()
-    results = tools.describe()
-    rows = {path.name.split("_")[0]: rescans(path, tools, hippodeep) for path in paths}
+def main():
+    cfg = configure(globals())
+    measures = {"repeatability": measure_rescans, "contrasts": measure_contrasts, "skull": measure_skull}
+    require(cfg.only in measures, f"--only={cfg.only}: expected {', '.join(measures)}")
+    measures[cfg.only](cfg)
+
+
+def measure_skull(cfg):
+    """Measures what a skull changes and writes the file."""
+    segmenter = Segmenter.load(device="cpu")
+    save_json(cfg.out_skull, {**describe(segmenter), "heads": skull(cfg.anatomies, segmenter)})
+
+
+def measure_rescans(cfg):
+    """Measures rescans and sizes, and writes the file."""
+    paths, segmenter = find_heads(cfg.heads), Segmenter.load(device="cpu")
+    results = describe(segmenter)
+    rows = {path.name.split("_")[0]: rescans(path, segmenter, cfg.hippodeep) for path in paths}
     results["rescans"], results["summary"] = rows, {}
-    for who in ("ours", "hippodeep") if hippodeep else ("ours",):
+    for who in ("ours", "hippodeep") if cfg.hippodeep else ("ours",):
         kinds = next(iter(rows.values()))
         results["summary"][who] = {
             "all": summarise([row[kind][who] for row in rows.values() for kind in row]),
             **{kind: summarise([row[kind][who] for row in rows.values()]) for kind in kinds},
         }
-    results["anatomies"] = drawn(anatomies, tools)
-    save_json(out, results)
-    print(f"wrote {out}")
+    results["anatomies"] = sizes(cfg.anatomies, segmenter)
+    save_json(cfg.out, results)
+    print(f"wrote {cfg.out}")
 
 
 def perturbed(array, affine, rng):
@@ -80,13 +101,13 @@ def perturbed(array, affine, rng):
     yield f"gamma of {_GAMMA}", *simulate.brightened(array, affine, _GAMMA), still
 
 
-def rescans(path, tools, hippodeep):
+def rescans(path, segmenter, hippodeep):
     """{rescan: {"ours" and, with its code, "hippodeep": {side: {part: {"change", a share, or None, "dice" after turning
     back}}}}} of a head."""
     image = nib.as_closest_canonical(nib.load(path))
     array, affine = np.asarray(image.dataobj, np.float32), image.affine
     scans = [("", array, affine, None), *perturbed(array, affine, np.random.default_rng(0))]
-    labels = {"ours": [segment_ours(changed, grid, tools) for _, changed, grid, _ in scans]}
+    labels = {"ours": [segment_ours(changed, grid, segmenter) for _, changed, grid, _ in scans]}
     if hippodeep:
         labels["hippodeep"] = segment_hippodeep([(changed, grid) for _, changed, grid, _ in scans], hippodeep)
     rows = {}
@@ -104,28 +125,10 @@ def rescans(path, tools, hippodeep):
     return rows
 
 
-def segment_ours(array, affine, tools):
+def segment_ours(array, affine, segmenter):
     """The label map (D, H, W), 1 to 4, of a volume in RAS."""
-    scan = scan_of(array, affine)
-    return joint_labels(tools.segment(scan)[0], scan)
-
-
-def segment_hippodeep(scans, code):
-    """The label maps of volumes (array, affine) by hippodeep's own code: 1 left, 3 right, the whole hippocampus each."""
-    with tempfile.TemporaryDirectory() as folder:
-        files = [f"{folder}/scan{number}.nii.gz" for number in range(len(scans))]
-        for file, (array, affine) in zip(files, scans):
-            image = nib.Nifti1Image(array.astype(np.float32), affine)
-            image.set_qform(affine, 1)
-            nib.save(image, file)
-        subprocess.run([sys.executable, str(Path(code) / "hippodeep.py"), *files], check=True, capture_output=True)
-        maps = []
-        for file, (array, _) in zip(files, scans):
-            result = np.zeros(array.shape, np.uint8)
-            for letter, label in (("L", 1), ("R", 3)):
-                result[read_nifti(file.replace(".nii.gz", f"_mask_{letter}.nii.gz"))[0] >= 128] = label
-            maps.append(result)
-    return maps
+    sides, _, scan = segment(segmenter, scan_of(array, affine))
+    return joint_labels(sides, scan)
 
 
 def compare(labels, affine, labels_after, affine_after, back, with_parts):
@@ -159,56 +162,24 @@ def summarise(rows):
     return result
 
 
-def drawn(folder, tools):
-    """True and found volumes of the hippocampi in T1-like images drawn from the anatomies at 1 mm, with the line through
-    them, and found / true of the smallest and of the largest third."""
-    sides = []
-    for number, path in enumerate(sorted(Path(folder).glob("*.nii.gz"))):
-        scan, truth = paint(path, "T1", np.random.default_rng([5, number]))
-        labels = joint_labels(tools.segment(scan)[0], scan)
-        for side in SIDES:
-            true_label, members = FREESURFER[side], LABELS[side]
-            found, there = np.isin(labels, members), truth == true_label
-            volumes = {"true_mm3": int(there.sum()), "found_mm3": int(found.sum())}  # voxels of 1 mm
-            sides.append({"anatomy": path.name, "side": side, **volumes, "dice": dice(found, there)})
-    true, found = (np.array([s[name] for s in sides], float) for name in ("true_mm3", "found_mm3"))
-    slope, intercept = np.polyfit(true, found, 1)
-    order = np.argsort(true)
-    third = len(order) // 3
-    ratio = found / true
-    return {
-        "sides": sides,
-        "slope": slope,
-        "intercept_mm3": intercept,
-        "bias_mm3": np.mean(found - true),
-        "correlation": np.corrcoef(true, found)[0, 1],
-        "ratio": {
-            "mean": ratio.mean(),
-            "smallest third": ratio[order[:third]].mean(),
-            "largest third": ratio[order[-third:]].mean(),
-        },
-        "dice": np.mean([s["dice"] for s in sides]),
-    }
-
-
 # ---- other contrasts than T1
 
 
-def measure_contrasts(data_root, heads, anatomies, out):
-    """Measures everything and writes a JSON file."""
-    tools = load_tools()
-    results = tools.describe()
-    results["cases"] = held_out(data_root, tools)
-    results["painted"] = painted(anatomies, tools)
-    results["inverted_heads"] = inverted(heads, tools)
-    save_json(out, results)
-    print(f"wrote {out}")
+def measure_contrasts(cfg):
+    """Measures other contrasts, and writes the file."""
+    segmenters = {choice: Segmenter.load(device="cpu", contrast=choice) for choice in ("auto", "t1")}
+    results = describe(segmenters["auto"])
+    results["cases"] = held_out(cfg.data_root, segmenters["auto"])
+    results["painted"] = painted(cfg.anatomies, segmenters)
+    results["inverted_heads"] = inverted(cfg.heads, segmenters)
+    save_json(cfg.out_contrasts, results)
+    print(f"wrote {cfg.out_contrasts}")
 
 
-def held_out(data_root, tools):
+def held_out(data_root, segmenter):
     """{intensities: {"dice", "std", "cases": {id: [anterior, posterior]}}} of the model for any contrast, on its validation
     cases."""
-    ids = load_checkpoint(tools.names[-1])["val_cases"]
+    ids, networks = load_checkpoint(segmenter.settings.any_contrast)["val_cases"], segmenter.networks
     volumes = load_volumes(data_root, ids)
     kinds = {
         "as they are": lambda image, number: image,
@@ -218,7 +189,7 @@ def held_out(data_root, tools):
     rows = {}
     for kind, change in kinds.items():
         changed = [v._replace(image=change(v.image, number)) for number, v in enumerate(volumes)]
-        cases, _ = evaluate(tools.any_contrast, changed, tools.device, tools.dtype, tta=True)
+        cases, _ = evaluate(networks.any_contrast, changed, networks.device, networks.dtype, tta=True)
         whole = statistics.summarise(cases)
         dices = {name: case["dice"] for name, case in cases.items()}
         rows[kind] = {"dice": whole["mean"]["dice"], "std": whole["std"]["dice"], "cases": dices}
@@ -232,15 +203,15 @@ def table(image, number):
     return normalise(lookup_table(torch.from_numpy(image), rng, 1).numpy())
 
 
-def painted(folder, tools):
+def painted(folder, segmenters):
     """{contrast: {choice: counts and Dice with the true labels}} of heads painted from all anatomies."""
     results = {}
     for contrast in PAINTED:
-        rows = {choice: [] for choice in ("auto", "t1")}
-        for number, path in enumerate(sorted(Path(folder).glob("*.nii.gz"))):
+        rows = {choice: [] for choice in segmenters}
+        for number, path in enumerate(find_anatomies(folder)):
             scan, truth = paint(path, contrast, np.random.default_rng([7, number]))
             for choice, sides in rows.items():
-                found, located = tools.segment(scan, choice)
+                found, located, _ = segment(segmenters[choice], scan)
                 labels = joint_labels(found, scan)
                 for side, (label, members) in zip(found, _SIDES):
                     score = dice(np.isin(labels, members), truth == label)
@@ -250,20 +221,19 @@ def painted(folder, tools):
     return results
 
 
-def inverted(heads, tools):
+def inverted(heads, segmenters):
     """The same of heads with their intensities inverted; the Dice is with the result of the head as it is."""
-    rows = {choice: [] for choice in ("auto", "t1")}
-    plain = []
+    rows, plain = {choice: [] for choice in segmenters}, []
     for path in find_heads(heads):
         image = nib.as_closest_canonical(nib.load(path))
         array = np.asarray(image.dataobj, np.float32)
         scan = scan_of(array, image.affine)
-        found, located = tools.segment(scan)
+        found, located, _ = segment(segmenters["auto"], scan)
         expected = joint_labels(found, scan)
         plain += [row_of(side, located, 1.0) for side in found]
         scan = scan_of(*simulate.inverted(array, image.affine))
         for choice, sides in rows.items():
-            found, located = tools.segment(scan, choice)
+            found, located, _ = segment(segmenters[choice], scan)
             labels = joint_labels(found, scan)
             for side, (_, members) in zip(found, _SIDES):
                 sides.append(row_of(side, located, dice(np.isin(labels, members), np.isin(expected, members))))
@@ -292,3 +262,7 @@ def count(sides):
         "failed": len(failed),
         "failed_without_a_flag": sum(not side["flags"] for side in failed),
     }
+
+
+if __name__ == "__main__":
+    run_script(main)

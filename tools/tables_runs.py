@@ -125,7 +125,7 @@ def tta_table(published):
 
 
 def equal_minutes(published):
-    """The search over networks, but those that take longer than No INR with fewer epochs (see tools.networks): {key: entry}."""
+    """The search over networks, but those that take longer than No INR with fewer epochs (see tools.ablations): {key: entry}."""
     found = published(f"ablations/networks/{RESULTS}")
     for folder in sorted(published.folder.glob("ablations/networks_minutes_*")):
         found |= published(f"ablations/{folder.name}/{RESULTS}")

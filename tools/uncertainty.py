@@ -24,7 +24,7 @@ from hippo.pictures import plots
 from hippo.scoring.calibration import calibration_bins, expected_calibration_error, risk_coverage
 from hippo.scoring.metrics import dice
 from hippo.scoring.statistics import bootstrap, bootstrap_of
-from tools.common import train_all
+from tools.ablations import train_all
 
 import numpy as np
 import torch
