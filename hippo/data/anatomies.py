@@ -19,6 +19,7 @@ from scipy.ndimage import gaussian_filter, gaussian_filter1d
 
 CLASSES = {1: "left hippocampus", 2: "right hippocampus", 3: "white matter", 4: "other intracranial space"}
 SIZE, SPACING_MM = 64, 4.0  # of the cube that the network sees: voxels along each side, and their size
+SIDE_MM = SIZE * SPACING_MM
 _FINE = 2  # labels that are drawn per voxel of the cube, along each axis
 _PAIRS = {2: 41, 3: 42, 4: 43, 5: 44, 7: 46, 8: 47, 10: 49, 11: 50, 12: 51, 13: 52, 17: 53, 18: 54, 25: 57, 26: 58}
 _PAIRS |= {28: 60, 30: 62, 136: 163, 137: 164}  # label of the left side: label of the right side
