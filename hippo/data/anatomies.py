@@ -90,12 +90,10 @@ def draw_head(labels, rng, whole=False, size=SIZE, natural=False):
     if nothing:
         shares = torch.zeros_like(shares)
         shares[0] = 1
-    if rng.random() < 0.2:
-        mask = 1 - shares[0] if nothing or not natural else _cut_out(shares, _pool(_is_tissue(labels)), rng)
-        after = natural and rng.random() < 0.5  # noise was there before, and outside the brain there is none
-        image = _degrade(image, rng) * mask if after else _degrade(image * mask, rng)
+    if natural and not nothing and rng.random() < 0.3:
+        image = _cut_out(image, shares, _pool(_is_tissue(labels)), rng)
     else:
-        image = _degrade(image, rng)
+        image = _degrade(image * (1 - shares[0]) if rng.random() < 0.2 and not natural else image, rng)
     image, shares = image.cpu().numpy(), shares.cpu()
     seen = torch.ones(shares.shape[1:]) if whole else _field_of_view(shares, rng)
     shares = shares * seen
@@ -142,13 +140,20 @@ def _is_tissue(labels):
     return (labels > 0) & (labels < OUTSIDE) & (labels != 24)
 
 
-def _cut_out(shares, tissue, rng):
-    """Returns the share of each voxel that skull-stripping leaves, float32 (N, N, N): all of the intracranial space,
-    or the brain with more or less of the fluid around it."""
-    if rng.random() < 0.4:
-        return 1 - shares[0]
-    blurred = _blur(tissue, [rng.uniform(0.4, 2) * len(tissue) / SIZE] * 3)
-    return ((blurred - rng.uniform(0.1, 0.5)) * 4 + 0.5).clamp(0, 1)
+def _cut_out(image, shares, tissue, rng):
+    """Returns an image after _degrade and skull-stripping, which leaves all of the intracranial space, or the brain
+    with more or less of the fluid around it.
+
+    Noise comes before or after. One in five images keeps an even rim. tissue: share of the brain with its ventricles.
+    """
+    mask, unit = 1 - shares[0], len(tissue) / SIZE
+    if rng.random() < 0.6:
+        blurred = _blur(tissue, [rng.uniform(0.4, 2) * unit] * 3)
+        mask = ((blurred - rng.uniform(0.1, 0.5)) * 4 + 0.5).clamp(0, 1)
+    rim = (_blur(mask, [rng.uniform(1, 4) * unit] * 3) > 0.05) * rng.uniform(0, 0.4) * (rng.random() < 0.2)
+    if rng.random() < 0.5:
+        return _degrade(image * mask + rim * (1 - mask), rng)
+    return _degrade(image, rng) * mask + rim * (1 - mask)
 
 
 def _blur(image, sigmas):
@@ -160,7 +165,8 @@ def _blur(image, sigmas):
 
 
 def _posed(labels, rng, whole, size):
-    """Returns the labels on a grid of `size` voxels along each side of the cube, randomly rotated, scaled and shifted."""
+    """Returns the labels on a grid of `size` voxels along each side of the cube, randomly rotated, scaled and
+    shifted."""
     largest = 25 if rng.random() < 0.7 else 60
     matrix = np.eye(3)
     for (i, j), angle in zip(((1, 2), (0, 2), (0, 1)), np.radians(rng.uniform(-largest, largest, 3))):
@@ -250,10 +256,10 @@ def _degrade(image, rng):
         image = _blur(image, rng.uniform(0, 0.9, 3) * len(image) / SIZE)
     line = torch.linspace(-1, 1, len(image), device=image.device)
     axes = (line[:, None, None], line[:, None], line)
-    for axis, slope, bow in zip(axes, rng.uniform(-0.4, 0.4, 3), rng.uniform(-0.4, 0.4, 3)):
+    for axis, slope, bow in zip(axes, rng.uniform(-0.4, 0.4, 3).tolist(), rng.uniform(-0.4, 0.4, 3).tolist()):
         image = image * torch.exp(slope * axis + bow * axis**2)
     image = image + _noise(image, rng) * rng.uniform(0, 0.05)
-    return image.clamp_min(0) ** np.exp(rng.uniform(-0.4, 0.4))
+    return image.clamp_min(0) ** float(np.exp(rng.uniform(-0.4, 0.4)))
 
 
 def _field_of_view(shares, rng):
