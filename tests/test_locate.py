@@ -117,9 +117,23 @@ def test_heads_are_drawn_from_anatomies(maps):
         image, shares = anatomies.draw_head(labels, np.random.default_rng(seed))
         assert image.shape == (1, 64, 64, 64) and shares.shape == (5, 64, 64, 64) and torch.isfinite(image).all()
         assert torch.allclose(shares.sum(0), torch.ones(64, 64, 64), atol=1e-5) and shares.min() >= 0
+    for seed in range(24):
+        image, shares = anatomies.draw_head(labels, np.random.default_rng(seed), size=80, natural=True)
+        assert image.shape == (1, 80, 80, 80) and torch.isfinite(image).all()
+        assert torch.allclose(shares.sum(0), torch.ones(80, 80, 80), atol=1e-5)
     first, second = (anatomies.draw_head(labels, np.random.default_rng(5), whole=True) for _ in range(2))
     assert torch.equal(first[0], second[0]) and torch.equal(first[1], second[1])
     assert first[1][1].sum() > 5 and first[1][2].sum() > 5
+
+
+def test_the_loss_of_the_volume_is_zero_for_the_true_one():
+    shares = torch.zeros(2, 5, 8, 8, 8)
+    shares[:, 0], shares[0, 0, :4], shares[0, 4, :4] = 1, 0, 1
+    assert train_locate.volume_loss(100 * shares, shares) < 1e-6
+    half = 100 * shares.roll(2, 2)  # the same volume elsewhere; one of the heads has none
+    assert train_locate.volume_loss(half, shares) < 1e-6
+    shares[0, 0, :2], shares[0, 4, :2] = 1, 0
+    assert train_locate.volume_loss(half, shares) == pytest.approx(np.log(0.51 / 0.26) / 2, abs=1e-4)
 
 
 def test_the_locator_trains_and_goes_on(script, maps, tmp_path):
