@@ -24,8 +24,8 @@ from hippo.heads.locate import load_locator, locate
 from hippo.heads.scan import read_scan
 from hippo.models.checkpoint import load_checkpoint
 from hippo.options import configure, run_script
-from tools.common import find_heads, scan_of
-from tools.simulate import paint
+from tools.heads import find_heads
+from tools.simulate import paint, scan_of
 
 import numpy as np
 import torch
