@@ -23,7 +23,7 @@ OUT_DIR, at one time or one after the other: the table holds all scans, those of
 Results of other settings are kept: OUT_DIR is renamed to OUT_DIR.previous-N first, unless another run is at work in it.
 
 NOT FOR CLINICAL USE. Sides come from the header alone. The models learned from T1-weighted crops of one centre; where a
-scan does not look T1-weighted, or the model for any contrast sees another hippocampus and more is to be expected of it,
+scan does not look T1-weighted, or the models for T1 find no hippocampus in it and the model for any contrast does,
 its result is taken and flagged. A scan that is doubtful is flagged; one that cannot be done is a row with the flag
 "failed: ...", a line, and exit code 2.
 """

@@ -116,8 +116,9 @@ class Segmenter:
         # thresholds of the comparison hold for the shipped models only
         compared = (self._is_strict(scan) and networks.shipped) or settings.contrast == "any"
         other = (networks.any_contrast, settings.contrast) if compared else (None, "t1")
-        device, dtype, side = networks.device, networks.dtype, settings.side
-        return segment(networks.models, networks.locator, scan, device, dtype, settings.tta, side, *other, progress)
+        least = settings.least_quality if self._is_strict(scan) else 0.0
+        how = (networks.device, networks.dtype, settings.tta, settings.side, *other, progress, least)
+        return segment(networks.models, networks.locator, scan, *how)
 
     def _is_strict(self, scan):
         """Whether doubtful results are refused. They are not if models or scan are phantoms, since then confidence is

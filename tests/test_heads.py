@@ -254,7 +254,10 @@ def test_labels_on_thick_slices_hold_the_volume_of_the_window():
     [
         ("auto", (), (0.8, 0.9), ()),
         ("auto", ("contrast_doubtful",), (0.8, 0.7), ("contrast_doubtful",)),
-        ("auto", ("contrast_doubtful",), (0.7, 0.8), ("any_contrast",)),
+        ("auto", ("contrast_doubtful",), (0.7, 0.8), ("contrast_doubtful",)),
+        ("auto", ("contrast_doubtful",), (0.4, 0.8), ("any_contrast",)),
+        ("auto", ("contrast_doubtful",), (0.4, 0.3), ("contrast_doubtful",)),
+        ("auto", ("no result",), (0.0, 0.8), ("any_contrast",)),
         ("auto", ("models_disagree",), (0.7, 0.8), ("models_disagree",)),
         ("t1", ("contrast_doubtful",), (0.7, 0.8), ("contrast_doubtful",)),
         ("t1", (), (0.8, 0.9), ()),
@@ -262,20 +265,22 @@ def test_labels_on_thick_slices_hold_the_volume_of_the_window():
     ],
 )
 def test_the_choice_between_contrasts(monkeypatch, contrast, doubts, qualities, flags):
-    """The T1 models' result stands where the other model agrees; else the one of which more is expected, on that side."""
+    """The T1 models' result stands, flagged where the other model disagrees; where they give none, the other's is taken."""
     calls = []
 
     def segment_sides(models, scan, centres, check=None, **how):
         calls.append((models, check))
         flags = {side: doubts if check and side == "left" else () for side in centres}
-        quality = qualities[models == ["other"]]
-        return {side: segmenting.Hippocampus(side, "", quality, flags[side]) for side in centres}
+        quality = {"left": qualities[models == ["other"]], "right": 0.9}
+        problems = {side: "none" * ("no result" in flags[side]) for side in centres}
+        return {side: segmenting.Hippocampus(side, problems[side], quality[side], flags[side]) for side in centres}
 
     monkeypatch.setattr(segmenting, "segment_sides", segment_sides)
     located = SimpleNamespace(problems={}, centres={"left": np.zeros(3), "right": np.zeros(3)}, flags=[])
     monkeypatch.setattr(segmenting, "locate", lambda *_: located)
     scan = SimpleNamespace(is_crop=False)
-    sides, _ = segment(["t1"], None, scan, CPU, None, any_contrast="other", contrast=contrast)
+    how = {"any_contrast": "other", "least_quality": 0.5}
+    sides, _ = segment(["t1"], None, scan, CPU, None, contrast=contrast, **how)
     assert [side.side for side in sides] == ["left", "right"] and sides[0].flags == flags
     assert sides[1].flags == (flags if contrast == "any" else ())
     if contrast == "auto":

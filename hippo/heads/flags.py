@@ -67,7 +67,7 @@ _FLAGS = (
     Flag(
         "contrast_doubtful",
         AMBER,
-        "the network for any contrast finds a clearly different outline: another contrast, or strong atrophy",
+        "the network for any contrast draws another outline: strong atrophy, or not T1-weighted; the T1 networks' is kept",
         "compare with `--contrast=any` and `--contrast=t1`",
     ),
     Flag(

@@ -46,15 +46,27 @@ class Hippocampus(NamedTuple):
 
 
 def segment(
-    models, locator, scan, device, dtype, tta=True, side="auto", any_contrast=None, contrast="auto", progress=None
+    models,
+    locator,
+    scan,
+    device,
+    dtype,
+    tta=True,
+    side="auto",
+    any_contrast=None,
+    contrast="auto",
+    progress=None,
+    least_quality=0.0,
 ):
     """Segments a Scan. Returns (list of Hippocampus, Located or None): both sides of a head, one side of a crop.
 
     models: list of TrainedModel with the same spacing; the first one places the window, all are averaged. side: for a
     crop, left, right or auto (the side with the higher confidence). any_contrast: TrainedModel for images that are not
     T1-weighted, or None. contrast: t1 (use models), any (use any_contrast), or auto: use any_contrast if the scan does
-    not look T1-weighted, and for a side on which it disagrees with the models and predicts a higher Dice. progress:
-    called with "found", "left" and "right" when these are done.
+    not look T1-weighted, and where the models give no result and it predicts a higher Dice. A disagreement of the two is
+    flagged; where it is a crop, which does not show whether it is T1-weighted, the higher predicted Dice decides then,
+    too. progress: called with "found", "left" and "right" when these are done. least_quality: a lower predicted Dice
+    counts as no result.
     """
     progress = progress or (lambda step: None)
     located = None if scan.is_crop else locate(locator, scan, device, dtype)
@@ -66,9 +78,10 @@ def segment(
     if contrast == "any" or located and "contrast_not_t1" in located.flags:
         return _segment_by_any(any_contrast, targets, **how), located
     results = _segment_targets(models, targets, check=any_contrast, **how)
-    doubtful = {result.side for result in results if result.problem or _DOUBT in result.flags}
+    doubtful = {result.side for result in results if result.problem or result.quality < least_quality}
+    doubtful |= {result.side for result in results if scan.is_crop and _DOUBT in result.flags}
     if doubtful:
-        again = targets if scan.is_crop else {name: targets[name] for name in targets if name in doubtful}
+        again = targets if scan.is_crop else {name: targets[name] for name in doubtful}
         others = {result.side: result for result in _segment_by_any(any_contrast, again, **how)}
         if scan.is_crop:  # the model for any contrast may see another side in it
             return [_better(results[0], *others.values())], located
@@ -93,10 +106,8 @@ def _segment_by_any(any_contrast, targets, **how):
 
 
 def _better(first, second):
-    """Returns the result of the T1 models, unless it is in doubt and the model for any contrast predicts a higher
-    Dice."""
-    doubtful = first.problem or _DOUBT in first.flags
-    return second if doubtful and not second.problem and second.quality > first.quality else first
+    """Returns the second result if it is one and predicts a higher Dice, else the first."""
+    return second if not second.problem and second.quality > first.quality else first
 
 
 def _targets(located):
