@@ -15,7 +15,7 @@ from hippo.models.inference import decide, predict_volume
 from hippo.options import configure
 from hippo.scoring.ensemble import score_ensemble
 from hippo.scoring.metrics import case_metrics
-from tools import ensemble
+from tools import ablations
 
 import numpy as np
 import pytest
@@ -29,7 +29,7 @@ SMALL = ("--base_channels=4", "--epochs=1", "--min_steps=1")
 def runs(phantoms, tmp_path_factory):
     """A 3D and a 2D run on the same split; not to be changed by a test."""
     folder, data = tmp_path_factory.mktemp("runs"), f"--data_root={phantoms}"
-    options = [*SMALL, data, "--depth=2", "--patch=[24,32,24]", f"--out_dir={folder / '3d'}"]
+    options = [*SMALL, data, "--unet_depth=2", "--patch=[24,32,24]", f"--out_dir={folder / '3d'}"]
     train_3d.run(configure(vars(train_3d), options))
     options = ["--size=32", "--slices_per_plane=2", "--num_workers=1", data, f"--out_dir={folder / 'slices'}"]
     data_aug.run(configure(vars(data_aug), options))
@@ -66,7 +66,7 @@ def test_a_border_as_a_plane_is_scored_beside_that_of_each_voxel(runs, phantoms,
 def test_probabilities_are_averaged(runs, phantoms, script, tmp_path):
     paths = [runs / name / "last.pth" for name in ("3d", "2d")]
     where = [f"--runs={[str(p.parent) for p in paths]}", f"--data_root={phantoms}", f"--out_dir={tmp_path / 'out'}"]
-    code, out, err = script(ensemble, *where)
+    code, out, err = script(ablations, "--only=ensemble", *where)
     assert code == 0 and "together" in out, err
     result = json.loads((tmp_path / "out" / "metrics.json").read_text())
     parts = [json.loads((p.parent / "metrics.json").read_text()) for p in paths]
@@ -100,17 +100,23 @@ def test_probabilities_are_averaged(runs, phantoms, script, tmp_path):
 
 def test_mistakes(runs, phantoms, script, tmp_path):
     out = f"--out_dir={tmp_path / 'out'}"
-    one_error_line(script(ensemble, "--runs=['none']", out), "none", "train_3d.py")
-    one_error_line(script(ensemble, "--runs=[]", out), "--runs")
+    one_error_line(script(ablations, "--only=ensemble", "--runs=['none']", out), "none", "train_3d.py")
+    one_error_line(script(ablations, "--only=ensemble", "--runs=[]", out), "--runs")
     broken = tmp_path / "broken"
     broken.mkdir()
     (broken / "metrics.json").write_text("{}")
     (broken / "last.pth").write_bytes((runs / "3d" / "last.pth").read_bytes())
-    one_error_line(script(ensemble, f"--runs={[str(broken)]}", out), "broken holds no finished run")
-    options = [*SMALL, f"--data_root={phantoms}", "--depth=2", "--patch=[24,32,24]", "--fold=0"]
+    one_error_line(script(ablations, "--only=ensemble", f"--runs={[str(broken)]}", out), "broken holds no finished run")
+    options = [*SMALL, f"--data_root={phantoms}", "--unet_depth=2", "--patch=[24,32,24]", "--fold=0"]
     train_3d.run(configure(vars(train_3d), [*options, f"--out_dir={tmp_path / 'other'}"]))
     one_error_line(
-        script(ensemble, f"--runs={[str(runs / '3d'), str(tmp_path / 'other')]}", f"--data_root={phantoms}", out),
+        script(
+            ablations,
+            "--only=ensemble",
+            f"--runs={[str(runs / '3d'), str(tmp_path / 'other')]}",
+            f"--data_root={phantoms}",
+            out,
+        ),
         "other cases",
     )
     assert not (tmp_path / "out").exists()

@@ -15,7 +15,7 @@ import torch
 from conftest import one_error_line
 from runs import has_colour
 
-SMALL = ("--base_channels=4", "--depth=2", "--patch=[24,32,24]", "--epochs=2", "--min_steps=1")
+SMALL = ("--base_channels=4", "--unet_depth=2", "--patch=[24,32,24]", "--epochs=2", "--min_steps=1")
 RUN = (*SMALL, "--use_inr=True", "--inr_hidden_dim=8", "--deep_supervision=True", "--ema=0.9", "--flip_axes=x")
 
 
@@ -191,9 +191,9 @@ def test_deep_supervision_names_a_patch_that_fits():
     def check(*argv):
         train_3d.check(configure(vars(train_3d), ["--patch=[30,52,36]", *argv]))
 
-    check("--depth=3")
+    check("--unet_depth=3")
     with pytest.raises(UserError, match=r"multiples of 8, as \[32, 56, 40\]"):
-        check("--depth=3", "--deep_supervision=True")
+        check("--unet_depth=3", "--deep_supervision=True")
     with pytest.raises(UserError, match=r"multiples of 4, as \[32, 52, 36\]"):
         check("--deep_supervision=True")
 

@@ -4,12 +4,16 @@
                                     held-out crops, for good on heads; an hour and a half on two CPU cores, two runs at a time
     python -m tools.ablations --only=networks     networks at equal epochs and at equal minutes: No INR, INR,
                                     squeeze-and-excitation, CBAM and UNETR, in 3D, three seeds
+    python -m tools.ablations --only=ensemble     the 3D run and the short 2D run together, half a minute; or any RUNS
 
 The parts are added to the default recipe one by one, and all together. A head's score is the Dice of the whole hippocampus with
 hippodeep's mask, of the 3D model alone. Writes ABLATIONS/part_... (runs of train_3d.py, with heads.json) and OUT.
 
 Equal epochs are one search of grid_search_3d.py, in NETWORKS. Then each network that takes longer than the first is trained
 again, for as many epochs as come closest to the minutes of the first, in NETWORKS_minutes_NAME.
+
+An ensemble averages the probabilities of the final weights of RUNS, which were trained on one split, and scores them on the
+cases that it held out. It writes metrics.json (as a run's, and "members": the mean of each run) and plots/ into OUT_DIR.
 """
 
 import itertools
@@ -27,6 +31,8 @@ from hippo.device import autocast, set_up_device
 from hippo.errors import require
 from hippo.files import ROOT, load_json, save_json
 from hippo.options import configure, run_script
+from hippo.processes import refuse_several_processes
+from hippo.scoring.ensemble import score_ensemble
 from hippo.scoring.metrics import dice
 from hippo.scoring.statistics import bootstrap, paired_differences
 from hippo.segmenter import Segmenter
@@ -40,13 +46,15 @@ import torch
 
 DATA_ROOT = "Task04_Hippocampus"  # Decathlon folder
 HEADS = "heads"  # BIDS folder of whole heads with derivatives/hippodeep/
-ONLY = "parts"  # parts or networks
+ONLY = "parts"  # parts, networks or ensemble
 ABLATIONS = "ablations"  # folder of the runs of the parts
 OUT = "robust_parts.json"  # file to write
 NETWORKS = "ablations/networks"  # folder for the search, and the first part of the names of the others
 EPOCHS = 8  # of all networks in the first search
 SEEDS = [0, 1, 2]  # of each
 WORKERS = 2  # runs at a time, each on its share of the cores
+RUNS = ["results_hippocampus-3D", "checkpoints-2d-64"]  # of the ensemble: folders of finished runs
+OUT_DIR = "results_ensemble"  # of the ensemble; one that holds results is kept as <name>.previous-N
 
 _REPEATS = 30  # of a timing
 
@@ -74,9 +82,16 @@ _ALL = {"attention": ["none", "se", "cbam"], "model": ["UNet3DWithINR", "UNETR"]
 
 def main():
     cfg = configure(globals())
-    measures = {"parts": compare_parts, "networks": compare_networks}
-    require(cfg.only in measures, f"--only={cfg.only}: expected {' or '.join(measures)}")
+    measures = {"parts": compare_parts, "networks": compare_networks, "ensemble": ensemble}
+    require(cfg.only in measures, f"--only={cfg.only}: expected {', '.join(measures)}")
     measures[cfg.only](cfg)
+
+
+def ensemble(cfg):
+    """Scores the RUNS of a configuration together."""
+    refuse_several_processes("use python -m tools.ablations")
+    require(cfg.runs, "--runs=[]: expected the folders of finished runs")
+    score_ensemble(cfg.runs, cfg.data_root, cfg.out_dir, True, *set_up_device("auto"))
 
 
 def run_all(commands, workers=2):

@@ -31,7 +31,7 @@ from hippo.files import atomic, load_json, save_json
 from hippo.options import configure, constants, run_script
 from hippo.training.run_folder import same_constants
 from hippo.training.search import FIGURE, RESULTS, grid_points, settings
-from tools import ablations, benchmark, cohort, ensemble, fine_tuning, heads, quality, stability, uncertainty, web
+from tools import ablations, benchmark, cohort, fine_tuning, heads, quality, stability, uncertainty, web
 
 SHORT_2D = "checkpoints-2d-64"  # folder of the short 2D run, see docs/RESULTS.md
 ABLATIONS = "ablations"  # folder of further runs and searches
@@ -97,7 +97,7 @@ def parts(cfg):
         Part(Path(train2d.OUT_DIR), "2d", _RUN, pictures_2d("2d"), train2d),
         Part(Path(train_locate.OUT_DIR), "locate", ("history.json", "metrics.json")),
         Part(Path(cfg.short_2d), "2d_short", _RUN, {}, train2d, train2d.RECIPES["short"]),
-        Part(Path(ensemble.OUT_DIR), "ensemble", ("metrics.json",)),
+        Part(Path(ablations.OUT_DIR), "ensemble", ("metrics.json",)),
         Part(Path(cross_validate.OUT_DIR), "", ("cross_validation.json",), folds, cross_validate),
         Part(Path(robust), "cross_validation_heads", ("cross_validation.json",)),
         Part(Path(seeds), "cross_validation_ensemble", ("cross_validation.json",)),

@@ -43,10 +43,7 @@ def agreement(results):
         ["Dice with hippodeep, whole hippocampus", _spread(s["dice"], 3) + f", worst {s['dice']['worst']:.3f}"],
         ["correlation of volumes with hippodeep's", f"{s['volume_correlation']:.2f}"],
         ["distance of the located centre from the centre of hippodeep's mask, mm", _worst(s["located_off_mm"])],
-        [
-            "distance of the window's centre from the centre of hippodeep's bounding box, mm",
-            _worst(s["box_off_mm"]),
-        ],
+        ["distance of the window's centre from the centre of hippodeep's bounding box, mm", _worst(s["box_off_mm"])],
         ["correlation of eTIV with hippodeep's", f"{s['etiv_correlation']:.3f}"],
         [
             f"hippodeep's eTIV / our network's intracranial volume (eTIV is that volume times {ETIV_SCALE}, in 20 brains without skull)",
@@ -196,14 +193,7 @@ def other_contrasts(results):
             found = f"{row['found']} of {row['sides']}"
             failed = f"{row['failed']} ({row['failed_without_a_flag']} without a flag)"
             rows.append([name, choice, found, str(row["any_contrast"]), score, failed])
-    titles = [
-        "heads",
-        "`--contrast`",
-        "segmented",
-        "by the model for any contrast",
-        "whole Dice",
-        "wrong (Dice < 0.5)",
-    ]
+    titles = ["heads", "`--contrast`", "segmented", "by the model for any contrast", "whole Dice", "wrong (Dice < 0.5)"]
     return markdown_table(titles, rows)
 
 

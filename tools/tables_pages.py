@@ -185,10 +185,7 @@ def web(results):
     states = mutated["states"]
     mixed_up = at_once["mixed_up"] + row["mixed_up"]
     rows = [
-        [
-            f"from choosing a 1 mm head to its table, mean of {page['n']}",
-            _mean(page["table_seconds"]),
-        ],
+        [f"from choosing a 1 mm head to its table, mean of {page['n']}", _mean(page["table_seconds"])],
         ["until the labels appear in the viewer, without a GPU", _mean(page["labels_seconds"])],
         [
             f"from an upload to its result by the API, mean of {heads['n']}",
