@@ -3,7 +3,7 @@
 import itertools
 
 from hippo.scoring.statistics import bootstrap, paired_differences, summarise
-from hippo.scoring.tables import GRID, search_comparisons, search_conclusion, search_groups, search_table
+from hippo.training.grid import GRID, search_comparisons, search_conclusion, search_groups, search_table
 
 import numpy as np
 import pytest

@@ -2,7 +2,8 @@
 
 import cross_validate
 from hippo.scoring.statistics import bootstrap, paired_differences
-from hippo.scoring.tables import markdown_table, search_table, with_interval
+from hippo.scoring.tables import markdown_table, with_interval
+from hippo.training.grid import search_table
 from hippo.training.search import RESULTS
 
 import numpy as np

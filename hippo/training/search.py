@@ -14,7 +14,7 @@ from hippo.files import fresh_folder, load_json, save_json
 from hippo.options import configure, constants
 from hippo.pictures import plots
 from hippo.processes import refuse_several_processes
-from hippo.scoring.tables import CUSTOM, GRID, PLAIN, search_conclusion, search_groups, search_table
+from hippo.training.grid import CUSTOM, GRID, PLAIN, search_conclusion, search_groups, search_table
 
 import numpy as np
 
