@@ -2,7 +2,7 @@
 
 from hippo.heads.anatomy import SIDES
 from hippo.heads.locate import ETIV_SCALE
-from hippo.scoring.tables import markdown_table
+from hippo.scoring.tables import markdown_table, with_interval
 
 import numpy as np
 
@@ -29,6 +29,7 @@ def sections(published):
         "quality-degradations": lambda: degradations(published("quality.json")["kinds"]["two_models"]["degradations"]),
         "quality-thresholds": lambda: thresholds(published("quality.json")["kinds"]),
         "quality-heads": lambda: judged(published("quality.json")),
+        "robust-parts": lambda: parts(published("robust_parts.json")),
         "flags": lambda: flags(published("quality.json")["flags"]),
         "uncertainty": lambda: uncertainty(published("uncertainty.json")["methods"]),
     }
@@ -274,3 +275,18 @@ def uncertainty(methods):
         rows.append([name, *cells])
     titles = ["", "Dice", "calibration error", "AURC, voxels", "AURC, cases", "spread and error of volumes", "s a crop"]
     return markdown_table(titles, rows)
+
+
+def parts(results):
+    """What each part of the augmentation does: on the held-out crops, on heads, and to the time of a batch."""
+    rows = []
+    for name, row in results["parts"].items():
+        strengths = ", ".join(f"`{option.upper()}={value:g}`" for option, value in row["strengths"].items())
+        values = [name, strengths or "-"]
+        for on in ("crops", "heads"):
+            change = "-" if name == "default" else with_interval(row[on]["difference"])
+            values += [f"{np.mean(row[on]['seeds']):.4f}", change]
+        rows.append([*values, f"{results['batch_ms'][name]:.0f}"])
+    titles = ["added to the default recipe", "strength", "52 crops: Dice", "difference"]
+    table = markdown_table([*titles, "20 heads: Dice with hippodeep", "difference", "ms a batch"], rows)
+    return f"{table}\n\nA training step takes {results['step_ms']:.0f} ms on {results['threads']} cores."

@@ -1,11 +1,8 @@
-"""The blocks of the README, and those on models, speed and memory, on studies, on the page in the browser and on fine-tuning."""
-
-import csv
-import io
+"""The blocks on models together and side by side, others' figures, speed and memory, studies, the page, and fine-tuning."""
 
 from hippo.scoring.statistics import bootstrap
 from hippo.scoring.tables import markdown_table, with_interval
-from tools.tables_runs import DEFAULT_SEEDS, mean_dice
+from tools.tables_training import DEFAULT_SEEDS, cross_validation_table, mean_dice
 
 import numpy as np
 
@@ -13,9 +10,14 @@ import numpy as np
 def sections(published):
     """{name of a block: function that returns Markdown}."""
     return {
-        "glance": lambda: glance(published),
-        "sample": lambda: sample(published("sample.json")),
-        "accuracy": lambda: accuracy(published),
+        "together": lambda: ensemble_table(
+            published("ensemble/metrics.json"), published("ablations/three_seeds/metrics.json")
+        ),
+        "errors": lambda: errors_table(published("cross_validation.json")["mean"]),
+        "cross-validation-heads": lambda: both_recipes(published),
+        "comparison-3d": lambda: comparison_table(published),
+        "2d-3d": lambda: both_table(published),
+        "original": lambda: original_table(published),
         "models": lambda: models_table(published("benchmark.json")["models"], published("ordinary_cpu.json")["models"]),
         "peers": lambda: peers_table(published("benchmark.json")),
         "costs": lambda: costs_table(published("benchmark.json")),
@@ -25,74 +27,108 @@ def sections(published):
     }
 
 
-def glance(published):
-    """What goes in, what comes out, how good, how fast, and the command."""
-    folds, heads, ordinary = (published(f"{name}.json") for name in ("cross_validation", "heads", "ordinary_cpu"))
-    batch = [part["speed"]["seconds_a_head"]["mean"] for part in (heads, ordinary)]
-    count = len(heads["heads"]) - 1  # single runs: of all heads but hippodeep's example
-    single = [part["speed"]["single_runs_seconds"] / count for part in (heads, ordinary)]
-    minutes = np.mean(next(iter(folds["members"].values()))["training_minutes"])
-    silver = heads["summary"]["dice"]
+def ensemble_table(metrics, several):
+    """Both runs and their average; and, for comparison, the average of several seeds of the first."""
+    parts = [*metrics["members"].items(), ("**3D and 2D together**", metrics["mean"])]
+    parts.append((f"for comparison: {len(several['members'])} seeds of the 3D run together", several["mean"]))
     rows = [
-        [
-            "**In**",
-            "a T1-weighted MRI of a head (`.nii`, `.nii.gz`, `.mgz`, `.mgh`, `.hdr`/`.img`) in any orientation, a folder, or a BIDS study",
-        ],
-        [
-            "**Out**",
-            "labels on the scan's own grid, a picture to check them by, a table of volumes with intracranial volume (eTIV), quality and flags",
-        ],
-        [
-            "**How good**",
-            f"Dice (overlap, 1 is perfect) {folds['interval']['mean']:.4f} on {len(folds['cases'])} hand-labelled crops around "
-            f"one hippocampus, cross-validated "
-            f"(nnU-Net: {published.references['cross_validation']['mean_dice']:.4f}); "
-            f"{silver['mean']:.2f} ± {silver['std']:.2f} with another network's masks on {len(heads['heads'])} whole heads",
-        ],
-        [
-            "**How fast**",
-            f"on two CPU cores with bf16 (16-bit arithmetic of recent processors): one head {single[0]:.0f} s, {batch[0]:.0f} s "
-            f"each in a batch, training {minutes:.0f} min; without bf16: {single[1]:.0f} s, {batch[1]:.0f} s, "
-            f"{ordinary['training_minutes']:.0f} min; no GPU is needed",
-        ],
-        ["**Run**", "`python predict.py head.nii.gz`"],
+        [name, mean_dice(part["dice"]), *(f"{d:.4f}" for d in part["dice"]), mean_dice(part["nsd_1mm"])]
+        for name, part in parts
     ]
-    return markdown_table(["", ""], rows)
+    return markdown_table(["run", "mean Dice", "anterior", "posterior", "NSD at 1 mm"], rows)
 
 
-def sample(rows):
-    """The first columns of volumes.csv of one head."""
-    text = io.StringIO()
-    table = csv.DictWriter(text, rows[0], lineterminator="\n")
-    table.writeheader()
-    table.writerows(rows)
-    return f"```text\n{text.getvalue()}```"
+def errors_table(mean):
+    """What errors of the outline and of the border between the parts cost, in the cross-validation of both models."""
+    names = {
+        "the two parts": "dice",
+        "the whole hippocampus, as one label": "dice_whole",
+        "the two parts, were the border right wherever truth and prediction overlap": "dice_true_border",
+    }
+    return markdown_table(["what is scored", "mean Dice"], [[text, mean_dice(mean[n])] for text, n in names.items()])
 
 
-def accuracy(published):
-    """The main figures, each with its peer."""
-    folds, heads = published("cross_validation.json"), published("heads.json")
-    peers, silver = published.references, heads["summary"]["dice"]
-    nnunet = f"nnU-Net {peers['cross_validation']['mean_dice']:.4f}; difference "
-    crops = f"{len(folds['cases'])} crops, 5-fold cross-validation"
+def both_recipes(published):
+    """The cross-validation of the heads recipe, and its difference, case by case, from the default one."""
+    heads, crops = (published(f"{folder}cross_validation.json") for folder in ("cross_validation_heads/", ""))
+    members = [list(result["members"].values()) for result in (heads, crops)]
+    pairs = {f"{who} alone": [row[i]["dice"] for row in members] for i, who in enumerate(("3D", "2D"))}
+    pairs["both together"] = [{name: c["dice"] for name, c in result["cases"].items()} for result in (heads, crops)]
+    changes = []
+    for who, (ours, theirs) in pairs.items():
+        change = bootstrap([np.mean(ours[name]) - np.mean(theirs[name]) for name in ours])
+        changes.append(f"{who} {with_interval(change)}")
+    table = cross_validation_table(heads, published.references)
+    return f"{table}\n\nDifference from the default recipe, case by case: {'; '.join(changes)}."
+
+
+def comparison_table(published):
+    """Our figures beside those that others published."""
+    references, folds = published.references, published("cross_validation.json")
+    runs = [published(f"{name}/metrics.json") for name in DEFAULT_SEEDS]
+    dice, same = np.array([metrics["mean"]["dice"] for metrics in runs]), references["same_52_cases"]
+    protocol = f"{len(runs[0]['cases'])} held-out cases, final weights, mean of {len(runs)} seeds"
+    rows = [["**this repository**, 3D", protocol, f"**{dice.mean():.4f}** ({_both(dice.mean(0))})"]]
+    rows[0].append("measured, the table of seeds above")
+    rows.append([same["who"], same["protocol"], f"{same['mean_dice']:.4f}", same["source"]])
+    for name, part in (("3D", next(iter(folds["members"].values()))), ("3D and 2D (three planes) together", folds)):
+        dice, protocol = part["mean"]["dice"], f"5-fold cross-validation, {len(folds['cases'])} cases"
+        score = f"**{mean_dice(dice)}** ({_both(dice)})"
+        rows.append([f"**this repository**, {name}", protocol, score, "measured, see above"])
+    rows += [[r["who"], r["protocol"], r["dice"], r["source"]] for r in references["others"]]
+    return markdown_table(["who", "protocol", "mean Dice (anterior / posterior)", "source"], rows)
+
+
+def _both(dice):
+    return " / ".join(f"{value:.4f}" for value in dice)
+
+
+def both_table(published):
+    """The three runs side by side, with what they cost (results/benchmark.json)."""
+    costs, folders = (
+        published("benchmark.json")["runs"],
+        ("results_hippocampus-3D", "checkpoints-2d-64", "checkpoints-2d"),
+    )
+    costs = [costs[f"{folder}/last.pth"] for folder in folders]
+    runs = [(*published.run(name), cost) for name, cost in zip(("3d", "2d_short", "2d"), costs)]
     rows = []
-    for name, part in (("3D alone", next(iter(folds["members"].values()))), ("3D and 2D together", folds)):
-        cost = f"{np.mean(part['training_minutes']):.0f} min a fold"
-        score = f"**{part['interval']['mean']:.4f}**"
-        rows.append([f"{name}, {crops}", score, nnunet + with_interval(part["difference"]), cost])
-    several = published("cross_validation_ensemble/cross_validation.json")
-    name = f"3D and 2D together, {len(several['constants']['SEEDS'])} seeds of each, {crops}"
-    cost = f"{np.mean(several['training_minutes']):.0f} min a fold on one core without bf16"
-    rows.append([name, f"**{several['interval']['mean']:.4f}**", nnunet + with_interval(several["difference"]), cost])
-    runs = [published.run(name)[0] for name in DEFAULT_SEEDS]
-    scores = [np.mean(metrics["mean"]["dice"]) for metrics in runs]
-    spread = f"**{mean_dice(scores)}** (seeds {min(scores):.4f} to {max(scores):.4f})"
-    cost = f"{np.mean([metrics['training_minutes'] for metrics in runs]):.1f} min"
-    held_out = f"3D alone, {len(runs[0]['cases'])} held-out crops, {len(runs)} seeds"
-    rows.append([held_out, spread, f"nnU-Net {peers['same_52_cases']['mean_dice']:.4f}", cost])
-    whole = f"{len(heads['heads'])} whole heads of two scanners, whole hippocampus"
-    rows.append([whole, f"{silver['mean']:.3f} ± {silver['std']:.3f}", "hippodeep's masks: a silver standard", "–"])
-    return markdown_table(["what is scored", "mean Dice", "compared with", "training on two cores"], rows)
+
+    def row(text, cell):
+        rows.append([text, *(cell(*run) for run in runs)])
+
+    def dice(metrics, config, cost):
+        return f"{mean_dice(metrics['mean']['dice'])} ({_both(metrics['mean']['dice'])})"
+
+    row("mean Dice (anterior / posterior)", dice)
+    names = ("NSD at 1 mm", "nsd_1mm", 4), ("NSD at 2 mm", "nsd_2mm", 4), ("HD95 in mm", "hd95_mm", 2)
+    for text, name, digits in names:
+        row(f"mean {text}", lambda m, c, cost, name=name, digits=digits: f"{np.mean(m['mean'][name]):.{digits}f}")
+    row("model", lambda m, c, cost: c["model"]["name"])
+    row("parameters", lambda m, c, cost: f"{c['parameters']:,}")
+    row("minutes of training, validation included", lambda m, c, cost: f"{m['training_minutes']:.1f}")
+    row("seconds to predict a volume", lambda m, c, cost: f"{cost['predict']['seconds_per_volume']:.2f}")
+    row("peak memory, prediction", lambda m, c, cost: f"{cost['predict']['peak_memory_mib']:,} MiB")
+    row("peak memory, forward and backward pass", lambda m, c, cost: f"{cost['train']['peak_memory_mib']:,} MiB")
+    return markdown_table(["", "3D", "2D, minutes", "2D, an hour"], rows)
+
+
+def original_table(published):
+    """Figures of the original's documents beside what was measured or counted here."""
+    (metrics, config), metrics_2d = published.run("3d"), published("2d/metrics.json")
+    train, val = (len(config["data"][f"{part}_cases"]) for part in ("train", "val"))
+    dice, nsd_2mm = np.mean(metrics["mean"]["dice"]), np.mean(metrics["mean"]["nsd_2mm"])
+    slices = (
+        f"{100 * np.mean(metrics_2d['slices']['dice_original']):.1f} % per slice by the original's definition, "
+        f"{100 * np.mean(metrics_2d['mean']['dice']):.1f} % for whole volumes"
+    )
+    rows = [
+        ["98.9 % Dice in 3D", f"{100 * dice:.1f} % Dice; {100 * nsd_2mm:.1f} % NSD at 2 mm"],
+        ["82.9 % Dice in 2D", slices],
+        ["+16 % from 2D to 3D", "not one measure"],
+        ["about 12,000 training slices", f"{(train + val) * 45:,} slices; {train * 45:,} of them for training"],
+        ["394 volumes", f"{train + val} labelled volumes (the archive has 130 more without labels)"],
+    ]
+    return markdown_table(["the original documents", "measured or counted here"], rows)
 
 
 def models_table(with_bf16, without):

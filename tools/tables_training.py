@@ -1,4 +1,4 @@
-"""The tables of the runs of one split: 3D, the steps that led to the recipe, the searches, and 2D."""
+"""The tables of trainings: of one split in 3D and 2D, the steps that led to the recipe, the searches, cross-validation."""
 
 import cross_validate
 from hippo.scoring.statistics import bootstrap, paired_differences
@@ -31,7 +31,6 @@ def sections(published):
         "grid-3d-networks-minutes": lambda: search_table(equal_minutes(published)),
         "grid-3d-inr-rate": lambda: search_table(published(f"ablations/grid_3d_inr_rate/{RESULTS}")),
         "grid-3d-deep": lambda: search_table(published(f"ablations/grid_3d_deep_supervision/{RESULTS}")),
-        "robust-parts": lambda: parts(published("robust_parts.json")),
         "short-2d": short_recipe,
         "slices-2d": lambda: slices_table(published("2d/metrics.json")),
         "steps-2d": lambda: steps_2d_table(published),
@@ -40,6 +39,9 @@ def sections(published):
         "grid-2d": lambda: search_table(published(f"search_2d/{RESULTS}")),
         "grid-2d-rate": lambda: search_table(published(f"ablations/grid_2d_rate/{RESULTS}")),
         "grid-2d-networks": lambda: search_table(published(f"ablations/grid_2d_networks/{RESULTS}")),
+        "cross-validation": lambda: cross_validation_table(published("cross_validation.json"), published.references),
+        "unseen": lambda: unseen_table(published("cross_validation.json"), published("3d/config.json")),
+        "cross-validation-ensemble": lambda: several_seeds(published),
     }
 
 
@@ -186,21 +188,6 @@ def original_3d(published):
     return markdown_table(["epoch", "training loss", "validation loss", "Dice, one view", "Dice, TTA"], rows)
 
 
-def parts(results):
-    """What each part of the augmentation does: on the held-out crops, on heads, and to the time of a batch."""
-    rows = []
-    for name, row in results["parts"].items():
-        strengths = ", ".join(f"`{option.upper()}={value:g}`" for option, value in row["strengths"].items())
-        values = [name, strengths or "-"]
-        for on in ("crops", "heads"):
-            change = "-" if name == "default" else with_interval(row[on]["difference"])
-            values += [f"{np.mean(row[on]['seeds']):.4f}", change]
-        rows.append([*values, f"{results['batch_ms'][name]:.0f}"])
-    titles = ["added to the default recipe", "strength", "52 crops: Dice", "difference"]
-    table = markdown_table([*titles, "20 heads: Dice with hippodeep", "difference", "ms a batch"], rows)
-    return f"{table}\n\nA training step takes {results['step_ms']:.0f} ms on {results['threads']} cores."
-
-
 # ---- 2D
 
 
@@ -258,3 +245,51 @@ def epochs_2d_table(history, metrics):
         cells = [f"{np.mean(history[name][epoch - 1]):.4f}" for name in names]
         rows.append([f"{text} ({epoch})", *cells, f"{sum(history['seconds'][:epoch]) / 60:.1f}"])
     return markdown_table(["epoch", "train Dice", "val Dice", "train NSD", "val NSD", "minutes"], rows)
+
+
+# ---- cross-validation
+
+
+def member_label(name, total):
+    """What a member of cross_validation.json is called in a table; "" is all of them together."""
+    if name:
+        return f"{name[:2].upper()} alone, seed {name[3:]}"
+    return f"**all {total} together**" if total > 2 else "**3D and 2D together**"
+
+
+def cross_validation_table(result, references):
+    """Each model alone, all together, and nnU-Net, on all folds."""
+    members, rows = {**result["members"], "": result}, []
+    for name, part in members.items():
+        (low, high), dice = part["interval"]["interval"], part["mean"]["dice"]
+        each = ", ".join(mean_dice(fold["mean"]["dice"]) for fold in part["folds"])
+        row = [member_label(name, len(members) - 1), f"**{part['interval']['mean']:.4f}** ({low:.4f} to {high:.4f})"]
+        row += [f"{dice[0]:.4f} / {dice[1]:.4f}", each, with_interval(part["difference"])]
+        rows.append([*row, f"{np.mean(part['training_minutes']):.1f}"])
+    peer = references["cross_validation"]
+    rows.append([peer["who"], f"{peer['mean_dice']:.4f}", peer["labels"], peer["folds"], "–", peer["cost"]])
+    header = ["who", f"mean Dice, {len(result['cases'])} cases (95 % interval)", "anterior / posterior", "folds 0 to 4"]
+    return markdown_table([*header, "difference from nnU-Net, case by case", "minutes of training a fold"], rows)
+
+
+def unseen_table(result, config):
+    """The same on the cases of which no score chose the recipe, and the gain of all together over 3D alone."""
+    unseen, theirs = config["data"]["train_cases"], cross_validate.read_peer(cross_validate.PEER)
+    scores = {name: part["dice"] for name, part in result["members"].items()}
+    scores[""] = {case: values["dice"] for case, values in result["cases"].items()}
+    rows = [["nnU-Net v1 3d_fullres, official release", mean_dice([theirs[case] for case in unseen]), "–"]]
+    for name, dice in scores.items():
+        ours = [np.mean(dice[case]) for case in unseen]
+        difference = bootstrap([d - theirs[case] for d, case in zip(ours, unseen)])
+        rows.append([member_label(name, len(scores) - 1), mean_dice(ours), with_interval(difference)])
+    first, total = (member_label(name, len(scores) - 1).strip("*") for name in (next(iter(scores)), ""))
+    table = markdown_table(["who", f"mean Dice, {len(unseen)} cases", "difference (95 % interval)"], rows)
+    return f"{table}\n\nOn all {len(result['cases'])} cases, {total} minus {first}: {with_interval(result['gain'])}."
+
+
+def several_seeds(published):
+    """The cross-validation of several seeds of both models, on all cases and on those that did not choose the default recipe."""
+    result = published("cross_validation_ensemble/cross_validation.json")
+    tables = cross_validation_table(result, published.references), unseen_table(result, published("3d/config.json"))
+    border = f"The border as a plane, instead of voxel by voxel: {with_interval(result['border_gain'])}."
+    return "\n\n".join([*tables, border])
