@@ -47,7 +47,7 @@ from hippo.study.sharing import leave
 from hippo.study.volumes import etiv_of, load_adjustment, load_etivs
 
 CHECKPOINT = "pretrained/heads_3d.pth"  # trained weights; last.pth and best_model.pth of any run fit as well
-PARTNER = "pretrained/heads_2d.pth"  # a second one, averaged with the first; empty: none
+PARTNER = "pretrained/heads_2d.pth"  # a second one, averaged with the first; a 2D one on small crops only; empty: none
 ANY_CONTRAST = "pretrained/any_contrast.pth"  # weights for what is not T1-weighted; empty: none
 CONTRAST = "auto"  # t1, any (ANY_CONTRAST), or auto: any where more is to be expected of it; own weights: t1
 LOCATE = "pretrained/locate.pth"  # weights of the network that finds hippocampi in a head (train_locate.py)

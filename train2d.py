@@ -12,8 +12,9 @@ best_model.pth, last.pth, history.json, config.json, metrics.json and plots/*.pn
 from functools import partial
 from pathlib import Path
 
-from hippo.data.augment import PARTS, ROBUST
+from hippo.data.augment import PARTS
 from hippo.data.cases import load_volumes
+from hippo.data.degrade import ROBUST
 from hippo.data.loading import AugmentedDataset, make_loader
 from hippo.data.slices import first_cases, load_slices, select, slice_grids
 from hippo.device import seed_everything, set_up_device

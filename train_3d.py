@@ -12,8 +12,9 @@ weights) and plots/*.png. The constants below are the options: --epochs=5 sets E
 from functools import partial
 from pathlib import Path
 
-from hippo.data.augment import PARTS, ROBUST
+from hippo.data.augment import PARTS
 from hippo.data.cases import count_labels, describe_data, list_cases, load_case, split_cases
+from hippo.data.degrade import ROBUST
 from hippo.data.loading import AugmentedDataset, make_loader
 from hippo.device import seed_everything, set_up_device
 from hippo.errors import require
@@ -37,7 +38,7 @@ DATA_ROOT = "Task04_Hippocampus"  # Decathlon folder: dataset.json, imagesTr, la
 OUT_DIR = "results_hippocampus-3D"  # folder for results; one that holds results is kept as <name>.previous-N
 MAX_CASES = 0  # 0: all cases; n: the first n sorted cases, before the split
 FOLD = -1  # -1: the first 80 % of the sorted cases train, the rest validate; 0-4: nnU-Net's folds; -2: all train
-PATCH = [36, 52, 36]  # voxels of a training patch; best a multiple of 2^UNET_DEPTH each
+PATCH = [36, 52, 36]  # voxels (x, y, z) of a training patch, about a whole crop; best a multiple of 2^UNET_DEPTH each
 RECIPE = "crops"  # crops (these constants), heads (for other scanners and people), any_contrast or unetr; see RECIPES
 # augmentation
 ROTATION_DEGREES = 15.0  # largest rotation about each axis
@@ -77,12 +78,12 @@ INR_RATE = 1e-4  # AdamW's for the INR head, at the peak: SIREN's own
 WEIGHT_DECAY = 1e-2  # of both optimisers, decoupled
 MUON_RATE = 0.04  # Muon's learning rate for the kernels of the U-Net, at the peak; 0: AdamW trains them too
 WARMUP = 0.05  # share of the schedule with a rising learning rate
-COOLDOWN = 0.0  # share of the schedule, at its end, with a falling one; in between it stays at the peak
+COOLDOWN = 0.0  # share of the schedule, at its end, with a falling one; 0: none, since EMA takes its place
 GRADIENT_CLIP = 1.0  # largest norm of the gradient
 FOCAL_GAMMA = 0.0  # exponent of the focal loss; 0 is cross-entropy
 EMA = 0.998  # decay of the moving average of the weights, which is then evaluated; 0: none
 # system
-TTA = True  # evaluate the final weights with test-time augmentation
+TTA = True  # evaluate the final weights with test-time augmentation: a second, shifted view (and flips, see FLIP_AXES)
 SEED = 0  # of weights, order and augmentation
 DEVICE = "auto"  # auto (CUDA where there is one, CPU otherwise), cpu, cuda, cuda:1, mps
 AMP = True  # mixed precision: bf16 on a GPU or CPU that has it, fp16 on older GPUs

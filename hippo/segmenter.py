@@ -19,7 +19,7 @@ from hippo.heads.networks import load_networks
 from hippo.heads.quality import judge, limits_of
 from hippo.heads.result import Result, as_side
 from hippo.heads.scan import Scan, read_scan
-from hippo.heads.segment import segment
+from hippo.heads.segment import models_for, segment
 from hippo.heads.uncertainty import sample_scan
 
 
@@ -137,10 +137,12 @@ class Segmenter:
 
     def _side(self, side, scan, spread):
         """Converts a Hippocampus to a Side."""
-        by_any = "any_contrast" in side.flags
-        model = Path(self.settings.any_contrast).name if by_any else self.networks.name
+        by_any, networks = "any_contrast" in side.flags, self.networks
+        used = models_for(networks.models, scan)
+        names = [name for name, model in zip(networks.name.split("+"), networks.models) if model in used]
+        model = Path(self.settings.any_contrast).name if by_any else "+".join(names)
         # the sampler is a T1 model
-        return as_side(side, scan, model, self.networks.single_label, () if by_any else spread)
+        return as_side(side, scan, model, networks.single_label, () if by_any else spread)
 
 
 def _etiv(located, given_mm3):

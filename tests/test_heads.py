@@ -95,7 +95,7 @@ def test_a_head_from_file_to_files(script, head, tmp_path):
         values = [float(row[f"{part}_mm3"]) for part in ("anterior", "posterior", "total")]
         assert values == [*counts, sum(counts)]
         assert row["etiv_mm3"] == "1480000" and 0 < float(row["quality"]) <= 1 and float(row["seconds"]) > 0
-        assert row["model"] == "heads_3d.pth+heads_2d.pth" and "failed" not in row["flags"]
+        assert row["model"] == "heads_3d.pth" and "failed" not in row["flags"]
     soft = nib.load(out / "head_probabilities.nii.gz")
     assert soft.shape == (*labels.shape, 4) and soft.get_data_dtype() == np.uint8
     values = soft.get_fdata()
@@ -278,7 +278,7 @@ def test_the_choice_between_contrasts(monkeypatch, contrast, doubts, qualities, 
     monkeypatch.setattr(segmenting, "segment_sides", segment_sides)
     located = SimpleNamespace(problems={}, centres={"left": np.zeros(3), "right": np.zeros(3)}, flags=[])
     monkeypatch.setattr(segmenting, "locate", lambda *_: located)
-    scan = SimpleNamespace(is_crop=False)
+    scan = SimpleNamespace(is_crop=False, is_small_crop=True)
     how = {"any_contrast": "other", "least_quality": 0.5}
     sides, _ = segment(["t1"], None, scan, CPU, None, contrast=contrast, **how)
     assert [side.side for side in sides] == ["left", "right"] and sides[0].flags == flags

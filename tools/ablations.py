@@ -25,8 +25,8 @@ from pathlib import Path
 
 import grid_search_3d
 import train_3d
-from hippo.data.augment import ROBUST
 from hippo.data.cases import list_cases, load_case
+from hippo.data.degrade import ROBUST
 from hippo.device import autocast, set_up_device
 from hippo.errors import require
 from hippo.files import ROOT, load_json, save_json

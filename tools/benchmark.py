@@ -2,15 +2,15 @@
 and the same steps of nnU-Net's and MONAI's networks.
 
     python -m tools.benchmark       about twelve minutes on two CPU cores; writes benchmark.json
-    python -m tools.benchmark --only=ordinary_cpu --heads=FOLDER      how long a head takes, a training, and each network, on a
-                                    processor without bf16; half an hour on two cores; ordinary_cpu.json
+    python -m tools.benchmark --only=ordinary_cpu       how long a training takes, and each network, on a processor without
+                                    bf16; half an hour on two cores; ordinary_cpu.json
 
 Each measurement of the first command runs in a process of its own, on the CPU, on the validation volumes of
 Task04_Hippocampus, with the precision that the scripts choose; the peers in float32, the default memory layout and batches
 of 9 volumes, as their own plans have it. Needs Linux or macOS, the data, the finished runs in CHECKPOINTS, and nnU-Net's
 network: pip install --no-deps dynamic-network-architectures
-FOLDER is a BIDS data set of heads. The training of ordinary_cpu is train_3d.py with its defaults, into ORDINARY_RUN; a finished
-one is taken as it is.
+The training of ordinary_cpu is train_3d.py with its defaults, into ORDINARY_RUN; a finished one is taken as it is. How long
+a head takes: tools/speed.py.
 """
 
 import json
@@ -38,7 +38,6 @@ from hippo.models.inference import predict_volume
 from hippo.options import configure, run_script
 from hippo.scoring.metrics import nsd_and_hd95
 from hippo.training.losses import dice_ce_loss
-from tools import heads
 
 import numpy as np
 import torch
@@ -47,7 +46,6 @@ from torch.utils.flop_counter import FlopCounterMode
 DATA_ROOT = "Task04_Hippocampus"  # Decathlon folder
 CHECKPOINTS = [f"{run}/last.pth" for run in ("results_hippocampus-3D", "checkpoints-2d", "checkpoints-2d-64")]  # models
 OUT = "benchmark.json"  # file to write
-HEADS = "heads"  # BIDS folder of whole heads, for --only=ordinary_cpu
 OUT_ORDINARY_CPU = "ordinary_cpu.json"  # file that --only=ordinary_cpu writes
 ORDINARY_RUN = "ablations/ordinary_cpu_3d"  # folder of the training of --only=ordinary_cpu
 ONLY = ""  # measure one thing in this process and print JSON: predict, train, models, slices, metrics, products, or a peer's name
@@ -87,7 +85,7 @@ def in_its_own_process(only, cfg, checkpoint):
 
 
 def ordinary_cpu(cfg):
-    """Measures heads, a training and the networks on a processor without bf16, and writes the file."""
+    """Measures a training and the networks on a processor without bf16, and writes the file."""
     dtype = set_up_device("cpu")[1]
     require(dtype is None, "this processor has bf16; the other measurements are of such a one")
     run = Path(cfg.ordinary_run).resolve()
@@ -97,7 +95,6 @@ def ordinary_cpu(cfg):
     result = {"threads": torch.get_num_threads(), "precision": precision(dtype), "machine": platform.machine()}
     result |= {"instructions": torch.backends.cpu.get_cpu_capability(), "training_minutes": metrics["training_minutes"]}
     result |= {"dice": np.mean(metrics["mean"]["dice"]), "models": describe_all()}
-    result |= {"speed": heads.speed(heads.find_heads(cfg.heads), "")}
     save_json(cfg.out_ordinary_cpu, result)
 
 

@@ -7,18 +7,16 @@ FOLDER is a BIDS data set with derivatives/hippodeep/ (masks and volumes.csv). h
 
 import csv
 import itertools
-import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 from hippo.data.anatomies import draw_head, load_anatomies
 from hippo.data.nifti import read_nifti
 from hippo.device import precision
 from hippo.errors import require
-from hippo.files import ROOT, save_json
+from hippo.files import save_json
 from hippo.heads.anatomy import SIDES
 from hippo.heads.locate import ETIV_SCALE, locate
 from hippo.heads.segment import joint_labels
@@ -33,7 +31,6 @@ import torch
 
 HEADS = "heads"  # BIDS folder of whole heads with derivatives/hippodeep/
 ANATOMIES = "anatomies"  # folder of label maps, see get_data.py
-HIPPODEEP = ""  # folder of bthyreau/hippodeep_pytorch, to time it in the same run; empty: not
 OUT = "heads.json"  # file to write
 
 _EXAMPLE = "example_brain_t1"  # hippodeep's own head
@@ -50,7 +47,6 @@ def run(cfg):
     """Measures everything and writes the JSON file."""
     paths, segmenter = find_heads(cfg.heads), Segmenter.load(device="cpu")
     results = describe(segmenter)
-    results["speed"] = speed(paths, cfg.hippodeep)
     results |= agreement(Path(cfg.heads), paths, segmenter)
     first = Segmenter.load(device="cpu", partner="")
     results["orientations"] = {name: orientations(path, first) for name, path in stable(paths).items()}
@@ -145,43 +141,6 @@ def summarise(rows):
         "etiv_correlation": np.corrcoef(etivs.T)[0, 1],
         "etiv_scale": {"mean": ratio.mean(), "std": ratio.std()},
     }
-
-
-def speed(paths, hippodeep):
-    """Seconds of predict.py: its start, each head of a batch from file to files, a batch and single runs; peak memory;
-    and seconds a head of hippodeep, for a batch of five with the loading of its models."""
-    command = [sys.executable, "predict.py", "--pictures=False"]
-    with tempfile.TemporaryDirectory() as folder:
-        start = time.perf_counter()
-        subprocess.run([sys.executable, "-c", "import predict"], cwd=ROOT, check=True)
-        result = {"import_seconds": time.perf_counter() - start}
-        start = time.perf_counter()
-        absolute = [str(path.resolve()) for path in paths]
-        code = (
-            "import resource, runpy, sys; sys.argv = sys.argv[1:]\n"
-            "try: runpy.run_path('predict.py', run_name='__main__')\n"
-            "finally: print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10)"
-        )
-        batch = [sys.executable, "-c", code, *command[1:], "--workers=1", f"--out_dir={folder}/batch", *absolute]
-        answer = subprocess.run(batch, cwd=ROOT, capture_output=True, text=True)
-        result["batch_seconds"] = time.perf_counter() - start
-        result["peak_memory_mib"] = float(answer.stdout.splitlines()[-1])
-        with open(f"{folder}/batch/volumes.csv", newline="") as file:
-            seconds = [float(row["seconds"]) for row in csv.DictReader(file)][::2]
-        result["seconds_a_head"] = {"mean": np.mean(seconds), "median": np.median(seconds), "worst": max(seconds)}
-        start = time.perf_counter()
-        for i, path in enumerate(absolute):
-            subprocess.run([*command, f"--out_dir={folder}/single_{i}", path], cwd=ROOT, capture_output=True)
-        result["single_runs_seconds"] = time.perf_counter() - start
-        if hippodeep:
-            # it writes beside them
-            copies = [shutil.copyfile(path, f"{folder}/{Path(path).name}") for path in absolute[:5]]
-            start = time.perf_counter()
-            command = [sys.executable, str(Path(hippodeep).resolve() / "hippodeep.py"), *copies]
-            subprocess.run(command, check=True, capture_output=True)
-            result["hippodeep_seconds_a_head"] = (time.perf_counter() - start) / len(copies)
-    print(result, flush=True)
-    return result
 
 
 def segment_hippodeep(scans, code):

@@ -9,8 +9,8 @@ No acquisition but T1 comes with labels here: T1 crops are inverted or sent thro
 whole heads inverted, and heads painted from label maps.
 """
 
-from hippo.data.augment import lookup_table
 from hippo.data.cases import load_volumes
+from hippo.data.degrade import lookup_table
 from hippo.data.intensity import normalise
 from hippo.errors import require
 from hippo.files import save_json

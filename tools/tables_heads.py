@@ -18,7 +18,7 @@ def sections(published):
     return {
         "heads": lambda: agreement(published("heads.json")),
         "heads_rescans": lambda: rescans(published("heads.json")),
-        "heads_speed": lambda: speed(published("heads.json")),
+        "heads_speed": lambda: speed(published("speed.json")),
         "skull": lambda: skull(published("skull.json")["heads"]),
         "ordinary_cpu": lambda: ordinary_cpu(published("ordinary_cpu.json")),
         "repeatability": lambda: repeatability(published("repeatability.json")),
@@ -79,28 +79,31 @@ def rescans(results):
     return markdown_table(titles, rows)
 
 
-def speed(results):
-    """A sentence on the time and memory of predict.py."""
-    s = results["speed"]
-    text = (
-        f"On two cores in {results['precision']}, models loaded, file to files without the picture: "
-        f"**{s['seconds_a_head']['mean']:.1f} s a head** (worst {s['seconds_a_head']['worst']:.1f}). A batch of 20 takes "
-        f"{s['batch_seconds']:.0f} s, 20 single runs {s['single_runs_seconds']:.0f} s. Imports take {s['import_seconds']:.1f} s; "
-        f"peak memory is {s['peak_memory_mib'] / 1024:.2f} GiB."
-    )
-    if "hippodeep_seconds_a_head" in s:
-        text += f" hippodeep's own code takes {s['hippodeep_seconds_a_head']:.1f} s a head in the same run."
-    return text
+def speed(entries):
+    """Ours beside hippodeep's own code on each kind of processor."""
+    titles = ["processor", "", "one run of one head, s", "each further head in one run, s"]
+    rows = []
+    for kind, entry in entries.items():
+        for name, who in (("ours", "this repository"), ("hippodeep", "hippodeep's own code")):
+            rows.append([kind, who, *(f"{entry[name][f'{part}_seconds']:.1f}" for part in ("cold", "further_head"))])
+        ratios = (f"**{entry['ratios'][part]:.2f}**" for part in ("cold", "further_head"))
+        rows.append([kind, "ours / hippodeep's", *ratios])
+    texts = [
+        f"{kind}: {entry['threads']} threads; imports {entry['ours']['import_seconds']:.1f} s and loading "
+        f"{entry['ours']['load_seconds']:.1f} s of a run; {entry['ours']['cold_with_picture_seconds']:.1f} s for one head with its "
+        f"picture; {entry['study']['heads']} heads with pictures and page in {entry['study']['seconds']:.0f} s; peak memory "
+        f"{entry['ours']['peak_memory_mib'] / 1024:.2f} GiB."
+        for kind, entry in entries.items()
+    ]
+    return "\n\n".join([markdown_table(titles, rows), *texts])
 
 
 def ordinary_cpu(results):
-    """The same on a processor without bf16."""
-    s = results["speed"]
+    """Training on a processor without bf16."""
     return (
         f"On two cores of a processor without bf16 ({results['instructions']}, {results['precision']}), in "
-        f"`python -m tools.benchmark --only=ordinary_cpu`: **{s['seconds_a_head']['mean']:.1f} s a head** (worst "
-        f"{s['seconds_a_head']['worst']:.1f}), {s['peak_memory_mib'] / 1024:.2f} GiB; `python train_3d.py` takes "
-        f"{results['training_minutes']:.0f} minutes and scores {results['dice']:.4f}."
+        f"`python -m tools.benchmark --only=ordinary_cpu`, `python train_3d.py` takes {results['training_minutes']:.0f} minutes "
+        f"and scores {results['dice']:.4f}."
     )
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from hippo.data.nifti import to_stored_orientation
 from hippo.heads.flags import FLAGS
 from hippo.heads.locate import Located
+from hippo.heads.save import paths_in, save_result
 from hippo.heads.scan import Scan
 from hippo.heads.segment import Hippocampus, joint_labels, joint_probabilities
 
@@ -115,8 +116,6 @@ class Result:
 
     def save(self, folder):
         """Writes the label map and the picture that predict.py writes, named after the scan. Returns their paths."""
-        from hippo.heads.save import paths_in, save_result  # imported here because matplotlib is slow to import
-
         return save_result(self, folder, paths_in(self.name, self.scan.is_crop))
 
 

@@ -6,7 +6,6 @@ from typing import NamedTuple
 from hippo.data.cases import case_id
 from hippo.data.nifti import save_labels, save_like
 from hippo.files import atomic, remove_half_written
-from hippo.heads.picture import picture_of_scan, thumbnail
 
 import numpy as np
 
@@ -57,6 +56,8 @@ def save_result(result, folder, paths, numbered_as_crop=None, written=None):
         words = "predictive entropy, mutual information; 0 to 1"
         save_like(target(paths.uncertainty), result.uncertainty, image, words, 1.0, synthetic)
     if paths.picture:
+        from hippo.heads.picture import picture_of_scan, thumbnail  # matplotlib takes half a second to import
+
         picture_of_scan(target(paths.picture), result.scan, [side.found for side in result.sides], result.rows())
     if paths.picture and paths.thumbnail:
         with atomic(target(paths.thumbnail)) as temporary:

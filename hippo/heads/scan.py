@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 from hippo.data.nifti import name_of, orientation_flags, ras_affine, read_image, read_nifti, spacing_mm, units_of
 from hippo.errors import require
-from hippo.heads.anatomy import LARGEST_CROP_MM
+from hippo.heads.anatomy import LARGEST_CROP_MM, SMALL_CROP_MM
 
 import nibabel as nib
 import numpy as np
@@ -37,6 +37,11 @@ class Scan(NamedTuple):
     def is_crop(self):
         """Whether the scan shows only a part of a head around one hippocampus."""
         return bool(self.sides_mm.max() <= LARGEST_CROP_MM)
+
+    @property
+    def is_small_crop(self):
+        """Whether the models see the scan as it is, since it is like a crop of the Decathlon."""
+        return bool((self.sides_mm <= SMALL_CROP_MM).all())
 
 
 def read_scan(source):

@@ -5,7 +5,7 @@ from typing import NamedTuple
 from hippo.data.intensity import normalise
 from hippo.data.spatial import largest_component
 from hippo.heads import quality
-from hippo.heads.anatomy import FREESURFER, LABELS, SIDES, SMALL_CROP_MM, WINDOW
+from hippo.heads.anatomy import FREESURFER, LABELS, SIDES, WINDOW
 from hippo.heads.fluid import in_fluid
 from hippo.heads.locate import locate
 from hippo.heads.window import VIEWS, Window, cut, foreground, likeliest, on_grid, settle, touches_edge
@@ -60,7 +60,8 @@ def segment(
 ):
     """Segments a Scan. Returns (list of Hippocampus, Located or None): both sides of a head, one side of a crop.
 
-    models: list of TrainedModel with the same spacing; the first one places the window, all are averaged. side: for a
+    models: list of TrainedModel with the same spacing; the first one places the window, and those of models_for are
+    averaged. side: for a
     crop, left, right or auto (the side with the higher confidence). any_contrast: TrainedModel for images that are not
     T1-weighted, or None. contrast: t1 (use models), any (use any_contrast), or auto: use any_contrast if the scan does
     not look T1-weighted, and where the models give no result and it predicts a higher Dice. A disagreement of the two is
@@ -68,7 +69,7 @@ def segment(
     too. progress: called with "found", "left" and "right" when these are done. least_quality: a lower predicted Dice
     counts as no result.
     """
-    progress = progress or (lambda step: None)
+    progress, models = progress or (lambda step: None), models_for(models, scan)
     located = None if scan.is_crop else locate(locator, scan, device, dtype)
     targets = _targets_in_crop(locator, scan, side, device, dtype) if scan.is_crop else _targets(located)
     progress("found")
@@ -120,7 +121,7 @@ def _targets(located):
 
 def _targets_in_crop(locator, scan, side, device, dtype):
     """Like _targets, for the sides that a crop may show. None means that the window is the whole crop."""
-    if (scan.sides_mm <= SMALL_CROP_MM).all():
+    if scan.is_small_crop:
         return dict.fromkeys(SIDES)
     found = locate(locator, scan, device, dtype)
     if all(found.centres[name] is None for name in SIDES):
@@ -166,6 +167,12 @@ def joint_probabilities(sides, scan, crop=None):
         first = 2 if side.side == "right" and not crop else 0
         result[(*side.bbox, slice(first, first + 2))] = np.moveaxis(side.probabilities[1:], 0, -1)
     return result
+
+
+def models_for(models, scan):
+    """Returns those of a list of TrainedModel that see a Scan: for a small crop all; else the 3D ones, if there are any.
+    Beside five views of a 3D model, a 2D model changes little, and takes longer than all else."""
+    return models if scan.is_small_crop else [model for model in models if model.model.dim == 3] or models
 
 
 def window_size(trained):

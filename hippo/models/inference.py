@@ -62,8 +62,9 @@ def make_preprocessing(
 def tta_views(trained):
     """Returns the views for test-time augmentation with a 3D model: (shift in voxels, axes to flip) of each.
 
-    A shift pads the low sides with replicated edges, so that the pooling grid meets other voxels. With two poolings,
-    and the network's own padding, the grid moves by one voxel. Flips help only along axes that training flipped too.
+    A shift pads the low sides with replicated edges, by half the network's stride, so that the pooling grid meets other
+    voxels. (The network pads both sides to a multiple of its stride, which takes half of the shift back.) Flips help only
+    along axes that training flipped too.
     """
     shifts = [(0, 0, 0), (trained.model.unet.stride // 2,) * 3]
     flips = [()] + [(axis,) for axis in ("xyz".index(a) for a in trained.preprocessing["flip_axes"])]

@@ -72,7 +72,8 @@ def dice_of_logits(logits, target):
     """Returns the Dice of the most probable class for each sample and label: logits (B, C, *S) and target (B, *S) to a
     (B, C - 1) tensor on their device.
 
-    nan if neither has the label. For a target (B, C, *S) of fractions, the largest one counts.
+    nan (0/0) if neither has the label, so that the means of a training leave it out; scores of cases count it as 1. For a
+    target (B, C, *S) of fractions, the largest one counts.
     """
     target = target.argmax(1) if target.ndim == logits.ndim else target
     prediction, target = logits.argmax(1).flatten(1), target.flatten(1)

@@ -14,7 +14,6 @@ from hippo.device import describe_environment
 from hippo.errors import UserError, fail
 from hippo.files import remove_half_written, save_json, save_text
 from hippo.heads.result import readable
-from hippo.pictures import plots
 from hippo.processes import end_with_parent
 from hippo.segmenter import Segmenter, Settings
 from hippo.study import bids, volumes
@@ -28,7 +27,7 @@ import torch
 from tqdm import tqdm
 
 _MOST = 61  # maximum number of processes in a pool on Windows
-_SCANS_EACH = 5  # minimum number of scans per process, so that its start of 3 s pays off
+_SCANS_EACH = 2  # minimum number of scans per process, so that its start of 2 s pays off
 _JOINED = ("volumes.csv", "volumes.tsv", "volumes.json", "adjustment.json", "report.html")
 _process_state = {}  # state of a worker process: its Segmenter and settings
 
@@ -187,6 +186,8 @@ def _save_page(out_dir, study, records, rows):
     heads = {name: rows for name, (rows, _) in scans.items() if len(rows) == 2 and all(map(_is_whole, rows))}
     drawn = len(heads) > 2
     if drawn:
+        from hippo.pictures import plots  # matplotlib takes half a second to import
+
         plots.cohort(list(heads), _columns(heads), plot, f"{len(heads)} heads")
     facts = {"version": f"{__version__}, commit {describe_environment()['git_commit']}"}
     facts |= {name: f"{digest[:12]}... (SHA-256)" for name, digest in study["settings"]["weights"].items()}

@@ -1,7 +1,9 @@
 """The training loop, for 2D and 3D: `fit` runs epochs, an epoch runs steps, a step follows one gradient.
 
-A TrainingState (hippo/training/state.py) holds what the loop changes. After every epoch it writes last.pth, history.json
-and, if the epoch is the best so far, best_model.pth into the run folder; it also resumes a run.
+A TrainingState (hippo/training/state.py) holds what the loop changes; its `average` is the moving average of the weights,
+or the model itself without EMA. After every epoch, and on Ctrl-C, it writes last.pth: the averaged weights, which are the
+result, and all that a resumed run needs. It writes best_model.pth, the averaged weights alone, when the mean validation
+Dice (of one view) rises.
 """
 
 from hippo.device import autocast

@@ -24,9 +24,9 @@ def make_optimisers(model, cfg):
     """Returns the optimisers of a model: [AdamW] or, with cfg.muon_rate, [AdamW, Muon]. Each of their groups keeps its
     largest learning rate as "peak", of which the loop sets a share before each step.
 
-    Muon trains all kernels and matrices of model.unet with more than one channel in and out. The INR head uses AdamW
-    with the learning rate cfg.inr_rate, because its sines amplify each step by omega_0. cfg: learning_rate,
-    weight_decay, muon_rate, and for an INR head inr_rate.
+    Muon trains all kernels and matrices of model.unet with more than one channel in and out: all but the first. AdamW
+    trains that one, norms, biases and heads; the INR head with the learning rate cfg.inr_rate, because its sines amplify
+    each step by omega_0. cfg: learning_rate, weight_decay, muon_rate, and for an INR head inr_rate.
     """
     kernels = [p for p in model.unet.parameters() if p.requires_grad and p.ndim in (2, 4, 5) and min(p.shape[:2]) > 1]
     kernels = kernels if cfg.muon_rate else []
