@@ -38,7 +38,7 @@ DATA_ROOT = "Task04_Hippocampus"  # Decathlon folder: dataset.json, imagesTr, la
 OUT_DIR = "results_hippocampus-3D"  # folder for results; one that holds results is kept as <name>.previous-N
 MAX_CASES = 0  # 0: all cases; n: the first n sorted cases, before the split
 FOLD = -1  # -1: the first 80 % of the sorted cases train, the rest validate; 0-4: nnU-Net's folds; -2: all train
-PATCH = [36, 52, 36]  # voxels (x, y, z) of a training patch, about a whole crop; best a multiple of 2^UNET_DEPTH each
+PATCH = [36, 52, 36]  # voxels (x, y, z) of a training patch; best a multiple of 2^UNET_DEPTH each
 RECIPE = "crops"  # crops (these constants), heads (for other scanners and people), any_contrast or unetr; see RECIPES
 # augmentation
 ROTATION_DEGREES = 15.0  # largest rotation about each axis
