@@ -176,10 +176,10 @@ def load_data(cfg):
     return train, val, data
 
 
-def build_model(cfg, labels=2):
+def build_model(cfg, n_labels=2):
     """Builds the network of a configuration for a number of labels. Returns it, and {"name", "args"} to build it
     again."""
-    args = {"in_channels": 1, "num_classes": labels + 1, "use_inr": cfg.use_inr, "inr_hidden_dim": cfg.inr_hidden_dim}
+    args = {"in_channels": 1, "num_classes": n_labels + 1, "use_inr": cfg.use_inr, "inr_hidden_dim": cfg.inr_hidden_dim}
     args |= {"dropout": cfg.dropout} if cfg.dropout else {}
     args |= {"attention": cfg.attention} if cfg.attention != "none" else {}
     if cfg.model == _CUSTOM:

@@ -219,7 +219,12 @@ def test_a_half_written_file_of_another_machine_stays(run_study, phantoms, tmp_p
 def test_ctrl_c_while_workers_start_is_one_line(phantoms, whole, tmp_path):
     model = f"--checkpoint={whole['3d'] / 'last.pth'}"
     options = [model, "--partner=", "--any_contrast=", "--side=left", "--workers=2", f"--out_dir={tmp_path / 'out'}"]
-    command = [sys.executable, str(ROOT / "predict.py"), str(phantoms / "imagesTr"), *options]
+    many = tmp_path / "many"  # scans enough for some seconds
+    many.mkdir()
+    for path in (phantoms / "imagesTr").glob("*.nii.gz"):
+        for number in range(12):
+            shutil.copy(path, many / f"{number}_{path.name}")
+    command = [sys.executable, str(ROOT / "predict.py"), str(many), *options]
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     )

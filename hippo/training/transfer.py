@@ -51,7 +51,7 @@ def _load(trained, model_info, content, path):
         option = {"depth": "unet_depth"}.get(key, key)
         require(have == want, f"{path}: weights of a {name} with {key} {have}; give --{option}={have}, not {want}")
     if trained.model.dim == 2:
-        size = content.get("preprocessing", content).get("slice_size", 128)
+        size = content.get("preprocessing", {}).get("slice_size", 128)
         again = f"make such slices with: python data_aug.py --size={size}"
         require(size == trained.preprocessing["slice_size"], f"{path}: weights for slices of {size} pixels; {again}")
     own, weights = trained.model.state_dict(), {k: v.float() for k, v in content["model_state_dict"].items()}
