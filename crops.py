@@ -42,7 +42,7 @@ SESSION_LABEL = ""  # sessions to take; empty: all
 LEAST_INSIDE = 0.98  # share of a mask that its crop has to hold
 CHECKPOINT = "pretrained/heads_3d.pth"  # weights that find the window
 DEVICE = "auto"  # auto (CUDA where there is one, CPU otherwise), cpu, cuda, cuda:1, mps
-AMP = True  # mixed precision: bf16 on a GPU or CPU that has it, fp16 on older GPUs
+AMP = True  # mixed precision: bf16 where it is fast, fp16 on older GPUs
 
 
 def main():

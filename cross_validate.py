@@ -50,7 +50,7 @@ BORDER = "voxel"  # between the parts, of all models together: voxel (the likeli
 # system
 SEEDS = [0]  # of the training; each seed is one more 3D and one more 2D model
 DEVICE = "auto"  # auto (CUDA where there is one, CPU otherwise), cpu, cuda, cuda:1, mps
-AMP = True  # mixed precision: bf16 on a GPU or CPU that has it, fp16 on older GPUs
+AMP = True  # mixed precision: bf16 where it is fast, fp16 on older GPUs
 NUM_WORKERS = 0  # processes that augment; 0: the main one
 
 RECIPES = {  # what a recipe changes

@@ -44,7 +44,7 @@ EMA = 0.99  # decay of the moving average of the weights, which is then evaluate
 ONLY = ""  # key of the one point to run; list: print the keys
 COLLECT = False  # train nothing; collect the points that are done
 DEVICE = "auto"  # auto (CUDA where there is one, CPU otherwise), cpu, cuda, cuda:1, mps
-AMP = True  # mixed precision: bf16 on a GPU or CPU that has it, fp16 on older GPUs
+AMP = True  # mixed precision: bf16 where it is fast, fp16 on older GPUs
 NUM_WORKERS = 0  # processes that load; 0: the main one
 
 

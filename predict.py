@@ -49,7 +49,7 @@ from hippo.study.volumes import etiv_of, load_adjustment, load_etivs
 CHECKPOINT = "pretrained/heads_3d.pth"  # trained weights; last.pth and best_model.pth of any run fit as well
 PARTNER = "pretrained/heads_2d.pth"  # a second one, averaged with the first; a 2D one on small crops only; empty: none
 ANY_CONTRAST = "pretrained/any_contrast.pth"  # weights for what is not T1-weighted; empty: none
-CONTRAST = "auto"  # t1, any (ANY_CONTRAST), or auto: any where more is to be expected of it; own weights: t1
+CONTRAST = "auto"  # t1, any (ANY_CONTRAST), or auto: any where t1 does not fit or finds nothing; own weights: t1
 LOCATE = "pretrained/locate.pth"  # weights of the network that finds hippocampi in a head (train_locate.py)
 OUT_DIR = "predictions"  # folder for results; results of other settings are kept as <name>.previous-N
 PARTICIPANT_LABEL = ""  # of a BIDS data set: participants, as 01 or "['01', '02']"; empty: all
@@ -73,7 +73,7 @@ SHARD = ""  # 3/100: every hundredth scan, from the third on; shards may run at 
 COLLECT = False  # only write the table and the page of what is in OUT_DIR
 TTA = True  # average over shifted (and, where training flipped, mirrored) views
 DEVICE = "auto"  # auto (CUDA where there is one, CPU otherwise), cpu, cuda, cuda:1, mps
-AMP = True  # mixed precision: bf16 on a GPU or CPU that has it, fp16 on older GPUs
+AMP = True  # mixed precision: bf16 where it is fast, fp16 on older GPUs
 
 _SETTINGS = ["contrast", "side", "labels", "probabilities", "pictures", "low_quality", "least_quality"]
 _SETTINGS += ["asymmetry", "usual_mm3", "possible_mm3", "samples", "tta", "amp"]  # results depend on them

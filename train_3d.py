@@ -86,7 +86,7 @@ EMA = 0.998  # decay of the moving average of the weights, which is then evaluat
 TTA = True  # evaluate the final weights with test-time augmentation: a second, shifted view (and flips, see FLIP_AXES)
 SEED = 0  # of weights, order and augmentation
 DEVICE = "auto"  # auto (CUDA where there is one, CPU otherwise), cpu, cuda, cuda:1, mps
-AMP = True  # mixed precision: bf16 on a GPU or CPU that has it, fp16 on older GPUs
+AMP = True  # mixed precision: bf16 where it is fast, fp16 on older GPUs
 NUM_WORKERS = 0  # processes that augment; 0: the main one (on a CPU it has the cores anyway)
 RESUME = False  # go on with the unfinished run in OUT_DIR
 

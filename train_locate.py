@@ -60,7 +60,7 @@ EMA = 0.99  # decay of the moving average of the weights, which is the result; 0
 # system
 SEED = 0  # of weights and drawn heads
 DEVICE = "auto"  # auto (CUDA where there is one, CPU otherwise), cpu, cuda, cuda:1, mps
-AMP = True  # mixed precision: bf16 on a GPU or CPU that has it, fp16 on older GPUs
+AMP = True  # mixed precision: bf16 where it is fast, fp16 on older GPUs
 NUM_WORKERS = 0  # processes that draw heads; 0: the main one
 RESUME = False  # go on with the unfinished run in OUT_DIR
 

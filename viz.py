@@ -53,7 +53,7 @@ BY_LABEL = False  # True: anterior and posterior in colours of their own; False:
 INTERACTIVE = "auto"  # open windows too: auto (where there is a display), True or False
 TTA = True  # predict with test-time augmentation
 DEVICE = "auto"  # auto (CUDA where there is one, CPU otherwise), cpu, cuda, cuda:1, mps
-AMP = True  # mixed precision: bf16 on a GPU or CPU that has it, fp16 on older GPUs
+AMP = True  # mixed precision: bf16 where it is fast, fp16 on older GPUs
 
 _TRUE_POSITIVE, _FALSE_POSITIVE, _FALSE_NEGATIVE = "#999999", "#D55E00", "#0072B2"
 

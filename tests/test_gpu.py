@@ -1,7 +1,7 @@
 import json
 
 from hippo.training.engine import descend
-from hippo.training.optimiser import Muon
+from hippo.training.optimiser import Muon, load_optimiser
 from tools import gpu
 
 import pytest
@@ -39,6 +39,19 @@ def test_muon_skips_a_step_by_itself():
     optimiser.state[weight]["mean"].zero_()
     optimiser.step()
     assert torch.allclose(weight, told, atol=1e-7) and not torch.equal(weight, before)
+
+
+@pytest.mark.parametrize("before, now", [(True, None), (None, True)])
+def test_a_run_goes_on_with_the_optimiser_of_another_device(before, now):
+    """On CUDA AdamW is fused, and alone takes found_inf; on a CPU it is not."""
+    weight = torch.nn.Parameter(torch.ones(3))
+    weight.grad = torch.ones(3)
+    first, second = (torch.optim.AdamW([weight], lr=0.1, fused=fused) for fused in (before, now))
+    first.step()
+    load_optimiser(second, first.state_dict())
+    assert second.param_groups[0]["fused"] == now and second.state[weight]["step"] == 1
+    second.step()
+    assert second.state[weight]["step"] == 2
 
 
 def test_a_step_says_whether_its_gradient_is_finite():

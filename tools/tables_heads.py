@@ -95,7 +95,7 @@ def speed(entries):
         f"{entry['ours']['peak_memory_mib'] / 1024:.2f} GiB."
         for kind, entry in entries.items()
     ]
-    return "\n\n".join([markdown_table(titles, rows), *texts])
+    return "\n\n".join(["`python -m tools.speed`, both programs in one run:", markdown_table(titles, rows), *texts])
 
 
 def ordinary_cpu(results):

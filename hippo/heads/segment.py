@@ -171,7 +171,7 @@ def joint_probabilities(sides, scan, crop=None):
 
 def models_for(models, scan):
     """Returns those of a list of TrainedModel that see a Scan: for a small crop all; else the 3D ones, if there are any.
-    Beside five views of a 3D model, a 2D model changes little, and takes longer than all else."""
+    Beside five views of a 3D model, a 2D model changes little, and takes longer than they do."""
     return models if scan.is_small_crop else [model for model in models if model.model.dim == 3] or models
 
 
@@ -186,8 +186,8 @@ def segment_sides(models, scan, centres, device, dtype, tta=True, check=None, ev
     the window is the whole (small) crop.
 
     The training crops look like a left hippocampus, so the right one is mirrored. Each window is re-centred on the
-    prediction until it converges. The sides are predicted together, since a CPU runs convolutions of a batch of one at
-    a third of the speed. check: a further TrainedModel; the result is flagged if it disagrees in the window.
+    prediction until it converges. The sides are predicted together, since a CPU without AVX-512 convolves a batch of
+    one slowly. check: a further TrainedModel; the result is flagged if it disagrees in the window.
     evidence_of: whose evidence it is if there is no check, see quality.predict_dice.
     """
     spacing = models[0].preprocessing["spacing_mm"]

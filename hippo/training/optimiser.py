@@ -44,6 +44,15 @@ def make_optimisers(model, cfg):
     return optimisers
 
 
+def load_optimiser(optimiser, state):
+    """Restores an optimiser from its state_dict, which may have been saved on another device: whether AdamW is fused
+    stays as make_optimisers decided here."""
+    for own, saved in zip(optimiser.param_groups, state["param_groups"]):
+        if "fused" in own:
+            saved["fused"] = own["fused"]
+    optimiser.load_state_dict(state)
+
+
 class Muon(torch.optim.Optimizer):
     """Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon): orthogonalised Nesterov momentum.
 

@@ -9,7 +9,7 @@ from hippo.errors import UserError
 from hippo.files import save_json
 from hippo.models.checkpoint import save_checkpoint
 from hippo.processes import gather, on_first, rank, world_size
-from hippo.training.optimiser import make_optimisers
+from hippo.training.optimiser import load_optimiser, make_optimisers
 
 import numpy as np
 import torch
@@ -139,7 +139,7 @@ class TrainingState:
         self.average.load_state_dict(content["model_state_dict"])
         self.model.load_state_dict(training["weights"])
         for optimiser, state in zip(self.optimisers, training["optimisers"], strict=True):
-            optimiser.load_state_dict(state)
+            load_optimiser(optimiser, state)
         if training["scaler"]:  # empty if the run began without fp16
             self.scaler.load_state_dict(training["scaler"])
         self.history, self.best = training["history"], training["best"]
