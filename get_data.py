@@ -2,10 +2,13 @@
 
     python get_data.py        about a minute on a home connection; does nothing when the data is already there and whole
     python get_data.py --anatomies=anatomies      instead, 20 label maps of heads (32 MB) that train_locate.py draws from
+    python get_data.py --manual=manual      instead, 20 heads labelled by hand (47 MB), to measure on and not to learn from
 
 A download that was broken off goes on where it stopped. The archive (CC-BY-SA 4.0; Antonelli et al., Nature
 Communications 13, 4128, 2022) holds 260 labelled volumes (imagesTr, labelsTr) and 130 without labels (imagesTs).
-The label maps are those of BBillot/SynthSeg (Apache 2.0); references/anatomies.json holds their address and checksums.
+The label maps are those of BBillot/SynthSeg (Apache 2.0). The heads labelled by hand are OASIS scans with labels provided
+by Neuromorphometrics, Inc. under academic subscription (CC BY-NC: not for commercial use). references/anatomies.json and
+references/manual.json hold addresses and checksums.
 """
 
 import errno
@@ -20,20 +23,23 @@ import zlib
 from pathlib import Path, PurePosixPath
 
 from hippo.data.cases import list_cases, list_volumes
-from hippo.data.nifti import read_nifti
+from hippo.data.nifti import read_nifti, save_labels, to_stored_orientation
 from hippo.errors import UserError, require
-from hippo.files import ROOT, digest, load_json, set_aside
+from hippo.files import ROOT, digest, load_json, save_json, save_text, set_aside
 from hippo.options import configure, run_script
 
+import numpy as np
 from tqdm import tqdm
 
 DATA_ROOT = "Task04_Hippocampus"  # folder to unpack into
 URL = "https://msd-for-monai.s3-us-west-2.amazonaws.com/Task04_Hippocampus.tar"  # the official archive
 MD5 = "9d24dba78a72977dbd1d2e110310f31b"  # of the archive
 ANATOMIES = ""  # folder for the label maps; empty: get the Decathlon's data
+MANUAL = ""  # folder for the heads labelled by hand (CC BY-NC); empty: get the Decathlon's data
 TIMEOUT_S = 30.0  # seconds without an answer before giving up
 
 _CHUNK = 1 << 18
+_DRAWN = {48: "L", 47: "R"}  # label of each hippocampus in the maps drawn by hand
 
 
 def main():
@@ -44,6 +50,8 @@ def run(cfg):
     """Downloads, verifies and unpacks the data. Returns True, or False if they were there already."""
     if cfg.anatomies:
         return get_anatomies(Path(cfg.anatomies), load_json(ROOT / "references/anatomies.json", "git"), cfg.timeout_s)
+    if cfg.manual:
+        return get_manual(Path(cfg.manual), load_json(ROOT / "references/manual.json", "git"), cfg.timeout_s)
     root = Path(cfg.data_root).absolute()
     if (root / "imagesTr").exists():
         problem = find_problem(root)
@@ -76,6 +84,40 @@ def get_anatomies(folder, source, timeout_s):
         download(source["url"] + name, folder / name, source["sha256"][name], timeout_s, "sha256")
     print(f"{len(source['sha256'])} anatomies in {folder}; next: python train_locate.py --anatomies={folder}")
     return bool(missing)
+
+
+def get_manual(folder, source, timeout_s):
+    """Downloads heads with hippocampi drawn by hand into a BIDS folder: the scans as they are, a mask of each hippocampus
+    in derivatives/manual/. Returns True, or False if all were there already.
+
+    source: {"source", "licence", "url", "scans": {number: participant, session, age, sex, scan_sha256, labels_sha256}}.
+    """
+    print(f"licence: {source['licence']}")
+    missing, people = False, {}
+    for number, scan in source["scans"].items():
+        place = f"{scan['participant']}/{scan['session']}".rstrip("/")
+        path = folder / place / "anat" / f"{place.replace('/', '_')}_T1w.nii.gz"
+        masks = {
+            label: folder / "derivatives/manual" / place / path.name.replace("T1w", f"hemi-{side}_mask")
+            for label, side in _DRAWN.items()
+        }
+        people[scan["participant"]] = f"{scan['participant']}\t{scan['age']}\t{scan['sex']}"
+        if path.is_file() and digest(path) == scan["scan_sha256"] and all(mask.is_file() for mask in masks.values()):
+            continue
+        missing, labels = True, path.with_name("labels.nii.gz")
+        download(f"{source['url']}{number}_glm.nii.gz", labels, scan["labels_sha256"], timeout_s, "sha256")
+        array, image = read_nifti(labels)
+        for label, mask in masks.items():
+            mask.parent.mkdir(parents=True, exist_ok=True)
+            drawn = to_stored_orientation((array == label).astype(np.uint8), image)
+            save_labels(mask, drawn, image, "hippocampus drawn by hand")
+        download(f"{source['url']}{number}_SS.nii.gz", path, scan["scan_sha256"], timeout_s, "sha256")
+        labels.unlink()
+    save_text(folder / "participants.tsv", "\n".join(["participant_id\tage\tsex", *people.values(), ""]))
+    description = {"Name": source["source"], "BIDSVersion": "1.9.0", "DatasetType": "raw", "License": source["licence"]}
+    save_json(folder / "dataset_description.json", description)
+    print(f"{len(source['scans'])} heads in {folder}; next: python -m tools.truth --manual={folder}")
+    return missing
 
 
 def find_problem(root):

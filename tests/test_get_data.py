@@ -7,7 +7,10 @@ import threading
 import get_data
 from hippo.data.cases import list_cases
 from hippo.errors import UserError
+from tools import truth
 
+import nibabel as nib
+import numpy as np
 import pytest
 from conftest import one_error_line
 
@@ -205,3 +208,34 @@ def test_anatomies_are_got_once_and_checked(server, tmp_path):
     (tmp_path / "a.nii.gz").unlink()
     with pytest.raises(UserError, match="SHA256"):
         get_data.get_anatomies(tmp_path, source, 5.0)
+
+
+def test_heads_labelled_by_hand_become_a_bids_folder(server, tmp_path, capsys):
+    affine = np.diag([-1.0, 1, 1, 1])
+    labels = np.zeros((6, 5, 4), np.int16)
+    labels[0, 1, 2], labels[5, 1, 2:] = 48, 47
+    for name, array in (("7_SS", labels * 3), ("7_glm", labels)):
+        nib.save(nib.Nifti1Image(array, affine), tmp_path / f"{name}.nii.gz")
+        server.files[f"{name}.nii.gz"] = (tmp_path / f"{name}.nii.gz").read_bytes()
+    sums = {
+        key: hashlib.sha256(server.files[f"7_{n}.nii.gz"]).hexdigest() for key, n in (("scan", "SS"), ("labels", "glm"))
+    }
+    scan = {"participant": "sub-7", "session": "ses-1", "age": 30, "sex": "F"} | {
+        f"{k}_sha256": v for k, v in sums.items()
+    }
+    source = {
+        "url": f"http://127.0.0.1:{server.server_port}/",
+        "source": "s",
+        "licence": "CC BY-NC",
+        "scans": {"7": scan},
+    }
+    folder = tmp_path / "manual"
+    assert get_data.get_manual(folder, source, 5.0) and not get_data.get_manual(folder, source, 5.0)
+    assert "CC BY-NC" in capsys.readouterr().out
+    ((path, masks, *who),) = truth.find_scans(folder)
+    assert who == ["sub-7", "ses-1", 30.0] and path.read_bytes() == server.files["7_SS.nii.gz"]
+    drawn = {side: np.asarray(nib.load(mask).dataobj) for side, mask in masks.items()}
+    assert np.array_equal(drawn["left"], labels == 48) and np.array_equal(drawn["right"], labels == 47)
+    masks["left"].unlink()
+    assert get_data.get_manual(folder, source, 5.0) and masks["left"].is_file()
+    assert sorted(p.name for p in folder.rglob("*labels*")) == []
