@@ -42,7 +42,10 @@ def test_a_summary_says_how_many_values_it_is_of():
     cases = {"a": {"dice": [0.8, 0.0], "hd95_mm": [1.0, np.nan]}, "b": {"dice": [0.6, 0.5], "hd95_mm": [2.0, 3.0]}}
     summary = summarise(cases)
     assert summary["mean"] == {"dice": pytest.approx([0.7, 0.25]), "hd95_mm": [1.5, 3.0]}
-    assert summary["std"]["dice"] == pytest.approx([0.1, 0.25]) and summary["n"] == {"dice": [2, 2], "hd95_mm": [2, 1]}
+    assert summary["std"]["dice"] == pytest.approx([0.1 * 2**0.5, 0.25 * 2**0.5]) and summary["n"] == {
+        "dice": [2, 2],
+        "hd95_mm": [2, 1],
+    }
     nothing = summarise({"a": {"hd95_mm": [np.nan, 1.0]}})
     assert np.isnan(nothing["mean"]["hd95_mm"][0]) and nothing["n"]["hd95_mm"] == [0, 1]
 

@@ -87,7 +87,7 @@ def test_metrics_are_per_case_means_of_the_final_weights(run_folder):
     assert set(metrics["cases"]) == {"phantom_007", "phantom_008"}
     dice = [case["dice"] for case in metrics["cases"].values()]
     assert np.allclose(metrics["mean"]["dice"], np.mean(dice, axis=0)) and np.allclose(
-        metrics["std"]["dice"], np.std(dice, axis=0)
+        metrics["std"]["dice"], np.std(dice, axis=0, ddof=1)
     )
     for case in metrics["cases"].values():
         assert {"dice", "nsd_1mm", "nsd_2mm", "hd95_mm"} <= set(case)

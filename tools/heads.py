@@ -22,6 +22,7 @@ from hippo.heads.locate import ETIV_SCALE, locate
 from hippo.heads.segment import joint_labels
 from hippo.options import configure, run_script
 from hippo.scoring.metrics import dice
+from hippo.scoring.statistics import spread
 from hippo.segmenter import Segmenter
 from tools import simulate
 
@@ -135,11 +136,11 @@ def summarise(rows):
     return {
         "found": len([s for s in sides if not s["problem"]]),
         "of": len(sides),
-        "dice": {"mean": np.mean(dices), "std": np.std(dices), "worst": min(dices)},
+        "dice": {"mean": np.mean(dices), "std": spread(dices), "worst": min(dices)},
         **{name: {"mean": np.mean(values), "worst": max(values)} for name, values in off.items()},
         "volume_correlation": np.corrcoef(volumes.T)[0, 1],
         "etiv_correlation": np.corrcoef(etivs.T)[0, 1],
-        "etiv_scale": {"mean": ratio.mean(), "std": ratio.std()},
+        "etiv_scale": {"mean": ratio.mean(), "std": spread(ratio)},
     }
 
 

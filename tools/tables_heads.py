@@ -2,6 +2,7 @@
 
 from hippo.heads.anatomy import SIDES
 from hippo.heads.locate import ETIV_SCALE
+from hippo.scoring.statistics import spread
 from hippo.scoring.tables import markdown_table, with_interval
 
 import numpy as np
@@ -116,7 +117,7 @@ def skull(heads):
         volumes[name] = np.array([side["mm3"] for side in sides])
         scores = np.array([side["dice"] for side in sides])
         ratio = np.array([head[name]["etiv_mm3"] / head["intracranial_mm3"] for head in heads.values()])
-        cells = [f"{values.mean():.3f} ± {values.std():.3f}" for values in (scores, ratio)]
+        cells = [f"{values.mean():.3f} ± {spread(values):.3f}" for values in (scores, ratio)]
         for row, cell in zip(rows.values(), [f"{np.count_nonzero(volumes[name])} of {len(sides)}", *cells]):
             row.append(cell)
     table = markdown_table([f"{len(heads)} synthetic heads", "whole", "brain only"], [[k, *v] for k, v in rows.items()])
@@ -178,9 +179,9 @@ def cases(kinds):
     rows = []
     for kind, row in kinds.items():
         anterior, posterior = row["dice"]
-        spread = np.std([np.mean(dices) for dices in row["cases"].values()])
+        deviation = spread([np.mean(dices) for dices in row["cases"].values()])
         rows.append(
-            [kind, f"**{(anterior + posterior) / 2:.4f}** ± {spread:.4f}", f"{anterior:.4f}", f"{posterior:.4f}"]
+            [kind, f"**{(anterior + posterior) / 2:.4f}** ± {deviation:.4f}", f"{anterior:.4f}", f"{posterior:.4f}"]
         )
     return markdown_table(["52 held-out crops, intensities", "mean Dice", "anterior", "posterior"], rows)
 

@@ -200,7 +200,7 @@ def bland_altman(volumes, path, title):
         truth, prediction = np.array(pairs).T
         mean, difference = (truth + prediction) / 2, prediction - truth
         axes.scatter(mean, difference, s=16, color=colour, edgecolor="black", linewidth=0.4)
-        bias, limit = difference.mean(), 1.96 * difference.std()
+        bias, limit = difference.mean(), 1.96 * difference.std(ddof=1)
         axes.axhline(bias, color="black", linewidth=1, label=f"mean {bias:+.0f} mm³")
         for sign, text in (
             (-1, None),

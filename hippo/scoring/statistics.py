@@ -6,7 +6,7 @@ _RESAMPLES = 10_000
 
 
 def summarise(cases):
-    """Computes mean, standard deviation (ddof 0, as everywhere here) and number of values over cases, for each label.
+    """Computes mean, standard deviation (ddof 1, as everywhere over cases) and number of values, for each label.
 
     cases: {id: case_metrics}. Returns {"mean": {name: [anterior, posterior]}, "std": ..., "n": ...}. Undefined values,
     such as the distance to a structure that was missed, are left out; n is the number of remaining values.
@@ -17,11 +17,16 @@ def summarise(cases):
         for name in names
         if all(name in case for case in cases.values())
     }
-    functions = {"mean": np.mean, "std": np.std, "n": len}
+    functions = {"mean": np.mean, "std": spread, "n": len}
     return {
         key: {name: [_of_finite(function, column) for column in values] for name, values in columns.items()}
         for key, function in functions.items()
     }
+
+
+def spread(values):
+    """Returns the standard deviation over cases (ddof 1), nan for a single one."""
+    return np.std(values, ddof=1) if len(values) > 1 else np.nan
 
 
 def _of_finite(function, column):
