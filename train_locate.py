@@ -4,8 +4,8 @@
     python train_locate.py                        22 minutes on two busy CPU cores in float32
     python train_locate.py --resume=True          goes on with an unfinished run
 
-The network sees a head as 64 x 64 x 64 voxels of 4 mm. It learns from nothing but images drawn anew in each step from the
-label maps: any contrast, turned by up to 60 degrees or upside down, stripped, defaced, with a neck, cut by the field of
+The network sees a head as 128 x 128 x 128 voxels of 2 mm, eight of them as the channels of each of its voxels of 4 mm. It
+learns from nothing but images drawn anew in each step from the label maps: any contrast, turned by up to 60 degrees or upside down, stripped, defaced, with a neck, cut by the field of
 view. Writes into OUT_DIR: last.pth, best_model.pth, history.json, config.json and metrics.json (Dice at 4 mm, of images
 drawn with other random numbers). pretrained/locate.pth is such a network; predict.py --locate=FILE uses another.
 """
@@ -13,7 +13,7 @@ drawn with other random numbers). pretrained/locate.pth is such a network; predi
 from functools import partial
 from pathlib import Path
 
-from hippo.data.anatomies import CLASSES, SIDE_MM, DrawnHeads, load_anatomies
+from hippo.data.anatomies import CLASSES, DETAIL, SIZE, SPACING_MM, DrawnHeads, load_anatomies
 from hippo.data.cases import split_cases
 from hippo.data.intensity import HEAD_NORMALISATION
 from hippo.data.loading import make_loader
@@ -36,8 +36,6 @@ ANATOMIES = "anatomies"  # folder of label maps (.nii.gz) with FreeSurfer's numb
 OUT_DIR = "results_locate"  # folder for results; one that holds results is kept as <name>.previous-N
 FOLD = -2  # -2: all anatomies train; -1: the first 80 % train, and the others validate; 0-4: five folds
 VAL_HEADS = 16  # heads drawn for validation, the same in each epoch
-SIZE = 64  # voxels along each side of the cube of 256 mm that the network sees
-NATURAL = False  # skulls, scalps and cut-out brains as in real T1; False: all that is outside a brain in any intensity
 # model
 BASE_CHANNELS = 8  # channels of the first stage
 UNET_DEPTH = 4  # number of poolings
@@ -48,7 +46,7 @@ VALIDATE_EVERY = 1  # epochs between validations, which take time; the last epoc
 MIN_STEPS = 50  # steps an epoch
 BATCH_SIZE = 2  # heads a step
 WEIGHT_HIPPOCAMPUS = 30.0  # of the hippocampi in the cross-entropy; with 1 they are never found: too few voxels
-WEIGHT_VOLUME = 0.0  # of the error of the intracranial volume in the loss, see volume_loss
+WEIGHT_SIZE = 0.5  # of the error of the intracranial space and its volume in the loss, see size_loss
 LEARNING_RATE = 3e-3  # AdamW's, at the peak of the schedule
 WEIGHT_DECAY = 1e-2  # of both optimisers, decoupled
 MUON_RATE = 0.03  # Muon's learning rate for the kernels, at the peak; 0: AdamW trains them too
@@ -75,8 +73,7 @@ def run(cfg):
     join_processes()
     silence_all_but_the_first()
     seed_everything(cfg.seed)
-    spacing = SIDE_MM / cfg.size
-    anatomies = load_anatomies(cfg.anatomies, 2 if spacing == 4 else 1)
+    anatomies = load_anatomies(cfg.anatomies)
     names = sorted(anatomies)
     train, val = (names, names) if cfg.fold == -2 else split_cases(names, cfg.fold)
     listing = {name: digest(Path(cfg.anatomies) / f"{name}.nii.gz") for name in names}
@@ -84,20 +81,19 @@ def run(cfg):
     data |= {"train_cases": train, "val_cases": [] if cfg.fold == -2 else val}
     print(f"data: {cfg.anatomies}, {len(train)} anatomies to draw heads from")
     device, dtype = set_up_device(cfg.device, cfg.amp)
-    args = {"in_channels": 1, "num_classes": len(CLASSES) + 1, "base_channels": cfg.base_channels}
+    args = {"in_channels": DETAIL**3, "num_classes": len(CLASSES) + 1, "base_channels": cfg.base_channels}
     args |= {"depth": cfg.unet_depth, "max_channels": cfg.max_channels}
-    preprocessing = make_preprocessing(window=[cfg.size] * 3, spacing_mm=spacing, normalisation=HEAD_NORMALISATION)
+    preprocessing = make_preprocessing(window=[SIZE] * 3, spacing_mm=SPACING_MM, normalisation=HEAD_NORMALISATION)
     trained = TrainedModel(UNet3DWithINR(**args).to(device), preprocessing)
     model_info = {"name": "UNet3DWithINR", "args": args}
     info, resume_from = start_run(cfg, constants(globals()), trained, model_info, data, device, dtype)
-    drawing = {"size": cfg.size, "natural": cfg.natural}
     where = "cpu" if cfg.num_workers else device  # the GPU draws faster than several processes
     maps = {name: labels.to(where) for name, labels in anatomies.items()}
-    drawn = DrawnHeads([maps[name] for name in val], cfg.seed + 1, **drawing)
+    drawn = DrawnHeads([maps[name] for name in val], cfg.seed + 1)
     heads = [drawn[number // len(val), number % len(val)] for number in range(cfg.val_heads)]
-    loader = make_loader(DrawnHeads([maps[name] for name in train], cfg.seed, **drawing), cfg, device)
+    loader = make_loader(DrawnHeads([maps[name] for name in train], cfg.seed), cfg, device)
     weights = torch.tensor([1.0, *[cfg.weight_hippocampus] * 2, 1.0, 1.0], device=device)
-    loss_function = partial(loss_of_heads, smooth=cfg.dice_smooth, weights=weights, weight_volume=cfg.weight_volume)
+    loss_function = partial(loss_of_heads, smooth=cfg.dice_smooth, weights=weights, weight_size=cfg.weight_size)
     validate = validation(heads, device, dtype, loss_function)
     history = fit(trained.model, loader, loss_function, validate, cfg, device, dtype, info, resume_from)
     minutes = round(sum(history["seconds"]) / 60, 2)
@@ -106,20 +102,24 @@ def run(cfg):
     return metrics
 
 
-def loss_of_heads(logits, shares, smooth, weights, weight_volume):
-    """Computes dice_ce_loss and weight_volume times volume_loss."""
+def loss_of_heads(logits, shares, smooth, weights, weight_size):
+    """Computes dice_ce_loss and weight_size times size_loss."""
     loss = dice_ce_loss(logits, shares, smooth=smooth, weights=weights)
-    return loss + weight_volume * volume_loss(logits, shares) if weight_volume else loss
+    return loss + weight_size * size_loss(logits, shares) if weight_size else loss
 
 
-def volume_loss(logits, shares):
-    """Computes the mean over a batch of |log(predicted / true volume)| of the intracranial space in view, in float32.
+def size_loss(logits, shares):
+    """Computes how far the intracranial space is off, in float32: its binary cross-entropy in excess of the least one, in
+    nats per voxel of a tenth of the cube, plus |log(predicted / true volume)|, averaged over a batch.
 
-    logits and shares: (B, 5, N, N, N). 1 % of the cube is added to both volumes, so that no head at all counts too.
+    logits and shares: (B, 5, N, N, N). 1 % of the cube is added to the volumes, so that no head at all counts too.
     """
-    inside = 1 - logits.float().softmax(1)[:, 0]
-    predicted, true = inside.mean((1, 2, 3)) + 0.01, 1 - shares[:, 0].mean((1, 2, 3)) + 0.01
-    return (predicted / true).log().abs().mean()
+    log_p = logits.float().log_softmax(1)
+    log_p = torch.stack([log_p[:, 0], log_p[:, 1:].logsumexp(1)], 1)  # (B, 2, N, N, N) outside, inside
+    truth = torch.stack([shares[:, 0], 1 - shares[:, 0]], 1)
+    excess = (torch.xlogy(truth, truth) - truth * log_p).sum(1).mean((1, 2, 3))
+    predicted, true = (p[:, 1].mean((1, 2, 3)) + 0.01 for p in (log_p.exp(), truth))
+    return (excess / 0.1 + (predicted / true).log().abs()).mean()
 
 
 def validation(heads, device, dtype, loss_function):

@@ -1,5 +1,7 @@
 """Finding hippocampi: windows in space, what is found, heads drawn from label maps, and the network's training."""
 
+from types import SimpleNamespace
+
 import phantom
 import train_locate
 from hippo.data import anatomies
@@ -31,15 +33,15 @@ def test_what_is_found_belongs_to_the_window_that_was_looked_through(monkeypatch
     """Also where the middle of the brain moves at each look."""
     seen, moves = [], iter(np.array([[40.0, 0, 0], [80, 0, 0], [120, 0, 0]]))
 
-    def view_head(scan, window):
+    def view_head(scan, window, detail):
         seen.append(window)
-        return np.zeros((2, 2, 2)), np.ones((64,) * 3, bool)
+        return np.zeros((128,) * 3), np.ones((64,) * 3, bool)
 
     monkeypatch.setattr(locate, "view_head", view_head)
     monkeypatch.setattr(locate, "_classify", lambda *_: np.full((4, 64, 64, 64), 0.25))
     monkeypatch.setattr(locate, "_middle", lambda *_: next(moves))
     monkeypatch.setattr(locate, "_is_t1", lambda *_: True)
-    locator = TrainedModel(None, make_preprocessing(window=(64, 64, 64), spacing_mm=4.0))
+    locator = TrainedModel(SimpleNamespace(in_channels=8), make_preprocessing(window=(64, 64, 64), spacing_mm=4.0))
     found = locate.locate(locator, None, None, None)
     assert len(seen) == 3 and found.window is seen[-1] and found.window.centre_mm[0] == 80
 
@@ -113,27 +115,47 @@ def test_heads_are_drawn_from_anatomies(maps):
     assert labels.shape == (48, 48, 48)
     again = anatomies.swap_sides(anatomies.swap_sides(labels))
     assert torch.equal(labels, again) and (anatomies.swap_sides(labels)[labels.flip(0) == 17] == 53).all()
-    for seed in range(12):
-        image, shares = anatomies.draw_head(labels, np.random.default_rng(seed))
-        assert image.shape == (1, 64, 64, 64) and shares.shape == (5, 64, 64, 64) and torch.isfinite(image).all()
-        assert torch.allclose(shares.sum(0), torch.ones(64, 64, 64), atol=1e-5) and shares.min() >= 0
     for seed in range(24):
-        image, shares = anatomies.draw_head(labels, np.random.default_rng(seed), size=80, natural=True)
-        assert image.shape == (1, 80, 80, 80) and torch.isfinite(image).all()
-        assert torch.allclose(shares.sum(0), torch.ones(80, 80, 80), atol=1e-5)
+        image, shares = anatomies.draw_head(labels, np.random.default_rng(seed))
+        assert image.shape == (128, 128, 128) and shares.shape == (5, 64, 64, 64) and np.isfinite(image).all()
+        assert torch.allclose(shares.sum(0), torch.ones(64, 64, 64), atol=1e-5) and shares.min() >= 0
     first, second = (anatomies.draw_head(labels, np.random.default_rng(5), whole=True) for _ in range(2))
-    assert torch.equal(first[0], second[0]) and torch.equal(first[1], second[1])
+    assert np.array_equal(first[0], second[0]) and torch.equal(first[1], second[1])
     assert first[1][1].sum() > 5 and first[1][2].sum() > 5
 
 
-def test_the_loss_of_the_volume_is_zero_for_the_true_one():
+def test_an_image_is_rearranged_so_that_each_voxel_keeps_its_details():
+    image = np.random.default_rng(0).normal(size=(8, 8, 8)).astype(np.float32)
+    channels = anatomies.to_channels(image, 2)
+    assert channels.shape == (8, 4, 4, 4) and np.allclose(channels.mean(0), shrink(image, (2, 2, 2)), atol=1e-6)
+    assert set(channels[:, 1, 2, 3]) == set(image[2:4, 4:6, 6:8].flat)
+    assert np.array_equal(anatomies.to_channels(image, 1), image[None])
+
+
+def test_the_intracranial_space_has_dura_and_ends_below_the_cerebellum():
+    labels = np.zeros((40, 40, 40), np.int16)
+    labels[10:30, 10:30, 12:30], labels[10:30, 10:30, 12:15] = 2, 8  # a brain on a cerebellum
+    labels[19:21, 19:21, 2:12], labels[19:21, 19:21, 30:32], labels[0, 0, 39] = 16, 514, 514
+    bounded = anatomies.bound(labels, 2)
+    assert (bounded[19:21, 19:21, 30:32] == anatomies.DURA).all() and bounded[0, 0, 39] == 514
+    inside = (bounded > 0) & (bounded < anatomies.OUTSIDE)
+    assert not inside[:, :, :12].any() and inside[20, 20, 12:32].all() and (bounded[20, 20, 2:12] == 16 + 600).all()
+
+
+def test_the_loss_of_the_size_is_zero_for_the_true_space():
     shares = torch.zeros(2, 5, 8, 8, 8)
     shares[:, 0], shares[0, 0, :4], shares[0, 4, :4] = 1, 0, 1
-    assert train_locate.volume_loss(100 * shares, shares) < 1e-6
-    half = 100 * shares.roll(2, 2)  # the same volume elsewhere; one of the heads has none
-    assert train_locate.volume_loss(half, shares) < 1e-6
-    shares[0, 0, :2], shares[0, 4, :2] = 1, 0
-    assert train_locate.volume_loss(half, shares) == pytest.approx(np.log(0.51 / 0.26) / 2, abs=1e-4)
+    assert train_locate.size_loss(100 * shares, shares) < 1e-5
+    halves = torch.full_like(shares, -100.0)  # as sure as half and half, of a voxel that is half inside
+    halves[:, 0], halves[:, 4] = 0, 0
+    mixed = torch.zeros_like(shares)
+    mixed[:, 0], mixed[:, 4] = 0.5, 0.5
+    assert train_locate.size_loss(halves, mixed) < 1e-5
+    larger = 100 * shares.clone()
+    larger[0, 0, 4:6], larger[0, 4, 4:6] = 0, 100
+    wrong = 512 / 4 / 512 * 100 / 0.1  # a quarter of the voxels, each by 100 nats
+    expected = (wrong + np.log(0.76 / 0.51)) / 2
+    assert train_locate.size_loss(larger, shares) == pytest.approx(expected, rel=1e-3)
 
 
 def test_the_locator_trains_and_goes_on(script, maps, tmp_path):

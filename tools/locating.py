@@ -1,5 +1,6 @@
 """Measures what locating networks find and how well they measure the intracranial space: on heads painted from anatomies
-that a network has not seen, and on real heads beside hippodeep.
+that a network has not seen, and on real heads beside hippodeep. The true intracranial space of an anatomy: see
+hippo.data.anatomies.bound.
 
     python -m tools.locating --runs=pretrained/locate.pth                        a network that has seen all anatomies
     python -m tools.locating --runs=runs/a,runs/b --heads=FOLDER --out=FILE      folders of train_locate.py, all folds in each
@@ -15,7 +16,7 @@ from contextlib import redirect_stdout
 from functools import partial
 from pathlib import Path
 
-from hippo.data.anatomies import AROUND_T1, OUTSIDE
+from hippo.data.anatomies import AROUND_T1, DURA, OUTSIDE, SINUS, bound
 from hippo.device import set_up_device
 from hippo.errors import require
 from hippo.files import save_json
@@ -100,7 +101,8 @@ def look_at_anatomy(numbered, runs, device):
     rows = {name: [] for name in runs}
     for kind, scan, labels, sizes in images(path, number) if used else ():
         truth = {side: np.argwhere(labels == FREESURFER[side]).mean(0) for side in SIDES}
-        volume = np.count_nonzero((labels > 0) & (labels < OUTSIDE))
+        bounded = bound(labels, 1)
+        volume = np.count_nonzero((bounded > 0) & (bounded < OUTSIDE))
         for size in sizes:
             scaled = scan_of(scan.array, np.diag([size, size, size, 1]))
             for name, network, _, *where in used:
@@ -123,6 +125,7 @@ def images(path, number):
     table = np.full(1024, np.nan, np.float32)
     for label, ends in AROUND_T1.items():
         table[label] = np.mean(ends) * rng.uniform(0.8, 1.2)
+    table[SINUS] = table[DURA]
     around = table[labels]
     image = np.where(np.isnan(around), whole.array, gaussian_filter(np.nan_to_num(around), 0.5))
     slopes = rng.uniform(-0.3, 0.3, 3)

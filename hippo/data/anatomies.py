@@ -15,44 +15,47 @@ from hippo.errors import require
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy.ndimage import gaussian_filter, gaussian_filter1d
+from scipy.ndimage import binary_dilation, gaussian_filter, gaussian_filter1d
 
 CLASSES = {1: "left hippocampus", 2: "right hippocampus", 3: "white matter", 4: "other intracranial space"}
-SIZE, SPACING_MM = 64, 4.0  # of the cube that the network sees: voxels along each side, and their size
-SIDE_MM = SIZE * SPACING_MM
-_FINE = 2  # labels that are drawn per voxel of the cube, along each axis
+SIZE, SPACING_MM = 64, 4.0  # of the cube that the network labels: voxels along each side, and their size
+DETAIL = 2  # voxels of the image and of the labels per voxel of the cube, along each axis
 _PAIRS = {2: 41, 3: 42, 4: 43, 5: 44, 7: 46, 8: 47, 10: 49, 11: 50, 12: 51, 13: 52, 17: 53, 18: 54, 25: 57, 26: 58}
 _PAIRS |= {28: 60, 30: 62, 136: 163, 137: 164}  # label of the left side: label of the right side
 WHITE, GREY = (2, 7, 16, 28, 41, 46, 60, 85), (3, 8, 11, 12, 17, 18, 26, 42, 47, 50, 51, 53, 54, 58)
 BETWEEN, FLUID = (10, 13, 49, 52), (4, 5, 14, 15, 24, 43, 44)
-AROUND_T1 = {506: (0.05, 0.3), 507: (0.25, 0.7), 511: (0.4, 1.1), 514: (0.15, 0.8), 515: (0, 0.25), 516: (0.4, 1.1)}
-# of eyes, muscle, skin and fat, venous sinuses and dura, bone, and marrow: range of intensities in T1
+SINUS, DURA, BELOW = 514, 499, 600  # see bound
+AROUND_T1 = {506: (0.05, 0.3), 507: (0.25, 0.7), 511: (0.4, 1.1), DURA: (0.15, 0.8), 515: (0, 0.25), 516: (0.4, 1.1)}
+# of eyes, muscle, skin and fat, dura and venous sinuses, bone, and marrow: range of intensities in T1
 _LABELS, OUTSIDE = 1024, 500  # labels of 500 or more lie outside the intracranial space
+_FLUID_AROUND, _CEREBELLUM = 24, (7, 8, 46, 47)
+_TONSIL_MM2 = 50  # area of the cerebellum in the lowest plane of the intracranial space
+_DURA_MM = 6  # from the brain and the fluid around it; further away, label 514 is a vein of the neck or the face
 
 
 class DrawnHeads(torch.utils.data.Dataset):
     """A data set of synthetic heads, see draw_head. The key of an item is (pass, index of the anatomy), as
-    EpochSampler yields it. Its random numbers depend only on (seed, pass, index). drawing: further arguments of
-    draw_head."""
+    EpochSampler yields it. Its random numbers depend only on (seed, pass, index). An item is (image (DETAIL^3, N, N, N),
+    see to_channels, fractions)."""
 
-    def __init__(self, anatomies, seed, **drawing):
-        self.anatomies, self.seed, self.drawing = anatomies, seed, drawing
+    def __init__(self, anatomies, seed):
+        self.anatomies, self.seed = anatomies, seed
 
     def __len__(self):
         return len(self.anatomies)
 
     def __getitem__(self, key):
         number, index = key
-        return draw_head(self.anatomies[index], np.random.default_rng([self.seed, number, index]), **self.drawing)
+        image, shares = draw_head(self.anatomies[index], np.random.default_rng([self.seed, number, index]))
+        return torch.from_numpy(to_channels(image, DETAIL)), shares
 
 
-def load_anatomies(folder, spacing=SPACING_MM / _FINE):
-    """Loads the label maps in a folder. Returns {name: int16 tensor (D, H, W) in RAS with voxels of `spacing` mm, a
-    whole number}.
+def load_anatomies(folder):
+    """Loads the label maps in a folder. Returns {name: int16 tensor (D, H, W) in RAS with voxels of 2 mm}, see bound.
 
     Raises UserError if there are none, and for a file without such labels.
     """
-    folder, step = Path(folder), int(spacing)
+    folder, step = Path(folder), int(SPACING_MM / DETAIL)
     paths = sorted(folder.glob("*.nii.gz"))
     require(paths, f"{folder}: no label maps (.nii.gz) in it; get them with: python get_data.py --anatomies={folder}")
     anatomies = {}
@@ -60,46 +63,59 @@ def load_anatomies(folder, spacing=SPACING_MM / _FINE):
         array, image = read_nifti(path)
         inside = np.allclose(spacing_mm(image), 1, atol=0.02) and np.isin([17, 53], array[::4, ::4, ::4]).all()
         require(
-            inside and array.min() >= 0 and array.max() < _LABELS,
+            inside and array.min() >= 0 and array.max() < BELOW,
             f"{path}: expected labels of 1 mm with both hippocampi (17, 53); get them with: python get_data.py",
         )
-        anatomies[case_id(path)] = torch.from_numpy(array[::step, ::step, ::step].astype(np.int16))
+        anatomies[case_id(path)] = torch.from_numpy(bound(array[::step, ::step, ::step], step).astype(np.int16))
     return anatomies
 
 
-def draw_head(labels, rng, whole=False, size=SIZE, natural=False):
-    """Draws a head from an anatomy in a cube of N = `size` voxels. Returns (image (1, N, N, N) float32 scaled by
+def bound(labels, spacing):
+    """Returns labels (D, H, W) in RAS whose numbers from 1 to OUTSIDE - 1 are the intracranial space: also the dura and
+    the venous sinuses next to it (DURA), and nothing below the cerebellum (label + BELOW). spacing: of voxels, in mm."""
+    inside = (labels > 0) & (labels < OUTSIDE)
+    lowest = np.argmax(np.isin(labels, _CEREBELLUM).sum((0, 1)) * spacing**2 > _TONSIL_MM2)
+    below = np.arange(labels.shape[2]) < lowest
+    near = binary_dilation(inside, iterations=round(_DURA_MM / spacing)) & ~below
+    return np.where(inside & below, labels + BELOW, np.where((labels == SINUS) & near, DURA, labels))
+
+
+def draw_head(labels, rng, whole=False):
+    """Draws a head from an anatomy in a cube of N = 64 voxels. Returns (image (N x DETAIL, ...) float32 scaled by
     to_head_range, fractions (5, N, N, N) float32 of background and CLASSES in each voxel), on the CPU. labels: on the
     device that does most of the work. rng: numpy Generator.
 
     Contrast, pose, field of view, resolution and image quality vary. Six in ten images have white matter brighter than
-    grey matter and dark fluid, as in T1; the others have any order. One in twelve shows blobs instead of a head.
-    whole: always a head, not rotated, and completely in view. natural: most T1-like heads have a dark skull under a
-    bright scalp, and brains without a skull are cut out along various borders.
+    grey matter and dark fluid, as in T1, and most of these a dark skull under a bright scalp; the others have any order.
+    Three in ten show a brain without a skull, cut out along various borders, and one in twelve shows blobs instead of a
+    head. whole: always a head, not rotated, and completely in view.
     """
     if rng.random() < 0.5:
         labels = swap_sides(labels)
     nothing = rng.random() < 0.08 and not whole
     if nothing:
-        labels = _blobs([size * _FINE] * 3, rng).to(labels.device)
+        labels = _blobs([SIZE * DETAIL] * 3, rng).to(labels.device)
     else:
-        labels = _posed(labels, rng, whole, size * _FINE)
+        labels = _posed(labels, rng, whole)
     if rng.random() < 0.15:
         labels = _defaced(labels, rng)
-    image, shares = _paint(labels, rng, natural), _shares(labels)
+    image, shares = _paint(labels, rng), _shares(labels)
     if nothing:
-        shares = torch.zeros_like(shares)
-        shares[0] = 1
-    if natural and not nothing and rng.random() < 0.3:
-        image = _cut_out(image, shares, _pool(_is_tissue(labels)), rng)
-    else:
-        image = _degrade(image * (1 - shares[0]) if rng.random() < 0.2 and not natural else image, rng)
+        shares = (torch.arange(5) == 0).float()[:, None, None, None].expand_as(shares)
+    image = _cut_out(image, labels, rng) if rng.random() < 0.3 and not nothing else _degrade(image, rng)
     image, shares = image.cpu().numpy(), shares.cpu()
     seen = torch.ones(shares.shape[1:]) if whole else _field_of_view(shares, rng)
     shares = shares * seen
     shares[0] += 1 - seen
-    image = to_head_range(image, seen.numpy() > 0)
-    return torch.from_numpy(image)[None], shares
+    seen = F.interpolate(seen[None, None], scale_factor=DETAIL)[0, 0].numpy() > 0
+    return to_head_range(image, seen), shares
+
+
+def to_channels(image, detail):
+    """Rearranges an array (N x detail, ...) in three dimensions to (detail^3, N, N, N): each voxel's details become its
+    channels."""
+    n = len(image) // detail
+    return image.reshape([n, detail] * 3).transpose(1, 3, 5, 0, 2, 4).reshape(detail**3, n, n, n)
 
 
 def swap_sides(labels):
@@ -117,11 +133,11 @@ def _look_up(table, labels):
 
 
 def _pool(fine):
-    """Returns the means of blocks of _FINE = 2 voxels along each axis of a tensor, float32."""
+    """Returns the means of blocks of DETAIL = 2 voxels along each axis of a tensor, float32."""
     fine = fine.float()
     fine = fine[::2] + fine[1::2]
     fine = fine[:, ::2] + fine[:, 1::2]
-    return (fine[..., ::2] + fine[..., 1::2]) / _FINE**3
+    return (fine[..., ::2] + fine[..., 1::2]) / DETAIL**3
 
 
 def _shares(labels):
@@ -130,27 +146,22 @@ def _shares(labels):
     classes[1:OUTSIDE], classes[list(WHITE)], classes[17], classes[53] = 4, 3, 1, 2
     # a digit counts the voxels of a class, so that one pass over the labels is enough
     digits = torch.from_numpy(np.where(classes > 0, 16.0 ** (classes - 1), 0).astype(np.float32))
-    counts = (_pool(_look_up(digits, labels)) * _FINE**3).round_().int()
-    shares = torch.stack([counts >> 4 * number & 15 for number in range(4)]).float() / _FINE**3
+    counts = (_pool(_look_up(digits, labels)) * DETAIL**3).round_().int()
+    shares = torch.stack([counts >> 4 * number & 15 for number in range(4)]).float() / DETAIL**3
     return torch.cat([1 - shares.sum(0, keepdim=True), shares])
 
 
-def _is_tissue(labels):
-    """Tests which labels belong to the brain with its ventricles, without the fluid around it."""
-    return (labels > 0) & (labels < OUTSIDE) & (labels != 24)
-
-
-def _cut_out(image, shares, tissue, rng):
+def _cut_out(image, labels, rng):
     """Returns an image after _degrade and skull-stripping, which leaves all of the intracranial space, or the brain
     with more or less of the fluid around it.
 
-    Noise comes before or after. One in five images keeps an even rim. tissue: share of the brain with its ventricles.
+    Noise comes before or after. One in ten images keeps an even rim.
     """
-    mask, unit = 1 - shares[0], len(tissue) / SIZE
+    mask = ((labels > 0) & (labels < OUTSIDE)).float()
     if rng.random() < 0.6:
-        blurred = _blur(tissue, [rng.uniform(0.4, 2) * unit] * 3)
-        mask = ((blurred - rng.uniform(0.1, 0.5)) * 4 + 0.5).clamp(0, 1)
-    rim = (_blur(mask, [rng.uniform(1, 4) * unit] * 3) > 0.05) * rng.uniform(0, 0.4) * (rng.random() < 0.2)
+        brain = mask * ((labels != _FLUID_AROUND) & (labels != DURA))
+        mask = ((_blur(brain, [rng.uniform(0.8, 4)] * 3) - rng.uniform(0.1, 0.5)) * 4 + 0.5).clamp(0, 1)
+    rim = (_blur(mask, [rng.uniform(2, 8)] * 3) > 0.05) * rng.uniform(0, 0.4) * (rng.random() < 0.1)
     if rng.random() < 0.5:
         return _degrade(image * mask + rim * (1 - mask), rng)
     return _degrade(image, rng) * mask + rim * (1 - mask)
@@ -158,15 +169,20 @@ def _cut_out(image, shares, tissue, rng):
 
 def _blur(image, sigmas):
     """Returns an image (N, N, N) blurred by Gaussians of `sigmas` voxels along the axes."""
+    n = len(image)
     for axis, sigma in enumerate(sigmas):
-        kernel = torch.from_numpy(gaussian_filter1d(np.eye(len(image), dtype=np.float32), sigma, 0)).to(image.device)
-        image = torch.tensordot(kernel, image, ([1], [axis])).movedim(0, axis)
+        kernel = torch.from_numpy(gaussian_filter1d(np.eye(n, dtype=np.float32), sigma, 0)).to(image.device)
+        if axis == 0:
+            image = (kernel @ image.reshape(n, -1)).view(n, n, n)
+        else:
+            image = kernel @ image if axis == 1 else image @ kernel.T
     return image
 
 
-def _posed(labels, rng, whole, size):
-    """Returns the labels on a grid of `size` voxels along each side of the cube, randomly rotated, scaled and
+def _posed(labels, rng, whole):
+    """Returns the labels on a grid of DETAIL x SIZE voxels along each side of the cube, randomly rotated, scaled and
     shifted."""
+    size = SIZE * DETAIL
     largest = 25 if rng.random() < 0.7 else 60
     matrix = np.eye(3)
     for (i, j), angle in zip(((1, 2), (0, 2), (0, 1)), np.radians(rng.uniform(-largest, largest, 3))):
@@ -220,9 +236,8 @@ def _defaced(labels, rng):
     return torch.where(outside & cut & (z[None] < middle), 0, labels)
 
 
-def _paint(labels, rng, natural):
-    """Draws an image from labels, with a random mean and spread of intensity for each label. Returns the means of
-    blocks of 2 x 2 x 2 voxels, float32."""
+def _paint(labels, rng):
+    """Draws an image from labels, float32, with a random mean and spread of intensity for each label."""
     mean = rng.uniform(0, 1, _LABELS)
     if rng.random() < 0.6:  # as in T1
         white, grey, fluid = rng.uniform(0.7, 1), rng.uniform(0.4, 0.65), rng.uniform(0.02, 0.25)
@@ -230,7 +245,7 @@ def _paint(labels, rng, natural):
         mean[list(GREY)] = grey * rng.uniform(0.9, 1.15, len(GREY))
         mean[list(BETWEEN)] = (white + grey) / 2
         mean[list(FLUID)] = fluid
-        if natural and rng.random() < 0.7:
+        if rng.random() < 0.7:
             for tissue, (low, high) in AROUND_T1.items():
                 mean[tissue] = rng.uniform(low, high)
     elif rng.random() < 0.5:  # tissues in any order, as in T2 or inverted
@@ -239,21 +254,23 @@ def _paint(labels, rng, natural):
             mean[list(tissue)] = value * rng.uniform(0.92, 1.08, len(tissue))
     for left, right in _PAIRS.items():
         mean[right] = mean[left] * rng.uniform(0.96, 1.04)
+    mean[SINUS], mean[BELOW:] = mean[DURA], mean[: _LABELS - BELOW]
     mean[0] = rng.uniform(0, 0.08) if rng.random() < 0.85 else rng.uniform(0, 1)
     spread = rng.uniform(0, 0.08, _LABELS)
-    mean, variance = (_pool(_look_up(torch.from_numpy(v.astype(np.float32)), labels)) for v in (mean, spread**2))
-    return mean + (variance / _FINE**3).sqrt() * _noise(mean, rng)
+    mean, spread = (_look_up(torch.from_numpy(v.astype(np.float32)), labels) for v in (mean, spread))
+    return _blur(mean, [0.5] * 3) + spread * _noise(mean, rng)  # voxels at a border show several tissues
 
 
 def _noise(image, rng):
     """Returns normally distributed random numbers like an image, on its device."""
-    return torch.from_numpy(rng.standard_normal(tuple(image.shape), np.float32)).to(image.device)
+    generator = torch.Generator(image.device).manual_seed(int(rng.integers(2**62)))
+    return torch.randn(image.shape, generator=generator, device=image.device)
 
 
 def _degrade(image, rng):
     """Adds blur, shading and noise to an image (N, N, N), and changes its gamma."""
     if rng.random() < 0.5:
-        image = _blur(image, rng.uniform(0, 0.9, 3) * len(image) / SIZE)
+        image = _blur(image, rng.uniform(0, 1.8, 3))
     line = torch.linspace(-1, 1, len(image), device=image.device)
     axes = (line[:, None, None], line[:, None], line)
     for axis, slope, bow in zip(axes, rng.uniform(-0.4, 0.4, 3).tolist(), rng.uniform(-0.4, 0.4, 3).tolist()):
@@ -266,11 +283,11 @@ def _field_of_view(shares, rng):
     """Returns a tensor (N, N, N) that is 1 inside a random field of view and 0 outside: the whole cube, cut at its
     sides, or a box around a hippocampus."""
     size = shares.shape[-1]
-    seen, unit = torch.ones(shares.shape[1:]), size / SIZE
+    seen = torch.ones(shares.shape[1:])
     side = torch.nonzero(shares[rng.integers(1, 3)] > 0.3).float()
     if len(side) and rng.random() < 0.12:  # a crop
-        centre = side.mean(0).numpy() + rng.uniform(-4, 4, 3) * unit
-        half = rng.uniform(5, 14, 3) * unit
+        centre = side.mean(0).numpy() + rng.uniform(-4, 4, 3)
+        half = rng.uniform(5, 14, 3)
         for axis in range(3):
             low, high = np.clip(np.round((centre - half)[axis]), 0, size - 4), np.round((centre + half)[axis])
             seen.narrow(axis, 0, int(low)).zero_()
@@ -278,6 +295,6 @@ def _field_of_view(shares, rng):
         return seen
     for axis in range(3):
         if rng.random() < 0.4:
-            cut = int(rng.integers(0, 22 if rng.random() < 0.3 else 12) * unit)
+            cut = int(rng.integers(0, 22 if rng.random() < 0.3 else 12))
             seen.narrow(axis, 0 if rng.random() < 0.5 else size - cut, cut).zero_()
     return seen

@@ -1,11 +1,11 @@
 """Locates both hippocampi in a whole head, tells left from right, and estimates the intracranial volume.
 
-A small network (train_locate.py) sees the head as 64 x 64 x 64 voxels of 4 mm.
+A small network (train_locate.py) sees the head in voxels of 2 mm, and labels 64 x 64 x 64 voxels of 4 mm.
 """
 
 from typing import NamedTuple
 
-from hippo.data.anatomies import CLASSES
+from hippo.data.anatomies import CLASSES, to_channels
 from hippo.data.intensity import HEAD_NORMALISATION, to_head_range
 from hippo.data.spatial import largest_component, shrink
 from hippo.device import autocast
@@ -50,7 +50,7 @@ class Located(NamedTuple):
 def load_locator(path):
     """Loads the TrainedModel that locates hippocampi. Raises UserError, see checkpoint.load_model, and if it was trained
     on other images than heads."""
-    trained, _ = load_model(path, classes=(len(CLASSES) + 1,))
+    trained, _ = load_model(path, classes=(len(CLASSES) + 1,), channels=(1, 8))
     is_for_heads = trained.preprocessing["normalisation"] == HEAD_NORMALISATION
     require(is_for_heads, f"{path}: not trained on heads; expected weights of train_locate.py")
     return trained
@@ -61,15 +61,17 @@ def locate(locator, scan, device, dtype):
     """Locates both hippocampi in a Scan of a whole head. Returns Located."""
     spacing = locator.preprocessing["spacing_mm"]
     window = Window(np.zeros(3), tuple(locator.preprocessing["window"]), spacing)
+    detail = round(locator.model.in_channels ** (1 / 3))
     for last in (False, False, True):
-        image, seen = view_head(scan, window)
-        probabilities = _classify(locator, image, device, dtype)
+        image, seen = view_head(scan, window, detail)
+        probabilities = _classify(locator, image, detail, device, dtype)
         inside = 1 - probabilities[0]
-        inside = np.where(largest_component(inside > 0.5), inside, 0)
+        inside = np.where(binary_dilation(largest_component(inside > 0.5), iterations=2), inside, 0)
         middle = _middle(inside, window)
         if last or middle is None or np.linalg.norm(middle - window.centre_mm) < _MOVED_MM:
             break
         window = window._replace(centre_mm=middle)
+    image = to_channels(image, detail).mean(0)
     centres, certainty = {}, {}
     for number, side in enumerate(SIDES, _LEFT):
         centres[side], certainty[side] = _hippocampus(probabilities[number], window)
@@ -89,18 +91,26 @@ def locate(locator, scan, device, dtype):
     return Located(centres, certainty, problems, etiv, inside, window, flags + doubts)
 
 
-def _classify(locator, image, device, dtype):
-    """Returns class probabilities (5, N, N, N), averaged over the image and its mirror image."""
-    x = torch.from_numpy(image).to(device)
+def _classify(locator, image, detail, device, dtype):
+    """Returns class probabilities (5, N, N, N) of an image (N x detail, ...), averaged over it and its mirror image."""
+    x = np.stack([to_channels(image, detail), to_channels(image[::-1], detail)])
     with autocast(device, dtype):
-        logits = locator.model(torch.stack([x, x.flip(0)])[:, None])  # (2, 5, N, N, N)
+        logits = locator.model(torch.from_numpy(x).to(device))  # (2, 5, N, N, N)
     straight, mirrored = logits.float().softmax(1)
     return (straight + mirrored[_MIRRORED_CLASSES].flip(1)).cpu().numpy() / 2
 
 
-def view_head(scan, window):
-    """Resamples a Scan to a coarse window. Returns (image (N, N, N) scaled by to_head_range, boolean mask of the field
-    of view)."""
+def view_head(scan, window, detail):
+    """Resamples a Scan to a coarse window of N voxels along each side. Returns (image (N x detail, ...) scaled by
+    to_head_range, boolean mask (N, N, N) of the field of view)."""
+    fine = window._replace(size=tuple(n * detail for n in window.size), spacing_mm=window.spacing_mm / detail)
+    image, fine_seen = _resample(scan, fine)
+    seen = fine_seen[tuple(slice(detail // 2, None, detail) for _ in window.size)]
+    return to_head_range(image, fine_seen), seen
+
+
+def _resample(scan, window):
+    """Resamples a Scan to a window. Returns (image, boolean mask of the field of view)."""
     spacing = np.linalg.norm(scan.matrix, axis=0)
     factors = np.maximum(1, (window.spacing_mm / spacing + 0.01).astype(int))
     coarse = shrink(scan.array, factors)
@@ -111,7 +121,7 @@ def view_head(scan, window):
     image = affine_transform(coarse, steps, start, window.size, order=1, mode="nearest")
     inside = np.ones(coarse.shape, np.float32)
     seen = affine_transform(inside, steps, start, window.size, order=1, mode="constant", cval=0) > 0.5
-    return to_head_range(image, seen), seen
+    return image, seen
 
 
 def check(centres, certainty):

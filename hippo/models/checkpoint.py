@@ -63,15 +63,14 @@ def find_checkpoint(path):
     return Path(path) if Path(path).is_file() or not (ROOT / path).is_file() else ROOT / path
 
 
-def load_model(path, classes=(3,)):
+def load_model(path, classes=(3,), channels=(1,)):
     """Loads a model. Returns (TrainedModel in eval mode on the CPU, checkpoint without its weights). Raises UserError,
-    see load_checkpoint, and for another kind of model, or a number of classes that is not in `classes`."""
+    see load_checkpoint, and for another kind of model, or numbers of classes and of channels of the image that are not
+    in `classes` and `channels`."""
     info = load_checkpoint(path, "python train_3d.py or python train2d.py; a shipped one: git checkout pretrained")
     try:
         weights = info.pop("model_state_dict")
-        model = _build(
-            info["model"]["name"], info["model"]["args"], weights, classes, find_checkpoint(path).stat().st_size
-        )
+        model = _build(info["model"], weights, (channels, classes), find_checkpoint(path).stat().st_size)
         info["preprocessing"] = make_preprocessing(**info["preprocessing"])
     except (KeyError, TypeError, RuntimeError, ValueError, AttributeError, ArithmeticError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
@@ -87,16 +86,19 @@ def _is_plausible(key, value):
     return value in ATTENTION if key == "attention" else 0 <= value <= _LARGEST.get(key, 1024)
 
 
-def _build(name, args, weights, classes, file_size):
-    """Builds the named network with its weights, in float32. The file is not trusted: the network is first built
+def _build(description, weights, expected, file_size):
+    """Builds the described network ("name", "args") with its weights, in float32. expected: possible numbers of
+    channels and of classes. The file is not trusted: the network is first built
     without memory, and filled only if the file is large enough to hold its weights. Raises one of several errors if
     something does not match."""
+    name, args = description["name"], description["args"]
     if not all(_is_plausible(*item) for item in args.items()):
         raise ValueError(f"a {name} of {args}")
     with torch.device("meta"):
         model = MODELS[name](**args)
-    if model.in_channels != 1 or model.head.out_channels not in classes:
-        raise ValueError(f"expected 1 channel in and {' or '.join(map(str, classes))} out")
+    for n, possible, where in zip((model.in_channels, model.head.out_channels), expected, ("in", "out")):
+        if n not in possible:
+            raise ValueError(f"{n} channels {where}, and not {' or '.join(map(str, possible))}")
     if count_parameters(model) > file_size:
         raise ValueError(f"a file too small for a {name} of {args}")
     model.load_state_dict(weights, assign=True)
