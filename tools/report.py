@@ -17,7 +17,7 @@ from hippo.files import load_json, save_text
 from hippo.heads.flags import FLAGS
 from hippo.options import configure, run_script
 from hippo.scoring.tables import markdown_table, with_interval
-from tools import tables_heads, tables_pages, tables_training
+from tools import tables_heads, tables_pages, tables_training, tables_truth
 from tools.tables_training import DEFAULT_SEEDS, mean_dice
 
 import numpy as np
@@ -86,7 +86,7 @@ class Published:
 def sections(cfg):
     """The generated blocks of the pages: {name: function that returns Markdown}."""
     published = Published(cfg.results)
-    modules = (tables_pages, tables_training, tables_heads)
+    modules = (tables_pages, tables_training, tables_heads, tables_truth)
     blocks = {name: block for module in modules for name, block in module.sections(published).items()}
     blocks |= {"glance": lambda: glance(published), "accuracy": lambda: accuracy(published)}
     blocks |= {"sample": lambda: sample(published("sample.json"))}

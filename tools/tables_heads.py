@@ -23,7 +23,6 @@ def sections(published):
         "skull": lambda: skull(published("skull.json")["heads"]),
         "ordinary_cpu": lambda: ordinary_cpu(published("ordinary_cpu.json")),
         "repeatability": lambda: repeatability(published("repeatability.json")),
-        "sizes": lambda: sizes(published("repeatability.json")["anatomies"]),
         "any_contrast_cases": lambda: cases(published("any_contrast.json")["cases"]),
         "any_contrast_heads": lambda: other_contrasts(published("any_contrast.json")),
         "quality": lambda: kinds(published("quality.json")["kinds"]),
@@ -160,18 +159,6 @@ def repeatability(results):
 def _change(part):
     failed = f", {part['failed']} of {part['of']} failed" * bool(part["failed"])
     return f"{part['median_percent']:.2f} ({part['percentile_95_percent']:.1f}){failed}"
-
-
-def sizes(result):
-    """The line through true and found volumes."""
-    true = [side["true_mm3"] for side in result["sides"]]
-    ratio = result["ratio"]
-    return (
-        f"{len(true)} hippocampi of {min(true):,} to {max(true):,} mm³: found volume = **{result['slope']:.2f}** x true volume "
-        f"{result['intercept_mm3']:+.0f} mm³, correlation {result['correlation']:.3f}, mean difference "
-        f"{result['bias_mm3']:+.0f} mm³, whole Dice {result['dice']:.3f}. Found / true: {ratio['mean']:.3f} on average, "
-        f"**{ratio['smallest third']:.3f}** in the smallest third, **{ratio['largest third']:.3f}** in the largest."
-    )
 
 
 def cases(kinds):

@@ -66,7 +66,7 @@ def locate(locator, scan, device, dtype):
         image, seen = view_head(scan, window, detail)
         probabilities = _classify(locator, image, detail, device, dtype)
         inside = 1 - probabilities[0]
-        inside = np.where(binary_dilation(largest_component(inside > 0.5), iterations=2), inside, 0)
+        inside = np.where(largest_component(inside > 0.5), inside, 0)
         middle = _middle(inside, window)
         if last or middle is None or np.linalg.norm(middle - window.centre_mm) < _MOVED_MM:
             break

@@ -1,0 +1,87 @@
+"""The blocks of the pages on what is true: hippocampi drawn by hand, and volumes that are known."""
+
+from hippo.scoring.tables import markdown_table
+
+import numpy as np
+
+
+def sections(published):
+    """{name of a block: function that returns Markdown}."""
+    return {
+        "sizes": lambda: sizes(
+            published("repeatability.json")["anatomies"], published("cross_validation_heads/cross_validation.json")
+        ),
+    }
+
+
+def truth(results):
+    """Ours and hippodeep's beside the drawings of experts."""
+    programs = {name: results[name] for name in ("ours", "hippodeep") if name in results}
+    measures = {
+        "Dice with the drawing, whole hippocampus": ("all", "dice", 3),
+        "the same, people below 60 years": ("young", "dice", 3),
+        "the same, people of 60 years and more": ("old", "dice", 3),
+        "volumes: correlation with the drawn ones": ("all", "correlation", 2),
+        "volumes: slope on the drawn ones": ("all", "slope", 2),
+        "volumes: ratio of the standard deviations": ("all", "spreads", 2),
+        "volumes: ratio of the coefficients of variation": ("all", "relative_spreads", 2),
+        "volumes: mean difference, mm³": ("all", "difference_mm3", 0),
+        "volumes: standard deviation of the difference, mm³": ("all", "difference_sd_mm3", 0),
+    }
+    rows = [
+        [title, *(interval(of[group][key], digits) for of in programs.values())]
+        for title, (group, key, digits) in measures.items()
+    ]
+    rows.insert(1, ["worst Dice", *(f"{of['worst_dice']:.3f}" for of in programs.values())])
+    people = len({row["person"] for row in results["rows"]})
+    titles = [f"{len(results['rows'])} hippocampi of {people} people", "this repository", "hippodeep's own code"]
+    return markdown_table(titles[: 1 + len(programs)], rows)
+
+
+def rescans(results):
+    """Two scans of a person, beside the two drawings."""
+    names = {"ours": "this repository", "hippodeep": "hippodeep's own code", "manual": "drawn by hand, each scan anew"}
+    rows = [
+        [names[name], interval(of["median_percent"], 1), f"{of['largest_percent']:.1f}"] for name, of in results.items()
+    ]
+    return markdown_table(
+        ["two scans of a person within weeks: volume of a whole hippocampus", "median change, %", "largest, %"], rows
+    )
+
+
+def interval(part, digits):
+    """A value and its interval, as in 0.84 (0.83 to 0.85)."""
+    value, low, high = (f"{number:.{digits}f}" for number in (part["mean"], *part["interval"]))
+    return f"{value} ({low} to {high})"
+
+
+def sizes(result, cross_validation):
+    """The line through true and found volumes of painted heads, and of the crops in cross-validation."""
+    true = [side["true_mm3"] for side in result["sides"]]
+    ratio = result["ratio"]
+    low, high = result["slope_interval"]
+    painted = (
+        f"{len(true) - len(result['left_out'])} hippocampi of {min(true):,} to {max(true):,} mm³ in heads painted from label maps "
+        f"(left out, since its label is defective: {', '.join(result['left_out'])}): found volume = **{result['slope']:.2f}** "
+        f"({low:.2f} to {high:.2f}) x true volume {result['intercept_mm3']:+.0f} mm³ (Theil and Sen), correlation "
+        f"{result['correlation']:.3f}, mean difference {result['bias_mm3']:+.0f} mm³, whole Dice {result['dice']:.3f}. "
+        f"Found / true: {ratio['mean']:.3f} on average, **{ratio['smallest third']:.3f}** in the smallest third, "
+        f"**{ratio['largest third']:.3f}** in the largest."
+    )
+    volumes = [
+        [case[name] for case in cross_validation["cases"].values()] for name in ("true_volume_mm3", "volume_mm3")
+    ]
+    true, found = np.array(volumes)  # (cases, parts)
+    rows = []
+    for name, parts in (("whole", [0, 1]), ("anterior", [0]), ("posterior", [1])):
+        a, b = true[:, parts].sum(1), found[:, parts].sum(1)
+        rows.append(
+            [name, f"{np.polyfit(a, b, 1)[0]:.2f}", f"{b.std() / a.std():.2f}", f"{np.corrcoef(a, b)[0, 1]:.3f}"]
+        )
+    titles = [
+        f"{len(true)} crops, cross-validation of the recipe for heads",
+        "slope",
+        "ratio of the spreads",
+        "correlation",
+    ]
+    return f"{painted}\n\n{markdown_table(titles, rows)}"
