@@ -1,21 +1,21 @@
 """Draws a head or a case in 3D, in millimetres, with PyVista. Needs no display.
 
-    python viz.py head.nii.gz                            both hippocampi inside the brain's surface, in ten seconds
+    python viz.py head.nii.gz                            the brain and both hippocampi in it, in ten seconds
     python viz.py head.nii.gz --by_label=True --mesh=head.stl      anterior and posterior; and the surfaces as a file
     python viz.py                                        a validation case and its prediction, in a few seconds
     python viz.py --case=hippocampus_393 --by_label=True anterior and posterior in colours of their own
     python viz.py --checkpoint=results_hippocampus-3D/last.pth      any 3D or 2D checkpoint; --checkpoint= for none
 
-For a head, OUT shows both hippocampi, as predict.py segments them or as SEGMENTATION has them, inside the surface of the
-intracranial space that the locating network finds (grey). MESH gets the same surfaces in the scanner's mm.
+For a head, OUT shows both hippocampi, as predict.py segments them or as SEGMENTATION has them, inside the brain (grey), from
+the left and from below. Where the brain's surface cannot be told from fluid, as in T2-weighted images, grey is the intracranial
+space instead, and the legend says so. MESH gets the same surfaces in the scanner's mm.
 For a case, OUT shows the labelled hippocampus inside the surface of the crop's brighter tissue (Otsu's threshold, grey; a crop
 holds no whole brain). <OUT>_prediction.png shows label and prediction with the Dice of each part, and the true positive,
 false positive and false negative voxels of each part. If there is a display, the scenes open in windows too.
 """
 
-import os
-import sys
 from pathlib import Path
+from textwrap import fill
 
 import predict
 from hippo.data.cases import LABELS, count_labels, is_synthetic, list_cases, load_case
@@ -23,6 +23,7 @@ from hippo.data.nifti import read_nifti
 from hippo.device import set_up_device
 from hippo.errors import require
 from hippo.files import atomic
+from hippo.heads.brain import find_brain
 from hippo.heads.locate import load_locator, locate
 from hippo.heads.scan import read_scan
 from hippo.heads.segment import joint_labels
@@ -30,6 +31,7 @@ from hippo.models.checkpoint import load_model
 from hippo.models.inference import predict_volume
 from hippo.options import configure, run_script
 from hippo.pictures.plots import COLOURS, source
+from hippo.pictures.scenes import add_bar, add_mask, annotate, draw_scenes, surface
 from hippo.scoring.metrics import dice
 from hippo.segmenter import Segmenter, Settings
 
@@ -37,7 +39,6 @@ import numpy as np
 import pyvista as pv
 from scipy.ndimage import gaussian_filter
 from skimage.filters import threshold_otsu
-from vtkmodules.vtkCommonCore import vtkLogger
 
 DATA_ROOT = "Task04_Hippocampus"  # Decathlon folder: dataset.json, imagesTr, labelsTr
 CASE = "hippocampus_338"  # case to draw; the default is a validation case
@@ -55,6 +56,7 @@ TTA = True  # predict with test-time augmentation
 DEVICE = "auto"  # auto (CUDA where there is one, CPU otherwise), cpu, cuda, cuda:1, mps
 AMP = True  # mixed precision: bf16 where it is fast, fp16 on older GPUs
 
+_HEAD_VIEWS = {"from the left": ((-1, 0.3, 0.12), (0, 0, 1)), "from below": ((0, 0, -1), (0, 1, 0))}
 _TRUE_POSITIVE, _FALSE_POSITIVE, _FALSE_NEGATIVE = "#999999", "#D55E00", "#0072B2"
 
 
@@ -115,21 +117,22 @@ def head_scenes(cfg, path):
         fits = fits and np.isin(np.unique(labels), range(5)).all()
         require(fits, f"{cfg.segmentation}: expected labels 0 to 4 on the grid of {path}, as predict.py writes them")
         located, flags = locate(locator, scan, device, dtype), []
+        require(located.inside.any(), f"{path}: no brain found; expected an MRI of a head")
     else:
         require(cfg.checkpoint, "--checkpoint=: expected a checkpoint, or a --segmentation")
-        result = segmenter_of(cfg)(path)
+        result = segmenter_of(cfg)(scan)
         for side in result.sides:
             require(not side.problem, f"{path}: {side.problem}")
         labels, located = joint_labels([side.found for side in result.sides], scan), result.located
         flags = [f"{side.side} {flag}" for side in result.sides for flag in side.flags]
-    meshes = head_meshes(scan, labels, located)
+    meshes, outline = head_meshes(scan, labels, located)
     if cfg.mesh:
         with atomic(cfg.mesh) as temporary:
             pv.merge([mesh for _, mesh in meshes]).extract_surface(algorithm=None).save(temporary)
         print(f"wrote {cfg.mesh}")
     flags = [*scan.flags, *located.flags, *flags]
-    caption = f"{Path(path).name}{': FLAGS ' if flags else ''}{', '.join(flags)}"
-    return {Path(cfg.out): ((1, 1), lambda plotter: draw_head(plotter, meshes, cfg.by_label, caption))}
+    caption = fill(f"{Path(path).name}{': FLAGS ' if flags else ''}{', '.join(flags)}", 90)
+    return {Path(cfg.out): ((1, 2), lambda plotter: draw_head(plotter, meshes, cfg.by_label, outline, caption))}
 
 
 def segmenter_of(cfg):
@@ -141,100 +144,56 @@ def segmenter_of(cfg):
 
 
 def head_meshes(scan, labels, located):
-    """Returns [(label, smooth mesh in the scanner's mm)] of a head: 0 is the intracranial space, 1 to 4 are the parts of
-    the hippocampi, as predict.py numbers them; parts without a voxel are left out.
+    """Returns ([(label, smooth mesh in the scanner's mm)] of a head, name of what label 0 is). Label 0 is the brain or, if
+    it cannot be told from fluid, the intracranial space; 1 to 4 are the parts of the hippocampi, as predict.py
+    numbers them; parts without a voxel are left out.
 
     labels: (D, H, W) on the scan's grid; located: from heads.locate.
     """
-    window = located.window
-    inside = np.pad(gaussian_filter(located.inside, 0.7), 1)
-    to_world = np.eye(4)
-    to_world[:3, :3], to_world[:3, 3] = window.steps(), window.to_mm(np.array([-1.0] * 3)) + scan.middle_mm
-    meshes = [(0, surface(inside, 0.5, (1, 1, 1)).transform(to_world, inplace=False))]
-    to_world[:3, :3] = scan.matrix
+    found = find_brain(scan, located)
+    field, level, window = found or (gaussian_filter(located.inside, 0.7), 0.5, located.window)
+    fields = [(0, field, level, window.steps(), window.to_mm(np.zeros(3)))]
     for label in range(1, 5):
         voxels = np.argwhere(labels == label)
         if len(voxels):
-            low = voxels.min(0) - 1
-            part = np.pad(labels[tuple(map(slice, low + 1, voxels.max(0) + 1))] == label, 1)
-            to_world[:3, 3] = scan.middle_mm + scan.matrix @ (low - (np.array(labels.shape) - 1) / 2)
-            mesh = surface(part, 0.5, (1, 1, 1)).smooth_taubin(n_iter=20, pass_band=0.1)
-            meshes.append((label, mesh.transform(to_world, inplace=False)))
-    for label, mesh in meshes:
+            low = voxels.min(0)
+            part = labels[tuple(map(slice, low, voxels.max(0) + 1))] == label
+            corner_mm = scan.matrix @ (low - (np.array(labels.shape) - 1) / 2)
+            fields.append((label, part, 0.5, scan.matrix, corner_mm))
+    meshes, to_world = [], np.eye(4)
+    for label, field, level, steps, corner_mm in fields:
+        mesh = surface(np.pad(field, 1), level, (1, 1, 1)).smooth_taubin(n_iter=20, pass_band=0.1)
+        to_world[:3, :3], to_world[:3, 3] = steps, scan.middle_mm + corner_mm - steps.sum(1)
+        mesh = mesh.transform(to_world, inplace=False)
         mesh.clear_data()
         mesh["label"] = np.full(mesh.n_points, label, np.uint8)
-    return meshes
+        meshes.append((label, mesh))
+    return meshes, "brain" if found else "intracranial space"
 
 
-def draw_head(plotter, meshes, by_label, caption):
-    """Draws both hippocampi inside the surface of the intracranial space. meshes: from head_meshes."""
-    for label, mesh in meshes:
-        colour = ("crimson" if not by_label else COLOURS[2 - label % 2]) if label else "grey"
-        plotter.add_mesh(mesh, color=colour, opacity=1.0 if label else 0.15, smooth_shading=True)
+def draw_head(plotter, meshes, by_label, outline, caption):
+    """Draws both hippocampi inside a head, seen from the left and from below. meshes, outline: from head_meshes.
+
+    The grey surface is drawn twice: the first time all but invisible, so that of its folds only the nearest is left to be
+    drawn, half transparent, the second time.
+    """
+    plotter.disable_anti_aliasing(all_renderers=True)  # it takes most of the time where a CPU draws
     parts = [[name, COLOURS[label]] for label, name in LABELS.items()] if by_label else [["hippocampi", "crimson"]]
-    annotate(plotter, caption, [*parts, ["intracranial space", "grey"], add_bar(plotter, 50)])
-    plotter.camera.zoom(1.3)
-
-
-def draw_scenes(scenes, interactive):
-    """Writes the pictures of scenes and opens them in windows, if `interactive` is "true", or "auto" and there is a
-    display."""
-    if not has_display():
-        vtkLogger.SetStderrVerbosity(vtkLogger.VERBOSITY_OFF)  # else VTK warns that there is none
-    for path, (shape, draw) in scenes.items():
-        plotter = pv.Plotter(off_screen=True, shape=shape, window_size=(1100, 900), border=False)
-        draw(plotter)
-        with atomic(path) as temporary:
-            plotter.screenshot(temporary)
-        plotter.close()
-        print(f"wrote {path}")
-    if interactive == "true" or (interactive == "auto" and has_display()):
-        for path, (shape, draw) in scenes.items():
-            plotter = pv.Plotter(shape=shape, title=path.stem)
-            draw(plotter)
-            plotter.show()
-
-
-def has_display():
-    """Whether this machine can open a window."""
-    return sys.platform in ("win32", "darwin") or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
-
-
-def surface(field, level, spacing_mm):
-    """Returns the isosurface of an array (D, H, W) at a level, as a mesh in mm from the centre of its first voxel."""
-    grid = pv.ImageData(dimensions=field.shape, spacing=spacing_mm)
-    grid["value"] = field.astype(np.float32).ravel(order="F")
-    return grid.contour([level], scalars="value")
-
-
-def add_mask(plotter, mask, spacing_mm, colour, opacity=1.0, smooth=True):
-    """Draws the surface of a boolean array (D, H, W), closed at its edges too; nothing if it is empty."""
-    mesh = surface(np.pad(mask, 1), 0.5, spacing_mm)
-    if mesh.n_points:
-        mesh = mesh.translate([-s for s in spacing_mm])
-        mesh = mesh.smooth_taubin(n_iter=20, pass_band=0.1) if smooth else mesh
-        plotter.add_mesh(mesh, color=colour, opacity=opacity, smooth_shading=smooth)
-
-
-def annotate(plotter, text, legend):
-    """Adds a caption, a legend and axes to a panel, and places its camera. legend: [[name, colour]]."""
-    plotter.set_background("white")
-    plotter.add_text(text, position="upper_edge", font_size=9, color="black")
-    height = plotter.renderer.GetSize()[1]
-    for line, (name, colour) in enumerate(reversed(legend)):  # VTK's own legend cuts long names off
-        plotter.add_text(name, position=(0.7, (10 + 24 * line) / height), viewport=True, font_size=9, color=colour)
-    plotter.add_axes(
-        xlabel="right", ylabel="front", zlabel="up", color="black", line_width=3, viewport=(0, 0, 0.25, 0.25)
-    )
-    plotter.view_vector((1, 0.45, 0.35), viewup=(0, 0, 1))
-
-
-def add_bar(plotter, length_mm=10):
-    """Draws a scale bar below the meshes of a panel. Returns its entry in the legend."""
-    _, x, y, _, z, _ = plotter.bounds
-    start, end = y + 0.8 * length_mm, y + 1.8 * length_mm
-    plotter.add_mesh(pv.Line((x, start, z - 2), (x, end, z - 2)), color="black", line_width=4)
-    return [f"bar: {length_mm} mm", "black"]
+    for column, (name, view) in enumerate(_HEAD_VIEWS.items()):
+        plotter.subplot(0, column)
+        for label, mesh in meshes[1:]:
+            colour = COLOURS[2 - label % 2] if by_label else "crimson"
+            plotter.add_mesh(mesh, color=colour, ambient=0.4, smooth_shading=True)
+        veil = plotter.add_mesh(meshes[0][1], color="darkgrey", opacity=0.001, specular=0.3, smooth_shading=True)
+        grey = pv.Actor(mapper=veil.mapper, prop=veil.prop.copy())
+        grey.prop.opacity = 0.55
+        plotter.add_actor(grey)
+        for actor in (veil, grey):
+            actor.ForceOpaqueOn()  # drawn in this order
+        legend = [[name, "black"], *parts, [outline, "grey"], add_bar(plotter, 20, view)]
+        annotate(plotter, "" if column else caption, legend, view)
+        plotter.enable_parallel_projection()  # so that the bar holds for what is near and far
+        plotter.camera.zoom(1.25)
 
 
 def draw_anatomy(plotter, volume, by_label, data):

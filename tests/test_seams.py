@@ -204,7 +204,7 @@ def test_viz_draws_what_predict_gives_and_nothing_else(script, brain, tmp_path, 
     """What predict.py refuses, viz.py does not draw; what it flags is in the caption."""
     captions, path, tta = [], brain[1] / "whole.nii.gz", "--tta=False"
     monkeypatch.setattr(viz, "draw_scenes", lambda scenes, _: [draw(None) for _, draw in scenes.values()])
-    monkeypatch.setattr(viz, "draw_head", lambda plotter, meshes, by_label, caption: captions.append(caption))
+    monkeypatch.setattr(viz, "draw_head", lambda *drawn: captions.append(drawn[-1]))
     monkeypatch.setattr(predict, "LEAST_QUALITY", 0.0)
     code, _, err = script(predict, path, tta, f"--out_dir={tmp_path / 'out'}", "--pictures=False")
     assert code == 0, err
