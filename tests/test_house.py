@@ -135,6 +135,25 @@ def test_a_missing_package_is_one_line(tmp_path):
     assert result.stderr.startswith("error: torch, numpy") and "pip install -r requirements.txt" in result.stderr
 
 
+def test_the_workflow_tries_the_versions_of_python_that_the_pages_name():
+    workflow = (ROOT / ".github" / "workflows" / "tests.yml").read_text(encoding="utf-8")
+    tried = re.findall(r'"(3\.\d+)"', re.search(r"python: \[(.*)\]", workflow)[1])
+    assert [f"3.{minor}" for minor in range(10, 10 + len(tried))] == tried
+    for name in ("README.md", "docs/troubleshooting.md"):
+        assert f"Python {tried[0]} to {tried[-1]}" in (ROOT / name).read_text(encoding="utf-8"), name
+    for mark in (
+        "<!-- test command -->",
+        "ubuntu",
+        "macos",
+        "windows",
+        "schedule:",
+        "-m slow",
+        "get_data.py",
+        "chromium",
+    ):
+        assert mark in workflow, mark
+
+
 def test_the_version_is_in_one_place():
     from hippo import __version__
 

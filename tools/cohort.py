@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -143,15 +144,27 @@ def memory(group):
     return total / 1024
 
 
+@cache
 def browser():
-    """The path of Chromium, or None."""
+    """The path of Chromium, the system's or the one that `playwright install chromium` got, or None."""
+    if _installed() or not find_spec("playwright"):
+        return _installed()
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as driver:
+        own = driver.chromium.executable_path
+    return own if Path(own).is_file() else None
+
+
+def _installed():
+    """The path of the system's Chromium, or None."""
     return next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 
 
 def launch(driver):
     """Chromium, as playwright drives it; it draws WebGL without a GPU."""
     options = ["--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"]
-    return driver.chromium.launch(executable_path=browser(), args=options)
+    return driver.chromium.launch(executable_path=_installed(), args=options)  # None: its own
 
 
 def open_page(path):
