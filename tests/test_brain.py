@@ -58,6 +58,7 @@ def on_grid(scan, found):
     return affine_transform(brightness, steps, start, scan.array.shape, order=0) > level
 
 
+@pytest.mark.promise("brain")
 @pytest.mark.parametrize(
     "skull, radius_mm", [(False, 60), (False, 66), (True, 60), (True, 70)]
 )  # the intracranial space has 66 mm: too small, right, too large
@@ -77,6 +78,7 @@ def test_bright_fluid_and_what_is_too_small_are_no_brain(folded):
     assert find_brain(head_of(folded, skull=True), located(6)) is None
 
 
+@pytest.mark.promise("brain")
 def test_two_views_of_one_brain(folded, tmp_path):
     scan = head_of(folded, skull=True)
     labels = np.zeros(scan.array.shape, np.uint8)

@@ -15,8 +15,8 @@ import torch
 from conftest import ROOT
 from scipy.ndimage import binary_dilation, gaussian_filter
 
-IMAGE = ROOT / "Task04_Hippocampus/imagesTr/hippocampus_338.nii.gz"
-GOOD = ("hippocampus_338", "hippocampus_372")  # controls: nothing is wrong with these
+IMAGES, LABELS = (ROOT / "Task04_Hippocampus" / name for name in ("imagesTr", "labelsTr"))
+GOOD = [f"hippocampus_{number}" for number in ("001", "304", "326", "338", "372")]  # nothing is wrong with these
 
 
 def strong(part, strength, seed=1):
@@ -140,46 +140,67 @@ def kinds(named):
 
 def rows_of(paths, out, **options):
     """{name of a scan: its rows} of predict.py."""
-    cfg = configure(vars(predict), list(map(str, paths)), "scans", out_dir=str(out), pictures=False, **options)
+    cfg = configure(
+        vars(predict), list(map(str, paths)), "scans", out_dir=str(out), pictures=False, workers=1, **options
+    )
     predict.run(cfg)
     with open(out / "volumes.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     return {path.name.removesuffix(".nii.gz"): [row for row in rows if row["scan"] == str(path)] for path in paths}
 
 
-def assert_doubtful(rows):
+def assert_doubtful(rows, name=""):
     """A row at least, and each with a flag or without a number."""
-    assert rows
+    assert rows, name
     for row in rows:
-        assert row["flags"] and ("failed: " in row["flags"]) == (not row["total_mm3"]), row
+        assert row["flags"] and ("failed: " in row["flags"]) == (not row["total_mm3"]), (name, row)
+
+
+def misuse(name, crop, path):
+    """Writes a crop with a misuse of CROPS."""
+    change, affine = CROPS[name]
+    array, label = (np.asarray(nib.load(folder / f"{crop}.nii.gz").dataobj, float) for folder in (IMAGES, LABELS))
+    changed = np.asarray(change(array, label, np.random.default_rng(list(CROPS).index(name))), np.float32)
+    nib.save(nib.Nifti1Image(changed, affine), path)
 
 
 @pytest.mark.data
 def test_good_crops_raise_no_flag(tmp_path):
     """Found to be of the left side, and told so."""
     for side, name in zip(("auto", "left"), GOOD):
-        (row,) = rows_of([IMAGE.with_name(f"{name}.nii.gz")], tmp_path / side, side=side)[name]
+        (row,) = rows_of([IMAGES / f"{name}.nii.gz"], tmp_path / side, side=side)[name]
         assert row["side"] == "left"
         assert not row["flags"] and float(row["quality"]) > 0.8, (name, row)
 
 
 @pytest.mark.promise("misuse")
 @pytest.mark.data
-@pytest.mark.parametrize("name", kinds(CROPS))
+@pytest.mark.parametrize("name", sorted(BY_DEFAULT & CROPS.keys()))
 def test_a_misused_crop_is_flagged_or_refused(tmp_path, name):
-    array, label = (np.asarray(nib.load(p).dataobj, float) for p in (IMAGE, IMAGE.parents[1] / "labelsTr" / IMAGE.name))
-    change, affine = CROPS[name]
-    changed = np.asarray(change(array, label, np.random.default_rng(list(CROPS).index(name))), np.float32)
-    path = tmp_path / "misused.nii.gz"
-    nib.save(nib.Nifti1Image(changed, affine), path)
-    assert_doubtful(rows_of([path], tmp_path / "out")["misused"])
+    misuse(name, GOOD[list(CROPS).index(name) % len(GOOD)], tmp_path / "misused.nii.gz")
+    assert_doubtful(rows_of([tmp_path / "misused.nii.gz"], tmp_path / "out")["misused"])
+
+
+@pytest.mark.promise("misuse")
+@pytest.mark.data
+@pytest.mark.slow
+@pytest.mark.parametrize("crop", GOOD)
+def test_every_misuse_of_each_good_crop(tmp_path, crop):
+    (row,) = rows_of([IMAGES / f"{crop}.nii.gz"], tmp_path / "good")[crop]
+    assert not row["flags"]
+    paths = {name: tmp_path / f"{number}.nii.gz" for number, name in enumerate(CROPS)}
+    for name, path in paths.items():
+        misuse(name, crop, path)
+    rows = rows_of(paths.values(), tmp_path / "out")
+    for name, path in paths.items():
+        assert_doubtful(rows[path.name.removesuffix(".nii.gz")], name)
 
 
 @pytest.mark.promise("misuse")
 @pytest.mark.data
 def test_the_wrong_side_of_a_crop_is_flagged(tmp_path):
     """Told to be of the other side than it is: all of these crops look like left ones."""
-    (row,) = rows_of([IMAGE], tmp_path, side="right")[GOOD[0]]
+    (row,) = rows_of([IMAGES / f"{GOOD[0]}.nii.gz"], tmp_path, side="right")[GOOD[0]]
     assert row["flags"], row
 
 

@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import predict
@@ -16,7 +17,7 @@ from hippo.study.records import RECORDS, load_study, open_study, shard_of
 
 import numpy as np
 import pytest
-from conftest import ROOT, one_error_line
+from conftest import ROOT, one_error_line, wait_until
 
 
 def content(folder, times=True):
@@ -272,13 +273,20 @@ def test_a_batch_killed_at_random_moments_goes_on(phantoms, whole, tmp_path):
     options = [f"--checkpoint={whole['3d'] / 'last.pth'}", "--partner=", "--any_contrast=", "--side=left"]
     command = [sys.executable, str(ROOT / "predict.py"), str(phantoms / "imagesTr"), *options, "--workers=2"]
     subprocess.run([*command, f"--out_dir={tmp_path / 'one'}"], check=True, capture_output=True)
-    rng = np.random.default_rng()
+    rng, killed = np.random.default_rng(0), 0
+
+    def labels():
+        return len(list((tmp_path / "two").glob("*_seg.nii.gz")))
+
     for _ in range(3):
+        before = labels()
         process = subprocess.Popen([*command, f"--out_dir={tmp_path / 'two'}"], start_new_session=True)
-        try:
-            process.wait(rng.uniform(4, 9))
-        except subprocess.TimeoutExpired:
+        wait_until(lambda before=before, process=process: labels() > before or process.poll() is not None, seconds=120)
+        time.sleep(rng.uniform(0, 0.1))
+        if process.poll() is None:
             os.killpg(process.pid, 9)
-            process.wait()
+            killed += 1
+        process.wait()
+    assert killed, "the batch was never killed before it was done"
     subprocess.run([*command, f"--out_dir={tmp_path / 'two'}"], check=True, capture_output=True)
     assert content(tmp_path / "one", times=False) == content(tmp_path / "two", times=False)

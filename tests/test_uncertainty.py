@@ -24,6 +24,7 @@ import pytest
 import torch
 from conftest import ROOT, one_error_line
 from runs import SMALL_3D
+from scipy.spatial.transform import Rotation
 
 CPU = torch.device("cpu")
 
@@ -160,15 +161,22 @@ def test_predict_writes_maps_and_spreads(script, dropout_run, phantoms, tmp_path
     """On the scan's own grid, oblique and of two orientations; the same again; more samples are other ones."""
     scan = next(iter(sorted((phantoms / "imagesTr").glob("*.nii.gz"))))
     image = nib.load(scan)
-    turned = nib.Nifti1Image(np.asarray(image.dataobj)[::-1], image.affine @ np.diag([-1, 1, 1, 1.0]), image.header)
-    nib.save(turned, tmp_path / "turned.nii.gz")
+    oblique = np.eye(4)
+    oblique[:3, :3] = Rotation.from_euler("xyz", (10, -6, 8), degrees=True).as_matrix()
+    image = nib.Nifti1Image(np.asarray(image.dataobj), oblique @ image.affine)
+    nib.save(image, tmp_path / "oblique.nii.gz")
+    ornt = nib.orientations.ornt_transform(nib.io_orientation(image.affine), nib.orientations.axcodes2ornt("PSL"))
+    nib.save(image.as_reoriented(ornt), tmp_path / "turned.nii.gz")
     weights = dropout_run / "last.pth"
     options = (f"--checkpoint={weights}", "--partner=", f"--sampler={weights}", "--pictures=False", "--side=left")
     maps = {}
-    for name, path, samples in (("a", scan, 4), ("b", tmp_path / "turned.nii.gz", 4), ("c", scan, 8)):
-        code, _, err = script(predict, path, *options, f"--samples={samples}", f"--out_dir={tmp_path / name}")
+    for name, stored, samples in (("a", "oblique", 4), ("b", "turned", 4), ("c", "oblique", 8)):
+        code, _, err = script(
+            predict, tmp_path / f"{stored}.nii.gz", *options, f"--samples={samples}", f"--out_dir={tmp_path / name}"
+        )
         assert code == 0, err
         found = nib.load(next((tmp_path / name).glob("*_uncertainty.nii.gz")))
+        assert found.shape[:3] == nib.load(tmp_path / f"{stored}.nii.gz").shape
         maps[name] = np.asarray(nib.as_closest_canonical(found).dataobj)
         assert maps[name].shape == (*image.shape, 2) and found.get_data_dtype() == np.float32
         with open(tmp_path / name / "volumes.csv", newline="") as file:

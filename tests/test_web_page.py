@@ -81,7 +81,6 @@ def pixels(tab, path):
 def columns(tab, path, view):
     """["left", "right"] in the order in which their labels lie on the canvas, from the left to the right."""
     tab.locator("#slices").select_option(str(view))
-    tab.wait_for_timeout(300)
     pixels(tab, path)
     image = np.round(imread(path)[..., :3] * 255).astype(int)
     near = {label: np.nonzero(np.abs(image - colour).max(-1) <= 2)[1] for label, colour in COLOURS.items()}
@@ -91,7 +90,7 @@ def columns(tab, path, view):
 
 def set_opacity(tab, value):
     tab.locator("#opacity").fill(str(value))
-    tab.wait_for_timeout(300)
+    wait_until(lambda: tab.evaluate("viewer.volumes[1].opacity") == value)
 
 
 @pytest.mark.promise("web_page")
@@ -107,14 +106,13 @@ def test_from_drop_to_deletion(tab, server, head, tmp_path):
     assert left < -10 and right > 10
     assert all(count > 50 for count in (here[1], here[2], over[3], over[4])), (there, here, over)
     tab.locator("body").press("h")
-    tab.wait_for_timeout(300)
-    assert not any(pixels(tab, tmp_path / "none.png").values())
+    wait_until(lambda: not any(pixels(tab, tmp_path / "none.png").values()))
     tab.locator("body").press("h")
     tab.locator("body").press("l")
     assert tab.evaluate("viewer.frac2mm(viewer.scene.crosshairPos)[0]") == pytest.approx(left)
-    assert columns(tab, tmp_path / "axial.png", 0) == ["left", "right"]
+    wait_until(lambda: columns(tab, tmp_path / "axial.png", 0) == ["left", "right"])
     tab.locator("#radiological").check()
-    assert columns(tab, tmp_path / "axial.png", 0) == ["right", "left"]
+    wait_until(lambda: columns(tab, tmp_path / "axial.png", 0) == ["right", "left"])
 
     id = tab.evaluate("job.id")
     result = server.ask(f"/api/jobs/{id}")[2]["result"]
@@ -139,8 +137,7 @@ def test_from_drop_to_deletion(tab, server, head, tmp_path):
     assert set(tab.locator("#flags dt").all_inner_texts()) == flags | problems
     tab.locator("#delete").click()
     tab.wait_for_selector("#start:not([hidden])")
-    tab.wait_for_timeout(300)
-    assert server.ask(f"/api/jobs/{id}")[0] == 404
+    wait_until(lambda: server.ask(f"/api/jobs/{id}")[0] == 404)
 
 
 def test_mistakes_are_said_and_the_page_goes_on(tab, tmp_path):

@@ -244,6 +244,10 @@ PROMISES = {
         "A file whose checksum fails is no scan; headers that contradict themselves are flagged or refused with advice"
     ),
     "fluid": "What lies in fluid is no hippocampus",
+    "brain": (
+        "`viz.py` draws the brain with its folds, with and without a skull; where it cannot, it draws the intracranial "
+        "space and says so"
+    ),
     "bids": "BIDS derivatives pass the official validator",
     "report": "The page of a study needs no network, and opens with 1,000 scans within 3 s",
     "web": (
