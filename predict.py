@@ -2,6 +2,7 @@
 
     python predict.py head.nii.gz                  a whole head: .nii, .nii.gz, .mgz, ...; 5 s on two cores with bf16, 2 s each in a batch
     python predict.py scans more/head.mgz          files, and folders with all that lies in them
+    python predict.py CD                           DICOM: a CD, a folder or a .zip file of series; a folder of CDs
     python predict.py /data/study                  a BIDS data set gives BIDS derivatives; docs/cluster.md is for many heads
     python predict.py BIDS_DIR OUT_DIR participant  the same, as the command of a BIDS App (the container's, see Dockerfile)
     python predict.py Task04_Hippocampus/imagesTs  crops of about 35 x 50 x 36 mm around one hippocampus
@@ -13,6 +14,7 @@ Writes into OUT_DIR, on each input's own grid, in folders as those of the inputs
   NAME_seg.nii.gz          of a crop: 1 anterior, 2 posterior
   NAME_hippocampus.png     the picture to check it by: look at it before you use a number
   NAME_uncertainty.nii.gz  with SAMPLES: predictive entropy and mutual information of each voxel, 0 to 1
+  S4_T1.nii.gz             of a DICOM series: the converted scan, named after number and kind
   volumes.csv              a row for each scan and side: volumes in mm3, eTIV, quality, flags, adjusted volumes
   report.html              of more than one scan: the page to check them by, worst quality first
   adjustment.json          of ten heads or more: the slopes on eTIV that the adjusted volumes have
@@ -41,6 +43,7 @@ from hippo.options import configure, run_script
 from hippo.segmenter import Segmenter, Settings
 from hippo.study.batch import join, run_items
 from hippo.study.bids import from_app, refuse_equal_names
+from hippo.study.dicom import choose, find_discs, listing
 from hippo.study.inputs import find_items, find_t1, is_bids, left_out
 from hippo.study.records import has_result, is_done, load_records, load_study, open_study, shard_of, was_begun
 from hippo.study.sharing import leave
@@ -54,6 +57,7 @@ LOCATE = "pretrained/locate.pth"  # weights of the network that finds hippocampi
 OUT_DIR = "predictions"  # folder for results; results of other settings are kept as <name>.previous-N
 PARTICIPANT_LABEL = ""  # of a BIDS data set: participants, as 01 or "['01', '02']"; empty: all
 SESSION_LABEL = ""  # of a BIDS data set: sessions; empty: all
+SERIES = ""  # of DICOM: numbers of the series to take, as 4 or "[4, 5]", or all; empty: T1-weighted heads in 3D
 OVERWRITE = False  # do scans again whose results are there
 SIDE = "auto"  # of a crop: left, right, or auto (the one that the models are surer of); heads need none
 ETIV = ""  # your own intracranial volume in mm3, or a CSV with the columns scan, etiv_mm3; empty: the locator's
@@ -82,7 +86,9 @@ _SETTINGS += ["asymmetry", "usual_mm3", "possible_mm3", "samples", "tta", "amp"]
 def main():
     argv = from_app(sys.argv[1:])
     cfg = configure(
-        globals(), argv, inputs="scans (.nii, .nii.gz, .mgz, .mgh, .hdr), folders of them, or a BIDS data set"
+        globals(),
+        argv,
+        inputs="scans (.nii, .nii.gz, .mgz, .mgh, .hdr), DICOM, folders and .zip files of them, or a BIDS data set",
     )
     if not run(cfg):
         sys.exit(2)
@@ -94,7 +100,7 @@ def run(cfg):
         return collect(cfg)
     check(cfg)
     adjustment, (first, step) = load_adjustment(cfg.adjustment) if cfg.adjustment else {}, shard_of(cfg.shard)
-    items, source = find_inputs(cfg)
+    items, source, others = find_inputs(cfg)
     items = give_etivs(items, cfg.etiv)
     segmenter = Segmenter.load(**vars(Settings.of(cfg)))
     networks = segmenter.networks
@@ -105,8 +111,7 @@ def run(cfg):
     settings = {name: getattr(cfg, name) for name in _SETTINGS}
     settings |= {"version": __version__, "weights": networks.checksums, "precision": precision(networks.dtype)}
     study = {"settings": settings, "bids": source, "adjustment": adjustment}
-    others = left_out(cfg.inputs, cfg.out_dir)
-    parts = cfg.shard or cfg.participant_label or cfg.session_label
+    parts = cfg.shard or cfg.participant_label or cfg.session_label or cfg.series
     roots = [] if parts else [path for path in cfg.inputs if Path(path).is_dir()]
     items = open_study(cfg.out_dir, study, items, alone=not cfg.shard, left_out=others, roots=roots)
     if others:
@@ -177,7 +182,8 @@ def check(cfg):
 
 
 def find_inputs(cfg):
-    """Returns (the Items of a configuration, the BIDS data set that they belong to, else empty)."""
+    """Returns (the Items of a configuration, the BIDS data set that they belong to, else empty, {file: reason} of what
+    is left out)."""
     require(cfg.inputs, "no input: give scans or folders, as in: python predict.py head.nii.gz")
     out_dir = Path(cfg.out_dir).resolve()
     for path in map(Path, cfg.inputs):
@@ -187,10 +193,13 @@ def find_inputs(cfg):
     if not studies:
         some = next((name for name in ("participant_label", "session_label") if getattr(cfg, name)), "")
         require(not some, f"--{some} is for a BIDS data set, a folder with dataset_description.json")
-        return find_items(cfg.inputs, out_dir), ""
+        chosen = choose(find_discs(cfg.inputs, out_dir), cfg.series)
+        if text := listing(chosen):
+            print(text)
+        return find_items(cfg.inputs, out_dir, chosen), "", left_out(cfg.inputs, out_dir, chosen)
     require(len(cfg.inputs) == 1, f"{studies[0]} is a BIDS data set; give it alone, the others in a run of their own")
     items = find_t1(studies[0], cfg.participant_label, cfg.session_label)
-    return refuse_equal_names(items), str(Path(studies[0]).resolve())
+    return refuse_equal_names(items), str(Path(studies[0]).resolve()), left_out(cfg.inputs, out_dir)
 
 
 def give_etivs(items, text):

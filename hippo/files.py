@@ -8,7 +8,9 @@ import json
 import math
 import os
 import re
+import shutil
 import socket
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -98,6 +100,20 @@ def remove_half_written(path):
         number = re.match(r"\.half-\w+-(\d+)-", left.name)
         if number and not is_alive(int(number[1])):
             left.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def work_folder(parent):
+    """Yields a new folder in another one, which is removed when the block ends. Removes those that killed processes of
+    this machine left there; on Windows, where this is not known, those of an hour ago."""
+    parent, mine = Path(parent), f".half-{machine()}-"
+    parent.mkdir(parents=True, exist_ok=True)
+    for left in parent.glob(f"{mine}*-*/"):
+        pid, is_old = left.name.removeprefix(mine).partition("-")[0], time.time() - left.stat().st_mtime > 3600
+        if pid.isdigit() and int(pid) != os.getpid() and (not is_alive(int(pid)) if os.name == "posix" else is_old):
+            shutil.rmtree(left, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=f"{mine}{os.getpid()}-", dir=parent, ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
 
 
 def is_alive(pid):

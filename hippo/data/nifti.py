@@ -257,20 +257,42 @@ def save_labels(path, labels, image, description, synthetic=False):
 def save_like(path, array, image, description, slope=1.0, synthetic=False):
     """Writes an array (D, H, W) or (D, H, W, N) of uint8 or float32, in stored orientation, as NIfTI on the grid of a
     nibabel image. The header holds `slope`, by which readers multiply the values."""
-    if isinstance(image, nib.Nifti1Pair):
-        kind, header = nib.Nifti1Image, image.header.copy()
-        if isinstance(header, nib.Nifti2Header):
-            kind = nib.Nifti2Image
-        synthetic = synthetic or is_phantom(image)
-    else:  # .mgz, .mgh
-        kind, header = nib.Nifti1Image, nib.Nifti1Header()
+    header = _geometry_of(image)
+    header.set_data_dtype(array.dtype)
+    header["cal_min"], header["cal_max"] = 0, 0
+    synthetic = synthetic or is_phantom(image)
+    header["descrip"] = description.encode() + (b" (SYNTHETIC data)" if synthetic else b"")
+    _save(path, array, image, header, (slope, 0))
+
+
+def save_scan(path, image):
+    """Writes a nibabel image as NIfTI, with its voxels as stored and its geometry, and no text of its header."""
+    stored = image.dataobj
+    scaling = getattr(stored, "slope", 1), getattr(stored, "inter", 0)
+    array = stored.get_unscaled() if hasattr(stored, "get_unscaled") else np.asanyarray(stored)
+    header = _geometry_of(image)
+    header.set_data_dtype(array.dtype)
+    _save(path, array, image, header, scaling)
+
+
+def _save(path, array, image, header, scaling):
+    result = (nib.Nifti2Image if isinstance(header, nib.Nifti2Header) else nib.Nifti1Image)(array, image.affine, header)
+    result.header.set_slope_inter(*scaling)
+    with atomic(path) as temporary:
+        nib.save(result, temporary)
+
+
+def _geometry_of(image):
+    """Returns the NIfTI header of a nibabel image without its texts and extensions, which may name a person."""
+    if not isinstance(image, nib.Nifti1Pair):  # .mgz, .mgh
+        header = nib.Nifti1Header()
         header.set_sform(image.affine, code=1)
         header.set_qform(image.affine, code=1)
         header.set_xyzt_units("mm")
-    header.set_data_dtype(array.dtype)
-    header["cal_min"], header["cal_max"] = 0, 0
-    header["descrip"] = description.encode() + (b" (SYNTHETIC data)" if synthetic else b"")
-    result = kind(array, image.affine, header)
-    result.header.set_slope_inter(slope, 0)
-    with atomic(path) as temporary:
-        nib.save(result, temporary)
+        return header
+    header = image.header.copy()
+    header.extensions = type(header.extensions)()
+    for name, (kind, *_) in header.structarr.dtype.fields.items():
+        if kind.kind == "S" and name != "magic":
+            header[name] = b""
+    return header

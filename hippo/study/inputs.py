@@ -1,4 +1,4 @@
-"""Finds the scans in the inputs of a command: files, folders, or a BIDS data set."""
+"""Finds the scans in the inputs of a command: files, folders, series of DICOM files, or a BIDS data set."""
 
 import contextlib
 import os
@@ -8,23 +8,24 @@ from pathlib import Path
 from typing import NamedTuple
 
 from hippo.data.cases import GET_DATA, case_id
-from hippo.data.formats import ENDINGS, advice, has_ending, is_dicom
+from hippo.data.formats import ENDINGS, advice, files_of, has_ending
 from hippo.errors import require
 from hippo.heads.result import readable
+from hippo.study.series import Series
 from hippo.study.sharing import holds_results
 
 DESCRIPTION = "dataset_description.json"  # a folder with this file is a BIDS data set
 
 _BESIDE_SCANS = (".json", ".tsv", ".csv", ".txt", ".md", ".bval", ".bvec", ".png", ".jpg", ".html", ".pdf", ".log")
 _NO_PEOPLE = ("sub-emptyroom",)  # in MEG data sets
-_DICOM = "DICOM files; convert their series with dcm2niix"
 _NO_SCANS = ("derivatives", "labels", "labelsTr", "labelsTs")  # subfolders that are not searched for scans
 
 
 class Item(NamedTuple):
     """A scan of a study. name: its name in the results (path relative to the searched folder, with slashes, without
     the extension); path: its file; problem: why it cannot be processed, else empty; participant_id, session_id: in a
-    BIDS data set; etiv_mm3: a given intracranial volume, or None; label: its name in the table, if not its path."""
+    BIDS data set; etiv_mm3: a given intracranial volume, or None; label: its name in the table, if not its path;
+    series: what is to be converted or unpacked first, else None (path then stands for it)."""
 
     name: str
     path: Path
@@ -33,6 +34,15 @@ class Item(NamedTuple):
     session_id: str = ""
     etiv_mm3: float | None = None
     label: str = ""
+    series: Series | None = None
+
+    @property
+    def files(self):
+        """Its files: of a scan one or a pair, of a series many, or the .zip file that holds it."""
+        if not self.series:
+            return files_of(self.path)
+        source = Path(self.series.source)
+        return [source / name for name in self.series.files] if source.is_dir() else [source]
 
 
 def is_bids(path):
@@ -105,10 +115,10 @@ def _why_no_t1(root, folder, sessions):
     return f"{text}, but {few}; to segment such a scan: python predict.py {images[0]}"
 
 
-def left_out(inputs, out_dir):
-    """Returns {file or folder: reason} for everything in folders and BIDS data sets that is skipped but may have been
-    meant as input."""
-    result = {}
+def left_out(inputs, out_dir, chosen=None):
+    """Returns {file, folder or series: reason} for everything in folders, .zip files and BIDS data sets that is skipped
+    but may have been meant as input. chosen: see find_items."""
+    result, chosen = {}, chosen or {}
     for root in (Path(path) for path in inputs if Path(path).is_dir()):
         if is_bids(root):
             files = [path for path in _anatomical(root) if _is_t1(path) and not has_ending(path)]
@@ -119,13 +129,19 @@ def left_out(inputs, out_dir):
             twice = [path for path in scans if path not in taken and not path.name.lower().endswith(".img")]
             others |= dict.fromkeys(twice, "there is another file of this name, or it is no _T1w")
         else:
-            files, folders = _walk(root, out_dir)
-            files = [path for path in files if not has_ending(path)]
+            files, folders = walk(root, out_dir)
+            files = [path for path in files if not has_ending(path) and path not in _dicom_files(chosen.get(root, []))]
             others = dict.fromkeys(folders, "a folder of results, labels or derivatives")
-        for path in files:
-            if path.parent not in others and (why := _why_no_scan(path)):
-                others[path.parent if why is _DICOM else path] = why
-        result |= {readable(os.path.abspath(path)): why for path, why in others.items()}
+        strange = {path: why for path in files if path.parent not in others and (why := _why_no_scan(path))}
+        if strange and chosen.get(root):  # such as the viewer on a CD
+            strange = {root / "...": f"neither DICOM nor scans: {len(strange)} files"}
+        result |= {readable(os.path.abspath(path)): why for path, why in (others | strange).items()}
+    for root, discs in chosen.items():
+        for disc, taken in discs:
+            not_taken = {series.label: series.why or "not asked for" for series in disc.series if series not in taken}
+            if not taken and not _is_row(root, disc, bool(search(root, out_dir))):
+                not_taken[disc.path] = disc.why_none
+            result |= {readable(os.path.abspath(path)): why for path, why in not_taken.items()}
     return result
 
 
@@ -134,38 +150,65 @@ def _why_no_scan(path):
     name = path.name.lower()
     if name.endswith(_BESIDE_SCANS):
         return ""
-    with contextlib.suppress(OSError):  # a file that cannot be read
-        if path.is_file() and is_dicom(path):
-            return _DICOM
     return advice(path) if advice(path) != "convert it" else "not one of " + ", ".join(ENDINGS)
 
 
-def find_items(inputs, out_dir):
+def find_items(inputs, out_dir, chosen=None):
     """Returns the Items of files and folders. Folders are searched recursively, except hidden folders, results,
-    derivatives and labels. Every Item has a unique name, even if case is ignored."""
-    items = []
+    derivatives and labels. Every Item has a unique name, even if case is ignored.
+
+    chosen: {input: [(Disc, its Series to take)]}, see dicom.choose.
+    """
+    items, chosen = [], chosen or {}
     for path in map(Path, inputs):
-        scans = search(path, out_dir) if path.is_dir() else []
-        items += [Item((scan.parent / case_id(scan)).relative_to(path).as_posix(), scan) for scan in scans]
-        if not path.is_dir():
+        discs = chosen.get(path, [])
+        scans = [scan for scan in search(path, out_dir) if scan not in _dicom_files(discs)]
+        found = [Item((scan.parent / case_id(scan)).relative_to(path).as_posix(), scan) for scan in scans]
+        for disc, taken in discs:
+            folder = Path(_unzipped(os.path.relpath(disc.source, path)) if path.is_dir() else "", disc.part)
+            found += [
+                Item((folder / one.name).as_posix(), one.path, one.problem, label=str(one.label), series=one)
+                for one in taken
+            ]
+            if not taken and _is_row(path, disc, bool(scans)):
+                found.append(Item(_unzipped((path.resolve() / folder).name), disc.path, disc.why_none))
+        if not found and path.is_dir():
+            found = [Item(path.resolve().name, path, _why_empty(discs))]
+        elif not found and path not in chosen:
             missing = not path.exists() and path.name in ("imagesTr", "imagesTs")
-            items.append(Item(case_id(path), path, f"no such folder; get data with: {GET_DATA}" if missing else ""))
-        elif not scans:
-            items.append(Item(path.resolve().name, path, why_empty(path)))
+            found = [Item(case_id(path), path, f"no such folder; get data with: {GET_DATA}" if missing else "")]
+        items += found
     once = {}
     for item in items:
         once.setdefault(os.path.abspath(item.path), item)
     return _told_apart(list(once.values()))
 
 
+def _is_row(root, disc, beside_scans):
+    """Whether a Disc of which nothing is taken is a failed row, as of a person without a T1-weighted scan."""
+    is_empty = not (disc.series or disc.unread or disc.problem)
+    return root == disc.source and not root.is_dir() or not (beside_scans or is_empty)
+
+
+def _dicom_files(discs):
+    """Returns the files of some Discs, and their .zip files."""
+    sources = {disc.source for disc, _ in discs}
+    return {disc.source / name for disc, _ in discs for name in disc.files} | sources
+
+
+def _unzipped(name):
+    """Returns the name of a folder or .zip file, or a path of such names, without the extension."""
+    return re.sub(r"\.zip(?=/|\\|$)", "", name, flags=re.IGNORECASE)
+
+
 def search(folder, out_dir):
     """Returns the sorted scans in a folder and its subfolders; of a .hdr and .img pair only the header."""
-    found = [path for path in _walk(folder, out_dir)[0] if has_ending(path)]
+    found = [path for path in walk(folder, out_dir)[0] if has_ending(path)]
     headers = {path.with_suffix("") for path in found if path.suffix.lower() == ".hdr"}
     return sorted(p for p in found if p.suffix.lower() != ".img" or p.with_suffix("") not in headers)
 
 
-def _walk(folder, out_dir):
+def walk(folder, out_dir):
     """Walks a folder and its subfolders. Returns (sorted files, skipped folders). Skips hidden files and folders,
     results, derivatives and labels. Follows links, but not in circles."""
     found, skipped, seen = [], [], set()
@@ -197,7 +240,7 @@ def _told_apart(items):
         key, name = folded(item.name), item.name
         if len(groups[key]) > 1 and key in common:
             folder = os.path.dirname(os.path.abspath(item.path))
-            name = Path(os.path.relpath(folder, common[key]), case_id(item.path)).as_posix()
+            name = Path(_unzipped(os.path.relpath(folder, common[key])), _stem(item.path)).as_posix()
         if folded(name) in taken:
             name = f"{name.rpartition('/')[0]}/{item.path.name}".lstrip("/")
         numbered, n = name, 2
@@ -221,10 +264,10 @@ def real_path(path):
 
 
 def longer_names(path, name):
-    """Yields names for a file with more and more of its parent folders, then with numbers."""
-    parents = Path(path).parts[1:-1]
+    """Yields names for a file or series with more and more of its parent folders, then with numbers."""
+    parents = tuple(map(_unzipped, Path(path).parts[1:-1]))
     for depth in range(1, len(parents) + 1):
-        longer = "/".join((*parents[-depth:], case_id(path)))
+        longer = "/".join((*parents[-depth:], _stem(path)))
         yield longer.encode("utf-8", "replace").decode()  # file names of other encodings
     number = 2
     while True:
@@ -232,9 +275,13 @@ def longer_names(path, name):
         number += 1
 
 
-def why_empty(folder):
+def _stem(path):
+    """Returns the name of a scan without its extension, or of a series without its id, see Series.path."""
+    return re.sub(r"(?<=\w)-[0-9a-f]{16}$", "", case_id(path))
+
+
+def _why_empty(discs):
     """Returns the message for a folder without scans."""
-    with contextlib.suppress(OSError):  # a file that cannot be read
-        if any(path.is_file() and is_dicom(path) for path in folder.rglob("*")):
-            return f"DICOM files; convert them first, and then predict the new folder: dcm2niix -z y -o FOLDER {folder}"
-    return "no .nii.gz, .nii, .mgz, .mgh or .hdr files in this folder; name the folder that holds the scans"
+    if discs:
+        return "; ".join(disc.why_none for disc, _ in discs)
+    return "no .nii.gz, .nii, .mgz, .mgh, .hdr or DICOM files in this folder; name the folder that holds the scans"

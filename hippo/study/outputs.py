@@ -5,11 +5,13 @@ import sys
 import traceback
 from pathlib import Path
 
+from hippo.data.nifti import open_nifti, save_scan
 from hippo.errors import UserError, fail
-from hippo.files import is_disk_full
+from hippo.files import is_disk_full, remove_half_written, work_folder
 from hippo.heads.result import readable
 from hippo.heads.save import Paths, save_result
 from hippo.study import bids
+from hippo.study.convert import fetch
 from hippo.study.records import begin, is_done, is_kept, save_record
 from hippo.study.sharing import RECORDS
 from hippo.study.volumes import empty_row
@@ -77,8 +79,30 @@ def failed_row(item, model, reason):
 
 def _segment_item(item, segmenter, cfg, is_bids, written, progress):
     """Segments an Item and returns its rows. Raises UserError, see scan.read_scan. written: list to which its files
-    are appended."""
-    result = segmenter(item.path, item.etiv_mm3, progress)
+    are appended.
+
+    A series is converted, or unpacked, in a folder of work first; the scan is written beside its labels.
+    """
+    if not item.series:
+        return _segment_scan(item, item.path, segmenter, cfg, is_bids, written, progress)
+    with work_folder(Path(cfg.out_dir) / RECORDS) as folder:
+        scan = fetch(item.series, folder)
+        try:
+            if progress:
+                progress("converted")
+            rows = _segment_scan(item, scan, segmenter, cfg, is_bids, written, progress)
+            copy = Path(cfg.out_dir) / f"{item.name}.nii.gz"
+            remove_half_written(copy)
+            written.append(copy)
+            save_scan(copy, open_nifti(scan))
+        except UserError as error:
+            raise UserError(str(error).replace(str(scan), item.label).removeprefix(f"{item.label}: ")) from None
+    return rows
+
+
+def _segment_scan(item, scan, segmenter, cfg, is_bids, written, progress):
+    """Segments a file, see _segment_item."""
+    result = segmenter(scan, item.etiv_mm3, progress)
     crop = result.scan.is_crop and not is_bids
     paths = paths_of(item, is_bids, result.scan.is_crop, cfg)
     save_result(result, cfg.out_dir, paths, crop, written)

@@ -6,7 +6,7 @@ import itertools
 import os
 from pathlib import Path
 
-from hippo.data.formats import files_of, is_pointer
+from hippo.data.formats import is_pointer
 from hippo.errors import UserError, require
 from hippo.files import (
     HALF_WRITTEN,
@@ -20,6 +20,7 @@ from hippo.files import (
 )
 from hippo.heads.result import readable
 from hippo.study.inputs import folded, longer_names, real_path
+from hippo.study.series import hashed, is_there, series_id
 from hippo.study.sharing import RECORDS, STUDY, enter, holds_results, is_in_use, locked
 
 _SCANS = "scans"  # folder of the records
@@ -48,7 +49,7 @@ def open_study(out_dir, study, items, alone=True, left_out=None, roots=()):
         require(alone, f"{folder} holds {difference}; choose another --out_dir")
         busy = f"{folder} holds {difference}, and another run is at work there; choose another --out_dir"
         require(not is_in_use(folder), busy)
-        there = any(not item.problem and os.path.isfile(item.path) for item in items)
+        there = any(not item.problem and (item.series or os.path.isfile(item.path)) for item in items)
         problem = items[0].problem or "no such file"
         require(there, f"{items[0].path}: {problem}; the results in {folder} stay as they are")
         if os.name != "posix":  # Windows cannot rename a folder with an open file
@@ -97,7 +98,7 @@ def _join_study(folder, study, items, left_out, roots):
         items = _told_apart(folder, scans, items)
     for item in items:
         _take_up(folder, item)
-    still = {file: why for file, why in earlier["left_out"].items() if os.path.lexists(file)}
+    still = {file: why for file, why in earlier["left_out"].items() if is_there(file)}
     content = study | {"scans": scans, "left_out": still | left_out}
     if content != earlier:
         save_json(path, content)
@@ -125,7 +126,7 @@ def _without_gone(folder, scans, items, roots):
     kept, taken_out = {}, []
     for name, path in scans.items():
         real = real_path(path)
-        is_gone = not os.path.lexists(path) and not searched.isdisjoint(map(str, Path(real).parents))
+        is_gone = not is_there(path) and not searched.isdisjoint(map(str, Path(real).parents))
         record = load_record(folder, name) if real not in mine and (is_gone or real in above) else None
         if record and (is_gone or not has_result(record)):
             _path(folder, name).replace(_path(folder, name).with_suffix(_GONE))
@@ -140,14 +141,18 @@ def _without_gone(folder, scans, items, roots):
 
 def _told_apart(folder, scans, items):
     """Adds the Items to scans, the {name: path} of a study, and returns them with their names there. A known file keeps its
-    name, also when it was moved; a new file whose name is taken gets its folder as a prefix."""
+    name, also when it was moved, a known series by the hash of its UID; a new one whose name is taken gets its folder as a prefix."""
     names, taken, result = {real_path(path): name for name, path in scans.items()}, {*map(folded, scans)}, []
-    gone = [name for name, path in scans.items() if not os.path.lexists(path)]
+    mine = {real_path(item.path) for item in items}
+    series = {id: name for name, path in scans.items() if (id := series_id(path)) and real_path(path) not in mine}
+    gone = [name for name, path in scans.items() if not is_there(path)]
     moved = {record["sha256"]: name for name in gone if (record := load_record(folder, name)) and record["sha256"]}
     for item in items:
         path, name = os.path.abspath(item.path), names.get(real_path(item.path))
-        if name is None and moved:
-            name = moved.pop(checksum(item.path), None)
+        if name is None and item.series:
+            name = series.pop(item.series.id, None)
+        elif name is None and moved:
+            name = moved.pop(checksum(item), None)
         if name is None:
             candidates = itertools.chain([item.name], longer_names(path, item.name))
             name = next(n for n in candidates if folded(n) not in taken and _is_free(folder, n, item))
@@ -178,10 +183,11 @@ def load_study(out_dir):
     return study
 
 
-def checksum(path):
-    """Returns the SHA-256 of the file, or files, of a scan; empty if one cannot be read."""
+def checksum(item):
+    """Returns the SHA-256 of the file, or files, of an Item; of a series, its id and a hash of them. Empty if one cannot be read."""
     try:
-        return "+".join(map(digest, files_of(path)))
+        digests = "+".join(map(digest, item.files))
+        return f"{item.series.id}:{hashed(digests)}" if item.series else digests
     except OSError:
         return ""
 
@@ -195,14 +201,15 @@ def is_done(out_dir, item):
         and not any("failed: " in row["flags"] for row in record["rows"])
         and all(os.path.isfile(Path(out_dir) / file) for file in record["files"])
         and record["own_etiv_mm3"] == item.etiv_mm3
-        and (_stat(item.path) in ([], record["stat"]) or record["sha256"] == checksum(item.path))
+        and (_stat(item) in ([], record["stat"]) or record["sha256"] == checksum(item))
     )
 
 
 def is_kept(out_dir, item):
     """Whether an Item has an earlier result that must stay, because its file is missing, or only a pointer to it is there."""
     record = load_record(out_dir, item.name)
-    return bool(record and has_result(record)) and not (os.path.isfile(item.path) and not is_pointer(item.path))
+    is_file = item.series or (os.path.isfile(item.path) and not is_pointer(item.path))
+    return bool(record and has_result(record)) and not is_file
 
 
 def was_begun(out_dir, item):
@@ -218,7 +225,7 @@ def begin(out_dir, item):
     """Notes that a process is working on an Item. Returns the current state of its file, for save_record."""
     remove_half_written(_path(out_dir, item.name).with_suffix(_BEGUN))
     save_text(_path(out_dir, item.name).with_suffix(_BEGUN), "")
-    return {"stat": _stat(item.path), "sha256": checksum(item.path)}
+    return {"stat": _stat(item), "sha256": checksum(item)}
 
 
 def save_record(out_dir, item, rows, files, state):
@@ -250,10 +257,11 @@ def has_result(record):
     return any(row["total_mm3"] for row in record["rows"])
 
 
-def _stat(path):
-    """Returns [size, modification time in ns] of each file of a scan, in one flat list; empty if there is none."""
+def _stat(item):
+    """Returns [size, modification time in ns] of each file of an Item, in one flat list; of a series, a hash of it; empty if there is none."""
     try:
-        return [value for file in files_of(path) for value in (os.stat(file).st_size, os.stat(file).st_mtime_ns)]
+        found = [value for file in item.files for value in (os.stat(file).st_size, os.stat(file).st_mtime_ns)]
+        return [hashed(str(found))] if item.series else found
     except OSError:
         return []
 
