@@ -115,7 +115,7 @@ def test_a_trailing_axis_of_one_is_dropped(nifti):
 def test_dicom_is_told_of_its_converter(tmp_path):
     path = tmp_path / "IM0001.dcm"
     path.write_bytes(bytes(128) + b"DICM" + bytes(100))
-    with pytest.raises(UserError, match="IM0001.dcm: a DICOM file.*dcm2niix"):
+    with pytest.raises(UserError, match="IM0001.dcm: a DICOM file; give predict.py the folder"):
         read_nifti(path)
 
 

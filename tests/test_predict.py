@@ -203,7 +203,7 @@ def test_bad_files_are_reported_and_the_others_done(run, nifti, phantoms, tmp_pa
 def test_folders_without_nifti_files_are_told_what_to_do(run, tmp_path):
     (tmp_path / "dicom" / "series").mkdir(parents=True)
     (tmp_path / "dicom" / "series" / "IM1").write_bytes(bytes(128) + b"DICM")
-    one_error_line(run(tmp_path / "dicom"), "dicom: DICOM files", "dcm2niix")
+    one_error_line(run(tmp_path / "dicom"), "dicom: DICOM files that cannot be read")
     one_error_line(run(tmp_path / "Task04_Hippocampus" / "imagesTs"), "imagesTs: no such folder", "python get_data.py")
 
 

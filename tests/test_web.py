@@ -100,7 +100,7 @@ def mask(shape):
         ("notes.txt", b"no scan", "expected a NIfTI file"),
         ("a.nii.gz", b"no scan", "not a readable file"),
         ("a.nii", b"", "too short for a NIfTI file"),
-        ("scan", b"\0" * 128 + b"DICM", "a DICOM file; convert its series"),
+        ("scan", b"\0" * 128 + b"DICM", "a DICOM file; give predict.py the folder"),
         ("short.nii", mask((40, 50, 40))[:-100], "copy or export it again"),
         ("mask.nii", mask((40, 50, 40)), "a mask or label map"),
         ("small.nii", mask((5, 50, 40)), "expected a head, or a crop"),

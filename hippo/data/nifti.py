@@ -95,7 +95,7 @@ def open_nifti(path):
     with _readable(path):
         require(
             not formats.is_dicom(path),
-            f"{path}: a DICOM file; convert its series: dcm2niix -z y -o FOLDER {path.parent}",
+            f"{path}: a DICOM file; give predict.py the folder, or a .zip file, that holds its series",
         )
         known = formats.has_ending(path)
         require(known, f"{path}: expected a NIfTI file, .nii or .nii.gz, or an .mgz file; {formats.advice(path)}")

@@ -38,7 +38,8 @@ class Disc(NamedTuple):
     def why_none(self):
         """Why none of its series is taken."""
         if self.problem or not self.series:
-            return self.problem or "no MRI in it; expected DICOM files of a series, or scans"
+            empty = "DICOM files that cannot be read; export them again, not compressed" if self.unread else ""
+            return self.problem or empty or "no MRI in it; expected DICOM files of a series, or scans"
         texts = [f"{series.name}: {series.why}" for series in self.series[:4]] + ["..."] * (len(self.series) > 4)
         return f"no T1-weighted head in 3D ({', '.join(texts)}); to take one all the same: --series=NUMBER"
 
@@ -85,7 +86,7 @@ def _discs_of(source, headers, unread):
         if images or unread:
             discs.append(Disc(source, part, _series_of(source, part, images), tuple(own), unread))
         unread = 0
-    return discs
+    return discs or [Disc(source, "", [], tuple(headers), unread)] * bool(headers)
 
 
 def _split(part, headers):
@@ -125,7 +126,7 @@ def _read_headers(source, sizes):
                 continue
             if header:
                 headers[name] = header
-                unread += header.is_cut and not header.is_image
+                unread += not header.is_image and (header.is_cut or not header.values)
     return headers, unread
 
 

@@ -208,8 +208,9 @@ def is_done(out_dir, item):
 def is_kept(out_dir, item):
     """Whether an Item has an earlier result that must stay, because its file is missing, or only a pointer to it is there."""
     record = load_record(out_dir, item.name)
-    is_file = item.series or (os.path.isfile(item.path) and not is_pointer(item.path))
-    return bool(record and has_result(record)) and not is_file
+    if item.series or not (record and has_result(record)):
+        return False
+    return not os.path.isfile(item.path) or is_pointer(item.path)
 
 
 def was_begun(out_dir, item):
