@@ -36,7 +36,8 @@ def fetch(series, folder):
         ending = ".nii.gz" if series.files[0].lower().endswith(".nii.gz") else ""
         return next(path for path in copy_out(series.source, series.files, folder / "scan", ending) if has_ending(path))
     program = find_dcm2niix()
-    copy_out(series.source, series.files, folder / "slices", ".dcm")
+    for path in copy_out(series.source, series.files, folder / "slices", ".dcm"):
+        _add_preamble(path)
     (folder / "scan").mkdir()
     code, text = _run([program, *_OPTIONS, "-o", "scan", "slices"], folder)
     shutil.rmtree(folder / "slices", ignore_errors=True)
@@ -50,6 +51,14 @@ def fetch(series, folder):
     if any(not any(words in line for words in _HARMLESS) for line in warnings):  # not shown: it may quote the header
         print(f"{series.label}: dcm2niix has a warning; see it with: dcm2niix -o FOLDER {series.source}", flush=True)
     return scans[0]
+
+
+def _add_preamble(path):
+    """Adds the preamble of a DICOM file that begins with its meta information, which dcm2niix does not read."""
+    with open(path, "rb") as file:
+        if file.read(4) != b"\2\0\0\0":
+            return
+    path.write_bytes(bytes(128) + b"DICM" + path.read_bytes())
 
 
 def find_dcm2niix():

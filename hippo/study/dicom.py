@@ -53,8 +53,8 @@ def read_zip(path, **limits):
     except (UserError, OSError) as error:
         return [Disc(path, "", [], problem=str(error).removeprefix(f"{path}: "))]
     names = [name for name in sizes if has_ending(name) and name not in headers]
-    headers_of_pairs = {Path(name).with_suffix("") for name in names if name.lower().endswith(".hdr")}
-    first = [n for n in names if not (n.lower().endswith(".img") and Path(n).with_suffix("") in headers_of_pairs)]
+    pairs = {Path(name).with_suffix("") for name in names if name.lower().endswith(".hdr")}
+    first = [n for n in names if not (n.lower().endswith(".img") and Path(n).with_suffix("") in pairs)]
     scans = [_scan_in(path, name, names) for name in first]
     discs = _discs_of(path, headers, unread)
     if scans or not discs:
@@ -66,8 +66,9 @@ def read_zip(path, **limits):
 def _scan_in(path, name, names):
     """Returns the Series that stands for a scan in a .zip file, with both files of a pair."""
     stem = Path(name).with_suffix("")
-    files = [n for n in names if is_pair(n) and Path(n).with_suffix("") == stem] if is_pair(name) else [name]
-    return Series(path, "", tuple(files), hashed(name), scan=(Path(name).parent / case_id(name)).as_posix())
+    both = [n for n in names if is_pair(Path(n)) and Path(n).with_suffix("") == stem]
+    files = tuple(both) if is_pair(Path(name)) else (name,)
+    return Series(path, "", files, hashed(name), scan=(Path(name).parent / case_id(name)).as_posix())
 
 
 def read_folder(folder, files):

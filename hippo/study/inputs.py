@@ -241,7 +241,7 @@ def _told_apart(items):
         if len(groups[key]) > 1 and key in common:
             folder = os.path.dirname(os.path.abspath(item.path))
             name = Path(_unzipped(os.path.relpath(folder, common[key])), _stem(item.path)).as_posix()
-        if folded(name) in taken:
+        if folded(name) in taken and not item.series:
             name = f"{name.rpartition('/')[0]}/{item.path.name}".lstrip("/")
         numbered, n = name, 2
         while folded(numbered) in taken:

@@ -81,7 +81,7 @@ def _segment_item(item, segmenter, cfg, is_bids, written, progress):
     """Segments an Item and returns its rows. Raises UserError, see scan.read_scan. written: list to which its files
     are appended.
 
-    A series is converted, or unpacked, in a folder of work first; the scan is written beside its labels.
+    A series is converted, or unpacked, in a folder of work first; the scan is written beside its labels, if there are any.
     """
     if not item.series:
         return _segment_scan(item, item.path, segmenter, cfg, is_bids, written, progress)
@@ -91,10 +91,11 @@ def _segment_item(item, segmenter, cfg, is_bids, written, progress):
             if progress:
                 progress("converted")
             rows = _segment_scan(item, scan, segmenter, cfg, is_bids, written, progress)
-            copy = Path(cfg.out_dir) / f"{item.name}.nii.gz"
-            remove_half_written(copy)
-            written.append(copy)
-            save_scan(copy, open_nifti(scan))
+            if any(row["total_mm3"] for row in rows):
+                copy = Path(cfg.out_dir) / f"{item.name}.nii.gz"
+                remove_half_written(copy)
+                written.append(copy)
+                save_scan(copy, open_nifti(scan))
         except UserError as error:
             raise UserError(str(error).replace(str(scan), item.label).removeprefix(f"{item.label}: ")) from None
     return rows

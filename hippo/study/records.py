@@ -1,5 +1,4 @@
-"""The records in a results folder: one file per scan, written last. The table is built from the records on disk, so any number of runs can
-share a folder, and an interrupted study continues where it stopped."""
+"""The records in a results folder: a file per scan, written last. The table is built from them, so runs may share a folder, and resume."""
 
 import hashlib
 import itertools
@@ -98,7 +97,8 @@ def _join_study(folder, study, items, left_out, roots):
         items = _told_apart(folder, scans, items)
     for item in items:
         _take_up(folder, item)
-    still = {file: why for file, why in earlier["left_out"].items() if is_there(file)}
+    taken = {readable(os.path.abspath(item.label or item.path)) for item in items}
+    still = {file: why for file, why in earlier["left_out"].items() if is_there(file) and file not in taken}
     content = study | {"scans": scans, "left_out": still | left_out}
     if content != earlier:
         save_json(path, content)
@@ -208,9 +208,8 @@ def is_done(out_dir, item):
 def is_kept(out_dir, item):
     """Whether an Item has an earlier result that must stay, because its file is missing, or only a pointer to it is there."""
     record = load_record(out_dir, item.name)
-    if item.series or not (record and has_result(record)):
-        return False
-    return not os.path.isfile(item.path) or is_pointer(item.path)
+    had_result = bool(record and has_result(record)) and not item.series
+    return had_result and not (os.path.isfile(item.path) and not is_pointer(item.path))
 
 
 def was_begun(out_dir, item):

@@ -161,13 +161,13 @@ def _depths(slices):
 
 
 def _kind_of(header):
-    """Returns the kind of a series: one of _KINDS by its description, else by its protocol or sequence, else its
+    """Returns the kind of a series: of MRI one of _KINDS by its description, else by its protocol or sequence; else its
     modality."""
-    for name in ("description", "protocol", "sequence_name"):
+    modality = header.text("modality")
+    for name in ("description", "protocol", "sequence_name") if modality == "MR" else ():
         kind = next((kind for kind, words in _KINDS.items() if re.search(words, header.text(name))), "")
         if kind:
             return kind
-    modality = header.text("modality")
     return modality if re.fullmatch("[A-Z]{2,4}", modality) else "unknown"
 
 
