@@ -28,9 +28,10 @@ _REFUSED = {  # warnings of dcm2niix, and what they say about a volume
 _HARMLESS = ("Patient Position", "Unable to determine manufacturer", "exported as classic", "Instance", "protocol name")
 
 
-def fetch(series, folder):
+def fetch(series, folder, warn=None):
     """Returns the path of the scan of a Series, in a folder of work. Raises UserError if there is no single one, and if
-    dcm2niix is missing, ends with an error, or takes too long or too much room."""
+    dcm2niix is missing, ends with an error, or takes too long or too much room. warn: called with a text if dcm2niix
+    warns of something else, which is not quoted, for it may quote the header."""
     require(not series.problem, series.problem)
     if series.scan:
         ending = ".nii.gz" if series.files[0].lower().endswith(".nii.gz") else ""
@@ -48,8 +49,8 @@ def fetch(series, folder):
     several = f"dcm2niix makes {len(scans)} volumes of this series; convert it by hand, and give the right one"
     require(len(scans) == 1, several)
     warnings = [line for line in text.splitlines() if line.startswith("Warning")]
-    if any(not any(words in line for words in _HARMLESS) for line in warnings):  # not shown: it may quote the header
-        print(f"{series.label}: dcm2niix has a warning; see it with: dcm2niix -o FOLDER {series.source}", flush=True)
+    if warn and any(not any(words in line for words in _HARMLESS) for line in warnings):
+        warn(f"{series.label}: dcm2niix has a warning; see it with: dcm2niix -o FOLDER {series.source}")
     return scans[0]
 
 

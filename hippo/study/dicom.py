@@ -41,7 +41,7 @@ class Disc(NamedTuple):
             empty = "DICOM files that cannot be read; export them again, not compressed" if self.unread else ""
             return self.problem or empty or "no MRI in it; expected DICOM files of a series, or scans"
         texts = [f"{series.name}: {series.why}" for series in self.series[:4]] + ["..."] * (len(self.series) > 4)
-        return f"no T1-weighted head in 3D ({', '.join(texts)}); to take one all the same: --series=NUMBER"
+        return f"no T1-weighted head in 3D ({', '.join(texts)})"
 
 
 def read_zip(path, **limits):

@@ -171,7 +171,8 @@ def find_items(inputs, out_dir, chosen=None):
                 for one in taken
             ]
             if not taken and _is_row(path, disc, bool(scans)):
-                found.append(Item(_unzipped((path.resolve() / folder).name), disc.path, disc.why_none))
+                hint = "; to take one all the same: --series=NUMBER" * bool(disc.series)
+                found.append(Item(_unzipped((path.resolve() / folder).name), disc.path, disc.why_none + hint))
         if not found and path.is_dir():
             found = [Item(path.resolve().name, path, _why_empty(discs))]
         elif not found and path not in chosen:

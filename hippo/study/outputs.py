@@ -86,7 +86,7 @@ def _segment_item(item, segmenter, cfg, is_bids, written, progress):
     if not item.series:
         return _segment_scan(item, item.path, segmenter, cfg, is_bids, written, progress)
     with work_folder(Path(cfg.out_dir) / RECORDS) as folder:
-        scan = fetch(item.series, folder)
+        scan = fetch(item.series, folder, lambda text: print(text, file=sys.stderr))
         try:
             if progress:
                 progress("converted")

@@ -7,26 +7,31 @@ import io
 import re
 import zipfile
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from hippo import __version__
 from hippo.data.cases import case_id
 from hippo.data.formats import ENDINGS
+from hippo.web.answers import Choice, Health, Problem, Status
 from hippo.web.gate import Gate
+from hippo.web.worker import label_of
 
 from fastapi import Depends, FastAPI, HTTPException, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.responses import HTMLResponse
 from fastapi.staticfiles import StaticFiles
-from pydantic import BaseModel, ConfigDict, Field
 from starlette.datastructures import UploadFile
 
 FOLDER = Path(__file__).parent
 GONE = "no such job: it was deleted, its time is over, or the server was started anew; send the scan again"
-_FILES = {"labels": "labels.nii.gz", "volumes": "volumes.csv", "picture": "picture.png", "all": "all.zip"}
-_MEDIA = {"labels": "application/gzip", "picture": "image/png", "volumes": "text/csv", "all": "application/zip"}
-_NAMES = {"labels": "_hippocampus.nii.gz", "picture": "_hippocampus.png", "volumes": "_volumes.csv", "all": ".zip"}
+_FILES = {  # kind of a result: its name below the job, its type, and what it adds to the name of the scan
+    "labels": ("labels.nii.gz", "application/gzip", "_hippocampus.nii.gz"),
+    "volumes": ("volumes.csv", "text/csv", "_volumes.csv"),
+    "picture": ("picture.png", "image/png", "_hippocampus.png"),
+    "scan": ("scan.nii.gz", "application/gzip", ".nii.gz"),
+    "all": ("all.zip", "application/zip", ".zip"),
+}
 _FORM = {
     "required": True,
     "content": {
@@ -35,7 +40,11 @@ _FORM = {
                 "type": "object",
                 "required": ["file"],
                 "properties": {
-                    "file": {"type": "string", "format": "binary", "description": "a .nii, .nii.gz, .mgz or .mgh file"}
+                    "file": {
+                        "type": "string",
+                        "format": "binary",
+                        "description": "a .nii, .nii.gz, .mgz or .mgh file, or a .zip file of DICOM",
+                    }
                 },
             }
         }
@@ -51,87 +60,6 @@ _POLICY = {
     "form-action": "'self'",
     "frame-ancestors": "'none'",
 }
-
-
-class Problem(BaseModel):
-    """The reason why a request was refused."""
-
-    detail: str
-
-
-class Side(BaseModel):
-    """One hippocampus. If it was not found, problem says why, and there are no numbers."""
-
-    side: Literal["left", "right", ""]
-    anterior_mm3: float | None
-    posterior_mm3: float | None
-    total_mm3: float | None
-    quality: float | None = Field(description="Dice to expect, 0 to 1")
-    verdict: Literal["green", "amber", "red"] = Field(description="no doubts, to be looked at, or doubtful")
-    flags: list[str]
-    doubts: list[str] = Field(description="the flags that speak against the result")
-    problem: str
-    middle_mm: list[float] | None = Field(description="of its labels, in the scan's space")
-
-
-class Label(BaseModel):
-    """A label of the label map."""
-
-    name: str
-    colour: str
-
-
-class Result(BaseModel):
-    """The result of a scan."""
-
-    sides: list[Side] = Field(description="both of a head, one of a crop")
-    etiv_mm3: float | None = Field(description="estimated total intracranial volume; null for a crop")
-    asymmetry: float | None = Field(description="(left - right) / mean of both")
-    flags: dict[str, str] = Field(description="what each flag means")
-    labels: dict[int, Label]
-    seconds: float
-    model: str
-    synthetic: bool = Field(description="a phantom, or a model of phantoms: no person")
-
-
-class Status(BaseModel):
-    """A job: a scan from upload to result."""
-
-    id: str
-    state: Literal["waiting", "running", "done", "failed"]
-    steps: list[str] = Field(description="of received, found, left, right, done: those that are behind")
-    ahead: int = Field(description="jobs that come first")
-    error: str = Field(description="of one that failed: why")
-    result: Result | None
-    keep_minutes: float = Field(description="results are deleted so long after they are done")
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {
-                    "id": "fJ3c0sHnVq1XoPz2bT8yRw",
-                    "state": "running",
-                    "steps": ["received", "found", "left"],
-                    "ahead": 0,
-                    "error": "",
-                    "result": None,
-                    "keep_minutes": 60,
-                }
-            ]
-        }
-    )
-
-
-class Health(BaseModel):
-    """The state of the server."""
-
-    version: str
-    device: str
-    jobs: dict[str, int] = Field(
-        description="by state", examples=[{"waiting": 0, "running": 1, "done": 3, "failed": 0}]
-    )
-    queue: int = Field(description="scans that may wait")
-    max_upload_mb: int
-    keep_minutes: float
 
 
 def create_app(jobs, example, hosts, max_upload_mb):
@@ -191,6 +119,7 @@ def _add_api(app, jobs, max_upload_mb, refusals):
             id=job.id,
             state=job.state,
             steps=list(job.steps),
+            series=job.series,
             ahead=jobs.ahead_of(job),
             error=job.error,
             result=job.result,
@@ -206,7 +135,7 @@ def _add_api(app, jobs, max_upload_mb, refusals):
             if not isinstance(file, UploadFile):
                 raise HTTPException(422, "expected a form with a file under the name file")
             name = file.filename or ""
-            ending = next((ending for ending in ENDINGS if name.lower().endswith(ending)), "")
+            ending = next((ending for ending in (*ENDINGS, ".zip") if name.lower().endswith(ending)), "")
             try:
                 job = await run_in_threadpool(jobs.add, file.file, label_of(name), ending)
             except OSError:
@@ -216,6 +145,12 @@ def _add_api(app, jobs, max_upload_mb, refusals):
 
     @app.get("/api/jobs/{job_id}", responses=missing)
     def ask_for_a_job(job: known) -> Status:
+        return status_of(job)
+
+    @app.post("/api/jobs/{job_id}/series", status_code=202, responses={**missing, 409: _response("nothing to choose")})
+    def choose_a_series(job: known, choice: Choice) -> Status:
+        if not jobs.choose(job, choice.id):
+            raise HTTPException(409, "expected the id of one of the series of a job that is choosing")
         return status_of(job)
 
     @app.delete("/api/jobs/{job_id}", status_code=204, responses=missing)
@@ -239,41 +174,33 @@ def _add_api(app, jobs, max_upload_mb, refusals):
 def _add_files(app, jobs, known, missing):
     """Adds the routes for the files of a job. known: type of an existing job; missing: responses if there is none."""
 
-    def add(kind, name):
-        early = {409: _response("the job is not done, or has failed")}
-        content = {200: {"content": {_MEDIA[kind]: {}}}}
-        answers = {**missing, **early, **content}
+    def add(kind, name, media, ending):
+        early = {409: _response("the job is not done, or has failed, or there is no such file")}
+        answers = {**missing, **early, 200: {"content": {media: {}}}}
 
         @app.get(f"/api/jobs/{{job_id}}/{name}", summary=f"Fetch {name}", response_class=Response, responses=answers)
         def fetch(job: known):
             body = bundle(jobs, job) if kind == "all" else jobs.file(job, kind)
             if body is None:
-                raise HTTPException(409, f"no result: the job is {job.state}")
-            disposition = f'attachment; filename="{case_id(job.label)}{_NAMES[kind]}"'
-            return Response(body, media_type=_MEDIA[kind], headers={"content-disposition": disposition})
+                raise HTTPException(409, f"no {name}: the job is {job.state}")
+            disposition = f'attachment; filename="{case_id(job.label)}{ending}"'
+            return Response(body, media_type=media, headers={"content-disposition": disposition})
 
-    for kind, name in _FILES.items():
-        add(kind, name)
+    for kind, about in _FILES.items():
+        add(kind, *about)
 
 
 def bundle(jobs, job):
     """Returns the bytes of a zip file with all results of a job, or None if there are none."""
-    files = {_NAMES[kind]: jobs.file(job, kind) for kind in _FILES if kind != "all"}
-    if None in files.values():
+    files = {ending: jobs.file(job, kind) for kind, (_, _, ending) in _FILES.items() if kind != "all"}
+    if files[_FILES["labels"][2]] is None:
         return None
     content = io.BytesIO()
     with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, body in files.items():
-            archive.writestr(case_id(job.label) + name, body)
+        for ending, body in files.items():
+            if body is not None:
+                archive.writestr(case_id(job.label) + ending, body)
     return content.getvalue()
-
-
-def label_of(name):
-    """Converts a file name to a label that is safe in headers, tables and file names: letters, digits, dots, hyphens and
-    underscores, at most 100 of them."""
-    return (
-        re.sub(r"[^A-Za-z0-9._-]", "_", name.replace("\\", "/").rpartition("/")[2][-100:]).lstrip(".-") or "scan.nii.gz"
-    )
 
 
 def _response(text):

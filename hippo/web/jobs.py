@@ -14,7 +14,8 @@ from hippo.data.formats import ENDINGS
 from hippo.errors import UserError, require
 from hippo.web.worker import RESULTS, SCAN, start_worker, where
 
-STATES = ("waiting", "running", "done", "failed")
+STATES = ("waiting", "running", "choosing", "done", "failed")
+_CHOICE_SECONDS = 600  # time to choose a series, before its upload is deleted
 _START_SECONDS = 120  # time for a worker to load its networks
 _POLL_SECONDS = 0.1
 _EXPIRY_SECONDS = 5  # time between two checks for expired results
@@ -23,7 +24,8 @@ _ENDED = "the process that segments ended, most likely for want of memory; try a
 
 @dataclass
 class Job:
-    """A scan: its id, the name its user gave it, its folder, and its state."""
+    """A scan: its id, the name its user gave it, its folder, and its state. series: those to choose from; choice: the id
+    of the chosen one."""
 
     id: str
     label: str
@@ -32,6 +34,8 @@ class Job:
     steps: list = field(default_factory=lambda: ["received"])
     error: str = ""
     result: dict | None = None
+    series: list = field(default_factory=list)
+    choice: str = ""
     ended: float | None = None  # time.time(), which keeps running while a laptop sleeps
     deleted: bool = False
 
@@ -64,7 +68,8 @@ class Jobs:
     def admit(self):
         """Reserves a place for an upload. Returns False if none is free. Call leave() when the upload has ended."""
         with self._changed:
-            free = self._uploads + len(self._waiting) < self.queue and not self._closed
+            choosing = sum(job.state == "choosing" for job in self._jobs.values())
+            free = self._uploads + len(self._waiting) + choosing < self.queue and not self._closed
             self._uploads += free
             return free
 
@@ -81,7 +86,7 @@ class Jobs:
 
     def add(self, file, label, ending):
         """Copies an open file and returns a new Job for it. label: the name its user gave it; ending: one of ENDINGS,
-        or empty."""
+        .zip, or empty."""
         job = Job(secrets.token_urlsafe(16), label, self._folder / secrets.token_hex(8))
         job.folder.mkdir(mode=0o700)
         try:
@@ -95,6 +100,17 @@ class Jobs:
             self._waiting.append(job)
             self._changed.notify_all()
         return job
+
+    def choose(self, job, id):
+        """Lets a Job that is choosing go on with one of its series. Returns False if it is not choosing, or has no such
+        series."""
+        with self._changed:
+            known = job.state == "choosing" and id in [series["id"] for series in job.series]
+            if known:
+                job.state, job.choice, job.ended = "waiting", id, None
+                self._waiting.append(job)
+                self._changed.notify_all()
+            return known
 
     def get(self, id):
         """Returns the Job with an id, or None if it does not exist or has expired."""
@@ -190,28 +206,36 @@ class Jobs:
             _log(f"error: {where(error)}")
         with self._changed:
             self._last_seconds = time.monotonic() - start
-            for path in [job.folder / f"{SCAN}{ending}" for ending in ("", *ENDINGS)]:
-                with contextlib.suppress(OSError):  # on Windows another program may be reading it
-                    path.unlink(missing_ok=True)
+            job.ended = time.time()
+            if kind == "choosing":
+                job.series, job.ended = value, job.ended + _CHOICE_SECONDS - 60 * self.keep_minutes
+            else:
+                self._end(job, kind, value)
             if job.deleted or kind == "failed":
                 _remove(job.folder)
-            job.ended = time.time()
-            if kind == "done":
-                job.result = value
-                job.steps.append("done")
-            else:
-                job.error = value
             job.state = kind
         if not job.deleted:
             _log(f"{kind} in {self._last_seconds:.1f} s")
 
+    def _end(self, job, kind, value):
+        """Deletes the upload of a job that is done or failed, and records its result or error."""
+        for path in [job.folder / f"{SCAN}{ending}" for ending in ("", ".zip", *ENDINGS)]:
+            with contextlib.suppress(OSError):  # on Windows another program may be reading it
+                path.unlink(missing_ok=True)
+        if kind == "done":
+            job.result, job.label = value, value.pop("label", job.label)
+            job.steps.append("done")
+        else:
+            job.error = value
+
     def _segment(self, job):
-        """Segments a job, which may be deleted in the meantime. Returns ("done", result) or ("failed", reason)."""
+        """Segments a job, which may be deleted in the meantime. Returns ("done", result), ("failed", reason) or
+        ("choosing", list of series)."""
         if self._process is None or not self._process.is_alive():
             self._end_worker()
             self._start_worker()
         connection, end = self._connection, time.monotonic() + self._job_seconds
-        connection.send((str(job.folder), job.label))
+        connection.send((str(job.folder), job.label, job.choice))
         while True:
             if connection.poll(_POLL_SECONDS):
                 kind, value = connection.recv()
@@ -238,4 +262,9 @@ def _log(line):
 
 
 def _remove(folder):
-    shutil.rmtree(folder, ignore_errors=True)
+    """Removes a folder, again if a program of a killed worker writes into it meanwhile."""
+    for wait_s in (0, 0.1, 0.3, 1):
+        time.sleep(wait_s)
+        shutil.rmtree(folder, ignore_errors=True)
+        if not folder.exists():
+            return

@@ -4,6 +4,7 @@ import contextlib
 import math
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 import traceback
@@ -11,9 +12,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from hippo.data import cases
-from hippo.data.nifti import is_phantom, open_nifti
+from hippo.data.nifti import is_phantom, open_nifti, save_scan
 from hippo.errors import UserError, require
-from hippo.files import load_json
+from hippo.files import load_json, work_folder
 from hippo.heads.anatomy import DESCRIPTIONS, FREESURFER, LABELS, WINDOW
 from hippo.heads.flags import FLAGS, flags_in, verdict
 from hippo.heads.result import PARTS
@@ -21,6 +22,9 @@ from hippo.models.inference import predict_volume
 from hippo.pictures.plots import COLOURS
 from hippo.processes import end_with_parent
 from hippo.segmenter import Segmenter, Settings
+from hippo.study.archives import is_zip
+from hippo.study.convert import fetch
+from hippo.study.dicom import read_zip
 from hippo.study.inputs import Item
 from hippo.study.outputs import process
 from hippo.study.records import RECORDS
@@ -34,6 +38,7 @@ RESULTS = {  # file name endings of the results of a job
     "labels": ("_hippocampus.nii.gz", "_seg.nii.gz"),
     "picture": ("_hippocampus.png",),
     "volumes": ("volumes.csv",),
+    "scan": ("converted.nii.gz",),
 }
 _CROP = {label: (f"{name} hippocampus", "", COLOURS[label]) for label, name in cases.LABELS.items()}
 
@@ -42,8 +47,9 @@ def start_worker(settings, most_mb):
     """Starts a worker. Returns (process, connection). settings: the configuration of predict.py; most_mb: limit of a
     scan's voxels.
 
-    The worker sends ("ready", device name) or ("refused", reason). For each (folder, label) that it receives, it sends
-    ("step", name) for each step, and finally ("done", result) or ("failed", reason).
+    The worker sends ("ready", device name) or ("refused", reason). For each (folder, label, id of a series or empty) that
+    it receives, it sends ("step", name) for each step, and finally ("done", result), ("failed", reason) or ("choosing",
+    list of series).
     """
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
@@ -66,8 +72,8 @@ def _work(connection, settings, most_mb):
         return
     with contextlib.suppress(EOFError):
         while True:
-            folder, label = connection.recv()
-            connection.send(_result(Path(folder), label, segmenter, settings, most_mb, connection))
+            folder, label, choice = connection.recv()
+            connection.send(_result(Path(folder), label, choice, segmenter, settings, most_mb, connection))
 
 
 def warm_up(networks):
@@ -76,12 +82,26 @@ def warm_up(networks):
         predict_volume([model], np.zeros(WINDOW, np.float32), networks.device, networks.dtype, True)
 
 
-def _result(folder, label, segmenter, settings, most_mb, connection):
-    """Segments the scan in a folder. Returns ("done", result) or ("failed", reason)."""
+def _result(folder, label, choice, segmenter, settings, most_mb, connection):
+    """Segments the scan in a folder. Returns ("done", result), ("failed", reason) or ("choosing", list of series)."""
+
+    def progress(step):
+        connection.send(("step", step))
+
     try:
-        return "done", segment_upload(
-            folder, label, segmenter, settings, most_mb, lambda word: connection.send(("step", word))
-        )
+        path = next(folder.glob(f"{SCAN}*"))
+        if not is_zip(path):
+            return "done", segment_upload(folder, path, label, segmenter, settings, most_mb, progress)
+        series = _series_in(path, choice, most_mb)
+        if len(series) > 1:
+            facts = ("id", "name", "number", "kind", "grid", "why")
+            return "choosing", [{fact: getattr(one, fact) for fact in facts} for one in series]
+        with work_folder(folder) as work:
+            scan, label = fetch(series[0], work), label_of(series[0].name)
+            progress("converted")
+            result = segment_upload(folder, scan, label, segmenter, settings, most_mb, progress)
+            save_scan(folder / RESULTS["scan"][0], open_nifti(scan))
+            return "done", result | {"converted": True, "label": label}
     except UserError as error:  # the message must not tell where the server keeps its files
         return "failed", str(error).replace(str(folder / SCAN), "scan").replace(str(folder), ".")
     except OSError as error:
@@ -97,10 +117,22 @@ def where(error):
     return f"{type(error).__name__} in {Path(line.filename).name}, line {line.lineno}"
 
 
-def segment_upload(folder, label, segmenter, settings, most_mb, progress):
-    """Segments the scan in a folder like predict.py, and writes its files there. Returns what the page shows: plain
-    values as in app.Result. Raises UserError if there is nothing to show. label: name of the scan in volumes.csv."""
-    path = next(folder.glob(f"{SCAN}*"))
+def _series_in(path, choice, most_mb):
+    """Returns the Series of a .zip file that is to be segmented, or all to choose from if several may be. Raises
+    UserError if there is none. choice: id of the one that was chosen, or empty."""
+    discs = read_zip(path, most_bytes=most_mb * 1_000_000)
+    series = [one for disc in discs for one in disc.series]
+    if choice:
+        return [one for one in series if one.id == choice]
+    candidates = [one for one in series if not one.why]
+    require(candidates, "; ".join(disc.why_none for disc in discs))
+    good = [one for one in candidates if not one.problem] or candidates[:1]
+    return good if len(good) == 1 else [one for one in series if one.is_mri and not one.problem]
+
+
+def segment_upload(folder, path, label, segmenter, settings, most_mb, progress):
+    """Segments a scan like predict.py, and writes its files into a folder. Returns what the page shows: plain values as
+    in answers.Result. Raises UserError if there is nothing to show. label: name of the scan in volumes.csv."""
     try:
         image = open_nifti(path)
     except UserError as error:
@@ -134,8 +166,17 @@ def segment_upload(folder, label, segmenter, settings, most_mb, progress):
         "labels": {index: {"name": name, "colour": tint} for index, (name, _, tint) in labels.items()},
         "seconds": float(first["seconds"]),
         "model": first["model"],
+        "converted": False,
         "synthetic": segmenter.networks.synthetic or is_phantom(image),
     }
+
+
+def label_of(name):
+    """Converts a file name to a label that is safe in headers, tables and file names: letters, digits, dots, hyphens and
+    underscores, at most 100 of them."""
+    return (
+        re.sub(r"[^A-Za-z0-9._-]", "_", name.replace("\\", "/").rpartition("/")[2][-100:]).lstrip(".-") or "scan.nii.gz"
+    )
 
 
 def _side(row):
