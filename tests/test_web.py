@@ -242,7 +242,11 @@ def test_the_schema_and_its_page_need_no_network(client):
         "/api/health",
         "/api/jobs",
         "/api/jobs/{job_id}",
-        *(f"/api/jobs/{{job_id}}/{name}" for name in ("labels.nii.gz", "volumes.csv", "picture.png", "all.zip")),
+        "/api/jobs/{job_id}/series",
+        *(
+            f"/api/jobs/{{job_id}}/{name}"
+            for name in ("labels.nii.gz", "volumes.csv", "picture.png", "scan.nii.gz", "all.zip")
+        ),
     }
     assert (
         schema["components"]["schemas"]["Status"]["examples"]

@@ -151,7 +151,7 @@ def test_mistakes_are_said_and_the_page_goes_on(tab, tmp_path):
     tab.evaluate("server.max_upload_mb = 0.001")
     tab.locator("#file").set_input_files({"name": "large.nii", "mimeType": "", "buffer": b"0" * 2000})
     wait_until(lambda: tab.evaluate("document.getElementById('error').textContent.includes('large.nii')"))
-    assert "expected a file of up to" in tab.locator("#error").inner_text()
+    assert "expected up to" in tab.locator("#error").inner_text()
 
 
 def test_a_browser_that_cannot_draw_still_gives_the_numbers(tab, head):
@@ -167,6 +167,8 @@ def test_on_a_phone_and_by_keyboard(chromium, server):
     tab.goto(server.url)
     tab.keyboard.press("Tab")
     assert tab.evaluate("document.activeElement.id") == "file"
+    tab.keyboard.press("Tab")
+    assert tab.evaluate("document.activeElement.id") == "folder"
     tab.keyboard.press("Tab")
     tab.keyboard.press("Enter")
     wait_until(lambda: tab.evaluate(DRAWN))
@@ -189,4 +191,4 @@ def test_a_server_that_is_started_anew(tab, server, head):
 def test_the_page_of_the_api(tab, server):
     tab.goto(f"{server.url}/docs")
     tab.locator("[data-path='/api/jobs/{job_id}']").first.wait_for()
-    assert tab.locator(".opblock").count() == 8
+    assert tab.locator(".opblock").count() == 10

@@ -35,7 +35,7 @@ TAGS = {  # names of the values that are read, each with its tag
 }
 _ENHANCED = {0x00189082: "echo_time_ms", 0x00189079: "inversion_time_ms"}  # other tags in files of many frames
 _NAMES = {tag: name for name, tag in TAGS.items()} | _ENHANCED
-_OF_FRAMES = ("position_mm", "orientation", "echo_time_ms")  # all values of a file are kept
+OF_FRAMES = ("position_mm", "orientation", "echo_time_ms")  # all values of a file are kept
 _BINARY = ("rows", "columns")  # unsigned 16-bit integers
 _ITEM, _ENDS = 0xFFFEE000, (0xFFFEE00D, 0xFFFEE0DD)
 _PIXELS, _SEQUENCES = 0x7FE00010, (0x52009229, 0x52009230)
@@ -88,7 +88,7 @@ def read_header(file, size):
     if not has_preamble and start[:4] not in _STARTS:
         return None
     file.seek(132 if has_preamble else 0)
-    values, frames = {}, {name: [] for name in _OF_FRAMES}
+    values, frames = {}, {name: [] for name in OF_FRAMES}
     try:
         is_cut = _walk(_Elements(file), size, values, frames)
     except EOFError:

@@ -1,7 +1,6 @@
 """Files in a folder or in a .zip file, read where they are. A .zip file is never unpacked by the names in it."""
 
 import contextlib
-import posixpath
 import shutil
 import stat
 import zipfile
@@ -57,15 +56,15 @@ def opened(source):
         yield archive.open
 
 
-def copy_out(source, names, folder, ending=""):
-    """Copies files out of a folder or a .zip file into a new folder, under numbers for names. Returns their paths."""
+def copy_out(source, names, folder):
+    """Copies files out of a folder or a .zip file into a new folder. names: {name of each: its name in the folder}.
+    Returns their paths."""
     folder.mkdir()
-    paths = [folder / f"{number:05d}{ending or posixpath.splitext(name)[1]}" for number, name in enumerate(names)]
     with opened(source) as open_file:
-        for name, path in zip(names, paths):
-            with open_file(name) as file, open(path, "wb") as copy:
+        for name, new_name in names.items():
+            with open_file(name) as file, open(folder / new_name, "wb") as copy:
                 shutil.copyfileobj(file, copy, 1 << 20)
-    return paths
+    return [folder / new_name for new_name in names.values()]
 
 
 @contextlib.contextmanager

@@ -6,7 +6,7 @@ import subprocess
 import time
 from pathlib import Path
 
-from hippo.data.formats import has_ending
+from hippo.data.cases import case_id
 from hippo.errors import require
 from hippo.study.archives import copy_out
 
@@ -34,10 +34,11 @@ def fetch(series, folder, warn=None):
     warns of something else, which is not quoted, for it may quote the header."""
     require(not series.problem, series.problem)
     if series.scan:
-        ending = ".nii.gz" if series.files[0].lower().endswith(".nii.gz") else ""
-        return next(path for path in copy_out(series.source, series.files, folder / "scan", ending) if has_ending(path))
+        endings = {name: Path(name).name[len(case_id(name)) :] for name in series.files}
+        return copy_out(series.source, {name: f"scan{end}" for name, end in endings.items()}, folder / "scan")[0]
     program = find_dcm2niix()
-    for path in copy_out(series.source, series.files, folder / "slices", ".dcm"):
+    names = {name: f"{number:05d}.dcm" for number, name in enumerate(series.files)}
+    for path in copy_out(series.source, names, folder / "slices"):
         _add_preamble(path)
     (folder / "scan").mkdir()
     code, text = _run([program, *_OPTIONS, "-o", "scan", "slices"], folder)

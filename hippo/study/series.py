@@ -7,24 +7,26 @@ from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
-from hippo.data.dicom import numbers
+from hippo.data.dicom import OF_FRAMES, numbers
 
 import numpy as np
 
-_KINDS = {  # kinds of series, each with a pattern of its description, protocol or sequence; the first that fits counts
-    "localizer": r"LOCALI[SZ]ER|SCOUT|SURVEY|PLAN\b",
-    "part": r"INV-?\d|T1[ _-]?(IMAGES|MAP)",  # of an MP2RAGE
-    "T1": r"T1|MP-?2?RAGE|SPGR|BRAVO|TFL|TFE|FLASH|MDEFT",
-    "FLAIR": r"FLAIR|DARK.?FL|SPCIR",
-    "SWI": r"SWI|SWAN|T2_?\*|VENBOLD",
-    "T2": r"T2|CISS|FIESTA|SPC|TSE",
-    "PD": r"\bPD|PROTON",
-    "DWI": r"DWI|DTI|DIFF|TRACEW|\bADC",
-    "EPI": r"EP2D|\bEPI|BOLD|FMRI",
-    "angiography": r"TOF|ANGIO|\bMR[AV]\b",
-    "perfusion": r"\bP?C?ASL|PERF|DSC|DCE",
-    "field_map": r"FIELD.?MAP|\bB[01]\b",
-}
+_PATTERNS = (  # kinds of series, by words of their description, protocol or sequence; the first that fits counts
+    ("localizer", r"LOCALI[SZ]ER|SCOUT|SURVEY|3-?PL"),
+    ("part", r"INV-?\d|T1[ _-]?(IMAGES|MAP)"),  # of an MP2RAGE
+    ("T1", r"(?<![A-Z])T1(?!\d)|MP-?2?RAGE"),
+    ("FLAIR", r"FLAIR|DARK.?FL|SPCIR"),
+    ("SWI", r"SWI|SWAN|T2_?\*|VENBOLD"),
+    ("T2", r"(?<![A-Z])T2(?!\d)|CISS|FIESTA|SPC|TSE"),
+    ("PD", r"\bPD|PROTON"),
+    ("DWI", r"DWI|DTI|DIFF|TRACEW|\bADC"),
+    ("EPI", r"EP2D|\bEPI|BOLD|FMRI"),
+    ("angiography", r"TOF|ANGIO|\bMR[AV]\b"),
+    ("perfusion", r"\bP?C?ASL|PERF|DSC|DCE"),
+    ("field_map", r"FIELD.?MAP|\bB[01]\b"),
+    ("T1", r"SPGR|BRAVO|TFL|TFE|FLASH|MDEFT"),
+)
+_KINDS = {kind for kind, _ in _PATTERNS}
 _NO_SCANS = {  # in the type of an image
     "LOCALIZER": "localizer",
     "MPR": "a reformatted series",
@@ -114,7 +116,7 @@ def describe(source, part, uid, headers):
     """Returns the Series of the headers of its files."""
     first, slices = next(iter(headers.values())), _slices(headers.values())
     pixel_mm, depths = first.numbers("pixel_spacing_mm"), _depths(slices)
-    gaps = np.diff(np.unique(np.round(depths, 3)))
+    gaps = np.diff(np.unique(depths))
     told = first.numbers("spacing_between_slices_mm") or first.numbers("thickness_mm")
     thickness = [float(np.median(gaps))] if len(gaps) else told[:1]
     voxel_mm = (pixel_mm[1], pixel_mm[0], abs(thickness[0])) if len(pixel_mm) == 2 and thickness else ()
@@ -127,36 +129,38 @@ def describe(source, part, uid, headers):
         hashed(first.values.get("study_uid", "")),
         int(number) if 0 <= number < 1e9 else 0,
         _kind_of(first),
-        tuple(int((first.numbers(name) or [0])[0]) for name in ("columns", "rows")) + (len(np.unique(depths)),),
+        tuple(int((first.numbers(name) or [0])[0]) for name in ("columns", "rows"))
+        + (len(np.unique(depths)) or len(slices),),
         voxel_mm,
     )
     return series._replace(why=_why_not(first, series), problem=_problem_of(headers.values(), slices, depths, gaps))
 
 
 def _slices(headers):
-    """Returns [(position text, orientation text, echo text)] of the slices of a series, in files of one or many."""
+    """Returns [(position text, orientation text, echo texts)] of the slices of a series, in files of one or of many."""
     slices = []
     for header in headers:
-        echo = header.values.get("echo_number") or header.values.get("echo_time_ms", "")
-        orientation = header.values.get("orientation", "")
-        if (header.numbers("frames") or [1])[0] > 1 and header.frames["position_mm"]:
-            all_of = header.frames["orientation"]
-            each = len(all_of) == len(header.frames["position_mm"])
-            slices += [
-                (position, all_of[i] if each else orientation, echo)
-                for i, position in enumerate(header.frames["position_mm"])
-            ]
-        else:
-            slices.append((header.values.get("position_mm", ""), orientation, echo))
+        has_many = (header.numbers("frames") or [1])[0] > 1
+        count = len(header.frames["position_mm"]) if has_many else 0
+        of = {name: texts if count == len(texts) else [] for name, texts in header.frames.items()}
+        for i in range(count or 1):
+            position, orientation, echo = (
+                of[name][i] if count and of[name] else header.values.get(name, "") for name in OF_FRAMES
+            )
+            slices.append((position, orientation, (header.values.get("echo_number"), echo)))
     return slices
 
 
+def _orientations(slices):
+    return {tuple(np.round(numbers(orientation), 2)) for _, orientation, _ in slices}
+
+
 def _depths(slices):
-    """Returns the positions in mm of slices along the normal of the first; of unknown ones their numbers."""
+    """Returns the positions in mm of slices along their normal; none if they are not known, or not parallel."""
     orientation = np.array(numbers(slices[0][1]))
     positions = [numbers(position) for position, _, _ in slices]
-    if len(orientation) != 6 or any(len(position) != 3 for position in positions):
-        return np.arange(len(slices), dtype=float)
+    if len(_orientations(slices)) > 1 or len(orientation) != 6 or any(len(position) != 3 for position in positions):
+        return np.array([])
     return np.round(np.array(positions) @ np.cross(orientation[:3], orientation[3:]), 2)
 
 
@@ -165,7 +169,7 @@ def _kind_of(header):
     modality."""
     modality = header.text("modality")
     for name in ("description", "protocol", "sequence_name") if modality == "MR" else ():
-        kind = next((kind for kind, words in _KINDS.items() if re.search(words, header.text(name))), "")
+        kind = next((kind for kind, words in _PATTERNS if re.search(words, header.text(name))), "")
         if kind:
             return kind
     return modality if re.fullmatch("[A-Z]{2,4}", modality) else "unknown"
@@ -197,14 +201,13 @@ def _why_not(header, series):
 def _problem_of(headers, slices, depths, gaps):
     """Returns why a series cannot be converted to one volume; empty if it can."""
     cut = sum(header.is_cut for header in headers)
-    orientations = {tuple(np.round(numbers(orientation), 2)) for _, orientation, _ in slices}
-    echoes, repeats = len({echo for _, _, echo in slices}), max(Counter(depths.tolist()).values())
+    echoes, repeats = len({echo for _, _, echo in slices}), max(Counter(depths.tolist()).values(), default=1)
     spacing = np.median(gaps) if len(gaps) else 1
     missing = int(np.round(gaps / spacing - 1).sum()) if len(gaps) else 0
     uneven = bool(len(gaps) and np.abs(gaps / spacing - np.round(gaps / spacing)).max() > _UNEVEN)
     reasons = {
         f"{cut} of its {len(slices)} slices cut off; copy them again": cut,
-        "slices of two orientations in one series": len(orientations) > 1,
+        "slices of two orientations in one series": len(_orientations(slices)) > 1,
         f"{echoes} echoes in one series; take their mean, or convert one of them: dcm2niix": echoes > 1,
         f"{repeats} volumes in one series, no single scan": repeats > 1,
         "slices at uneven distances; copy the series again": uneven,

@@ -105,7 +105,7 @@ class Jobs:
         """Lets a Job that is choosing go on with one of its series. Returns False if it is not choosing, or has no such
         series."""
         with self._changed:
-            known = job.state == "choosing" and id in [series["id"] for series in job.series]
+            known = job.state == "choosing" and not job.deleted and id in [series["id"] for series in job.series]
             if known:
                 job.state, job.choice, job.ended = "waiting", id, None
                 self._waiting.append(job)
