@@ -3,9 +3,9 @@
     pip install -r requirements-web.txt
     python serve.py                  then open http://127.0.0.1:8000; Ctrl-C ends it
 
-The page takes one scan at a time, .nii, .nii.gz, .mgz or .mgh, and segments it as predict.py does, in about 3 s on two cores.
-It shows the scan with its labels, volumes and flags, and gives the files to save. The API behind it is described at /docs,
-which needs no network either, and in docs/web.md.
+The page takes one scan at a time and segments it as predict.py does, in about 3 s on two cores: .nii, .nii.gz, .mgz, .mgh, or
+DICOM (a folder, its files, or a .zip file). It shows the scan with its labels, volumes and flags, and gives the files to save.
+The API behind it is described at /docs, which needs no network either, and in docs/web.md.
 
 A scan is deleted once it is segmented; its results after KEEP_MINUTES, with "delete now", when serve.py ends, and, after a
 crash, when it starts again at the same address. They lie in folders of WORK_DIR that only you can read. The log has no
@@ -38,8 +38,8 @@ import uvicorn
 HOST = "127.0.0.1"  # address to listen at; 0.0.0.0: all of this machine's
 PORT = 8000  # 0: any free one
 ALLOWED_HOSTS = ""  # further names that the page is called by, as mri.example.org, behind a proxy for instance
-MAX_UPLOAD_MB = 256  # of a file as it is sent
-MAX_UNPACKED_MB = 512  # of its voxels
+MAX_UPLOAD_MB = 256  # of a file, or of all files of a folder, as they are sent
+MAX_UNPACKED_MB = 512  # of its voxels, or of all that a .zip file holds
 QUEUE = 8  # scans that may wait; one more gets the answer 503
 JOB_SECONDS = 300  # for one scan, before it is given up
 KEEP_MINUTES = 60.0  # how long results are kept

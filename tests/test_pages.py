@@ -17,6 +17,7 @@ from conftest import ROOT
 WRITTEN_BY_HAND = [
     "CONTRIBUTING.md",
     "CHANGELOG.md",
+    "docs/dicom.md",
     "Task04_Hippocampus/README.md",
 ]
 PAGES = {name: (ROOT / name).read_text(encoding="utf-8") for name in [*report.PAGES, *WRITTEN_BY_HAND]}

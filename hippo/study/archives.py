@@ -33,9 +33,10 @@ def files_in(source, most_bytes=MOST_BYTES):
     leading_out = [n for n in names if n.startswith("/") or ":" in n[:2] or ".." in n.split("/")]
     require(not leading_out, f"{source}: a .zip file with names that lead out of it; pack it again")
     total, packed = (sum(getattr(entry, name) for entry in entries) for name in ("file_size", "compress_size"))
-    text = f"{source}: {total / 1e6:,.0f} MB unpacked"
-    require(total <= _BOMB[0] or total <= _BOMB[1] * packed, f"{text}, far more than scans would be; is it a bomb?")
-    require(total <= most_bytes, f"{text}; expected up to {most_bytes / 1e6:,.0f} MB: pack the series of the T1 alone")
+    size, most = f"{total / 1e6:,.0f} MB", f"{most_bytes / 1e6:,.0f} MB"
+    is_plausible = total <= _BOMB[0] or total <= _BOMB[1] * packed
+    require(is_plausible, f"{source}: {size} unpacked, far more than scans would be; is it a bomb?")
+    require(total <= most_bytes, f"{source}: {size} unpacked; expected up to {most}: pack the series of the T1 alone")
     require(not any(entry.flag_bits & 1 for entry in entries), f"{source}: an encrypted .zip file; unpack it first")
     regular = [entry for entry in entries if stat.S_IFMT(entry.external_attr >> 16) in (0, stat.S_IFREG)]
     sizes = {entry.filename: entry.file_size for entry in regular if not _is_hidden(entry.filename)}

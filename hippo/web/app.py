@@ -147,16 +147,11 @@ def _add_api(app, jobs, max_upload_mb, refusals):
     def ask_for_a_job(job: known) -> Status:
         return status_of(job)
 
-    @app.post("/api/jobs/{job_id}/series", status_code=202, responses={**missing, 409: _response("nothing to choose")})
-    def choose_a_series(job: known, choice: Choice) -> Status:
-        if not jobs.choose(job, choice.id):
-            raise HTTPException(409, "expected the id of one of the series of a job that is choosing")
-        return status_of(job)
-
     @app.delete("/api/jobs/{job_id}", status_code=204, responses=missing)
     def delete_a_job(job: known) -> None:
         jobs.delete(job)
 
+    _add_choice(app, jobs, known, missing, status_of)
     _add_files(app, jobs, known, missing)
 
     @app.get("/api/health", responses={403: refusals[403]})
@@ -169,6 +164,16 @@ def _add_api(app, jobs, max_upload_mb, refusals):
             max_upload_mb=max_upload_mb,
             keep_minutes=jobs.keep_minutes,
         )
+
+
+def _add_choice(app, jobs, known, missing, status_of):
+    """Adds the route by which a job that is choosing goes on. status_of: function from a job to its Status."""
+
+    @app.post("/api/jobs/{job_id}/series", status_code=202, responses={**missing, 409: _response("nothing to choose")})
+    def choose_a_series(job: known, choice: Choice) -> Status:
+        if not jobs.choose(job, choice.id):
+            raise HTTPException(409, "expected the id of one of the series of a job that is choosing")
+        return status_of(job)
 
 
 def _add_files(app, jobs, known, missing):
