@@ -114,18 +114,6 @@ def _add_api(app, jobs, max_upload_mb, refusals):
     known = Annotated[object, Depends(find)]
     missing = {404: _response("no such job"), 403: refusals[403]}
 
-    def status_of(job):
-        return Status(
-            id=job.id,
-            state=job.state,
-            steps=list(job.steps),
-            series=job.series,
-            ahead=jobs.ahead_of(job),
-            error=job.error,
-            result=job.result,
-            keep_minutes=jobs.keep_minutes,
-        )
-
     broken = {400: _response("a broken form, or one of more than a file"), 422: _response("no file in it")}
 
     @app.post("/api/jobs", status_code=202, responses={**refusals, **broken}, openapi_extra={"requestBody": _FORM})
@@ -141,17 +129,22 @@ def _add_api(app, jobs, max_upload_mb, refusals):
             except OSError:
                 raise HTTPException(503, "no room for this scan on the server", {"retry-after": "60"}) from None
         response.headers["Location"] = f"/api/jobs/{job.id}"
-        return status_of(job)
+        return _status_of(jobs, job)
 
     @app.get("/api/jobs/{job_id}", responses=missing)
     def ask_for_a_job(job: known) -> Status:
-        return status_of(job)
+        return _status_of(jobs, job)
+
+    @app.post("/api/jobs/{job_id}/series", status_code=202, responses={**missing, 409: _response("nothing to choose")})
+    def choose_a_series(job: known, choice: Choice) -> Status:
+        if not jobs.choose(job, choice.id):
+            raise HTTPException(409, "expected the id of one of the series of a job that is choosing")
+        return _status_of(jobs, job)
 
     @app.delete("/api/jobs/{job_id}", status_code=204, responses=missing)
     def delete_a_job(job: known) -> None:
         jobs.delete(job)
 
-    _add_choice(app, jobs, known, missing, status_of)
     _add_files(app, jobs, known, missing)
 
     @app.get("/api/health", responses={403: refusals[403]})
@@ -166,14 +159,17 @@ def _add_api(app, jobs, max_upload_mb, refusals):
         )
 
 
-def _add_choice(app, jobs, known, missing, status_of):
-    """Adds the route by which a job that is choosing goes on. status_of: function from a job to its Status."""
-
-    @app.post("/api/jobs/{job_id}/series", status_code=202, responses={**missing, 409: _response("nothing to choose")})
-    def choose_a_series(job: known, choice: Choice) -> Status:
-        if not jobs.choose(job, choice.id):
-            raise HTTPException(409, "expected the id of one of the series of a job that is choosing")
-        return status_of(job)
+def _status_of(jobs, job):
+    return Status(
+        id=job.id,
+        state=job.state,
+        steps=list(job.steps),
+        series=job.series,
+        ahead=jobs.ahead_of(job),
+        error=job.error,
+        result=job.result,
+        keep_minutes=jobs.keep_minutes,
+    )
 
 
 def _add_files(app, jobs, known, missing):
