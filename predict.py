@@ -217,6 +217,7 @@ def give_etivs(items, text):
         name = item.path.name
         full = (
             item.path.as_posix(),
+            Path(item.label).as_posix(),  # of a series
             item.name,
             str(Path(item.name).parent / name),
             Path(os.path.abspath(item.path)).as_posix(),

@@ -269,3 +269,13 @@ def test_dcm2niix_killed_or_missing(array, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", "/usr/bin:/bin")
     with pytest.raises(UserError, match="missing; pip install -r requirements-dicom.txt"):
         fetch(series, tmp_path / "other")
+
+
+def test_other_warnings_are_told_and_never_quoted(array, tmp_path):
+    for text, words in (("Warning: Weird name SECRET\n", True), ("Warning: Patient Position (0018,5100)\n", False)):
+        assert convert.has_other_warnings(f"Convert 3\n{text}") == words
+    slices = slices_of(array, HEAD)
+    save(slices[3:], tmp_path / "late")
+    assert "slices 1 to 3 may be missing at one end" in listing(choose(find_discs([tmp_path / "late"], "")))
+    save(slices_of(array, HEAD, InstanceNumber=lambda k: k + 91), tmp_path / "behind")
+    assert not one_series(tmp_path / "behind").note

@@ -26,6 +26,7 @@ TAGS = {  # names of the values that are read, each with its tag
     "study_uid": 0x0020000D,
     "series_uid": 0x0020000E,
     "series_number": 0x00200011,
+    "instance_number": 0x00200013,
     "position_mm": 0x00200032,
     "orientation": 0x00200037,
     "frames": 0x00280008,

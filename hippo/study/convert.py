@@ -15,7 +15,6 @@ _POLL_SECONDS = 0.05
 _OPTIONS = ["-g", "i", "-b", "n", "-z", "n", "-w", "1", "-f", "series"]  # no settings of the user, no sidecar, no gzip
 _REFUSED = {  # warnings of dcm2niix, and what they say about a volume
     "Interslice distance varies": "slices are missing or at uneven distances",
-    "Missing images": "slices are missing",
     "orientation varies": "slices of several orientations in one series",
     "echo varies": "several echoes in one series",
     "Unable to determine slice direction": "the direction of its slices is not known, and so neither are its sides",
@@ -49,10 +48,15 @@ def fetch(series, folder, warn=None):
     require(code == 0 and scans, f"dcm2niix could not convert it (code {code}); copy or export the series again")
     several = f"dcm2niix makes {len(scans)} volumes of this series; convert it by hand, and give the right one"
     require(len(scans) == 1, several)
-    warnings = [line for line in text.splitlines() if line.startswith("Warning")]
-    if warn and any(not any(words in line for words in _HARMLESS) for line in warnings):
+    if warn and has_other_warnings(text):
         warn(f"{series.label}: dcm2niix has a warning; see it with: dcm2niix -o FOLDER {series.source}")
     return scans[0]
+
+
+def has_other_warnings(text):
+    """Whether dcm2niix, which printed this text, warns of anything that is neither harmless nor refused."""
+    warnings = [line for line in text.splitlines() if line.startswith("Warning")]
+    return any(not any(words in line for words in _HARMLESS) for line in warnings)
 
 
 def _add_preamble(path):

@@ -123,7 +123,7 @@ def _read_headers(source, sizes):
             try:
                 with open_file(name) as file:
                     header = read_header(file, size)
-            except PermissionError:
+            except OSError:  # no permission, or a fault of the drive
                 continue
             if header:
                 headers[name] = header
@@ -169,7 +169,7 @@ def choose(discs, text=""):
 
     discs: see find_discs.
     """
-    known = re.fullmatch(r"(all)?|[\[(\d, )\]]+", text)
+    known = re.fullmatch(r"|all|[\[(]?\d+(, ?\d+)*[\])]?", text)
     require(known, f"--series={text}: expected all, or numbers as in --series=4")
     wanted = set(map(int, re.findall(r"\d+", text)))
     there = {series.number for found in discs.values() for disc in found for series in disc.series if not series.scan}
@@ -195,6 +195,7 @@ def listing(chosen):
         for series in disc.series if len(chosen) <= _FEW else []:
             reason = "taken" if series in taken else f"not taken: {series.why or 'not asked for'}"
             lines.append(f"  {series.name}: {series.grid}; {series.problem or reason}")
+        lines += [f"  {series.name}: {series.note}" for series in taken if series.note]
         if len({series.study for series in disc.series} - {""}) > 1:
             lines.append("  series of several studies in one place: are they of one person?")
         if disc.unread:

@@ -30,6 +30,7 @@ _KINDS = {kind for kind, _ in _PATTERNS}
 _NO_SCANS = {  # in the type of an image
     "LOCALIZER": "localizer",
     "MPR": "a reformatted series",
+    "REFORMATTED": "a reformatted series",
     "MIP": "a projection",
     "PROJECTION IMAGE": "a projection",
     "SUBTRACT": "a difference",
@@ -55,8 +56,8 @@ class Series(NamedTuple):
     source: folder or .zip file; part: folder in it that holds the study, if it holds several; files: names in the
     source; id: hash of its UID, or of its name; study: hash of the UID of its study; number: of the series; kind: one
     of _KINDS or the modality; size: voxels along columns, rows and slices; voxel_mm: their lengths; why: why it is not
-    taken unless it is asked for; problem: why it cannot be segmented; scan: of a scan in a .zip file, its name without
-    the extension.
+    taken unless it is asked for; problem: why it cannot be segmented; note: what is to be looked at; scan: of a scan in
+    a .zip file, its name without the extension.
     """
 
     source: Path
@@ -70,6 +71,7 @@ class Series(NamedTuple):
     voxel_mm: tuple = ()
     why: str = ""
     problem: str = ""
+    note: str = ""
     scan: str = ""
 
     @property
@@ -90,7 +92,7 @@ class Series(NamedTuple):
     @property
     def is_mri(self):
         """Whether it holds images of MRI."""
-        return not self.why.endswith("no MRI")
+        return self.kind in (*_KINDS, "MR")
 
     @property
     def grid(self):
@@ -133,7 +135,8 @@ def describe(source, part, uid, headers):
         + (len(np.unique(depths)) or len(slices),),
         voxel_mm,
     )
-    return series._replace(why=_why_not(first, series), problem=_problem_of(headers.values(), slices, depths, gaps))
+    problem = _problem_of(headers.values(), slices, depths, gaps)
+    return series._replace(why=_why_not(first, series), problem=problem, note=_note_of(headers.values()))
 
 
 def _slices(headers):
@@ -177,13 +180,13 @@ def _kind_of(header):
 
 def _why_not(header, series):
     """Returns why a series is no T1-weighted head in 3D; empty if it is one, or if nothing speaks against it."""
-    modality, scanning = header.text("modality"), header.text("scanning_sequence").split("\\")
+    scanning = header.text("scanning_sequence").split("\\")
     echo, inversion = ((header.numbers(f"{name}_time_ms") or [0])[0] for name in ("echo", "inversion"))
     thickness, is_t1 = series.voxel_mm[2] if series.voxel_mm else 0, series.kind == "T1"
     extent = np.array(series.size) * series.voxel_mm if series.voxel_mm else np.zeros(3)
     types = [_NO_SCANS[word] for word in header.text("image_type").split("\\") if word in _NO_SCANS]
     reasons = {
-        f"{series.kind}, no MRI": modality != "MR",
+        f"{series.kind}, no MRI": not series.is_mri,
         f"{types[0] if types else ''}": types,
         f"{series.kind.replace('_', ' ')}, not T1-weighted": not is_t1 and series.kind in _KINDS,
         "one slice": series.size[2] == 1,
@@ -214,6 +217,14 @@ def _problem_of(headers, slices, depths, gaps):
         f"{missing} of {len(gaps) + 1 + missing} slices missing; copy the series again": missing > 0,
     }
     return next((reason for reason, holds in reasons.items() if holds), "")
+
+
+def _note_of(headers):
+    """Returns a doubt about the first slices of a series: whether their numbers begin late, but not behind those of
+    another series."""
+    found = sorted(int((header.numbers("instance_number") or [0])[0]) for header in headers)
+    begins_late = 1 < found[0] <= len(found) == found[-1] - found[0] + 1
+    return f"slices 1 to {found[0] - 1} may be missing at one end, by their numbers" if begins_late else ""
 
 
 def hashed(text):

@@ -114,6 +114,7 @@ def _add_api(app, jobs, max_upload_mb, refusals):
     known = Annotated[object, Depends(find)]
     missing = {404: _response("no such job"), 403: refusals[403]}
 
+    unclear = {400: _response("no JSON"), 409: _response("nothing to choose, or no such series")}
     broken = {400: _response("a broken form, or one of more than a file"), 422: _response("no file in it")}
 
     @app.post("/api/jobs", status_code=202, responses={**refusals, **broken}, openapi_extra={"requestBody": _FORM})
@@ -135,7 +136,7 @@ def _add_api(app, jobs, max_upload_mb, refusals):
     def ask_for_a_job(job: known) -> Status:
         return _status_of(jobs, job)
 
-    @app.post("/api/jobs/{job_id}/series", status_code=202, responses={**missing, 409: _response("nothing to choose")})
+    @app.post("/api/jobs/{job_id}/series", status_code=202, responses={**missing, **unclear})
     def choose_a_series(job: known, choice: Choice) -> Status:
         if not jobs.choose(job, choice.id):
             raise HTTPException(409, "expected the id of one of the series of a job that is choosing")
