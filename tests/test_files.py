@@ -1,7 +1,10 @@
 """Files, folders, checkpoints and devices."""
 
 import json
+import os
 import pickle
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -9,7 +12,7 @@ import predict
 from hippo import device
 from hippo.device import autocast, pick_device, set_up_device
 from hippo.errors import UserError
-from hippo.files import atomic, fresh_folder, save_json, set_aside
+from hippo.files import atomic, fresh_folder, machine, save_json, set_aside, work_folder
 from hippo.models.checkpoint import load_checkpoint, load_model
 
 import numpy as np
@@ -141,3 +144,14 @@ def test_devices():
     assert pick_device("cpu", amp=False)[1] is None
     with autocast(cpu, None):
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
+
+
+def test_a_work_folder_is_removed_and_so_are_those_of_killed_processes(tmp_path):
+    dead = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
+    for pid in (int(dead.stdout), os.getppid()):
+        (tmp_path / f".half-{machine()}-{pid}-x").mkdir()
+    with pytest.raises(ZeroDivisionError), work_folder(tmp_path) as folder:
+        (folder / "scan").write_text("x")
+        assert 1 / 0
+    left = [path.name for path in tmp_path.iterdir()]
+    assert left == [f".half-{machine()}-{os.getppid()}-x"] if os.name == "posix" else len(left) == 2
