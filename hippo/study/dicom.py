@@ -8,6 +8,7 @@ from hippo.data.cases import case_id
 from hippo.data.dicom import read_header
 from hippo.data.formats import has_ending, is_pair
 from hippo.errors import UserError, require
+from hippo.heads.result import readable
 from hippo.study.archives import files_in, is_zip, opened
 from hippo.study.inputs import walk
 from hippo.study.series import Series, describe, hashed
@@ -200,4 +201,4 @@ def listing(chosen):
             lines.append("  series of several studies in one place: are they of one person?")
         if disc.unread:
             lines.append(f"  DICOM files that cannot be read: {disc.unread}")
-    return "\n".join(lines)
+    return readable("\n".join(lines))

@@ -129,8 +129,8 @@ def left_out(inputs, out_dir, chosen=None):
             twice = [path for path in scans if path not in taken and not path.name.lower().endswith(".img")]
             others |= dict.fromkeys(twice, "there is another file of this name, or it is no _T1w")
         else:
-            files, folders = walk(root, out_dir)
-            files = [path for path in files if not has_ending(path) and path not in _dicom_files(chosen.get(root, []))]
+            (files, folders), known = walk(root, out_dir), _dicom_files(chosen.get(root, []))
+            files = [path for path in files if not has_ending(path) and path not in known]
             others = dict.fromkeys(folders, "a folder of results, labels or derivatives")
         strange = {path: why for path in files if path.parent not in others and (why := _why_no_scan(path))}
         if strange and chosen.get(root):  # such as the viewer on a CD
@@ -162,7 +162,8 @@ def find_items(inputs, out_dir, chosen=None):
     items, chosen = [], chosen or {}
     for path in map(Path, inputs):
         discs = chosen.get(path, [])
-        scans = [scan for scan in search(path, out_dir) if scan not in _dicom_files(discs)]
+        known = _dicom_files(discs)
+        scans = [scan for scan in search(path, out_dir) if scan not in known]
         found = [Item((scan.parent / case_id(scan)).relative_to(path).as_posix(), scan) for scan in scans]
         for disc, taken in discs:
             folder = Path(_unzipped(os.path.relpath(disc.source, path)) if path.is_dir() else "", disc.part)
