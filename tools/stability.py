@@ -2,6 +2,7 @@
 images drawn from anatomies, and the model for any contrast and the choice between it and those of T1.
 
     python -m tools.stability --heads=FOLDER      rescans, and small and large hippocampi; writes repeatability.json
+    python -m tools.stability --only=sizes      small and large hippocampi alone, a minute; into repeatability.json
     python -m tools.stability --heads=FOLDER --only=contrasts      other contrasts; writes any_contrast.json
     python -m tools.stability --only=skull      T1-like heads with and without a skull; some minutes; writes skull.json
 
@@ -13,7 +14,7 @@ from hippo.data.cases import load_volumes
 from hippo.data.degrade import lookup_table
 from hippo.data.intensity import normalise
 from hippo.errors import require
-from hippo.files import save_json
+from hippo.files import load_json, save_json
 from hippo.heads.anatomy import FREESURFER, LABELS, SIDES
 from hippo.heads.segment import joint_labels
 from hippo.models.checkpoint import load_checkpoint
@@ -34,7 +35,7 @@ DATA_ROOT = "Task04_Hippocampus"  # Decathlon folder
 HEADS = "heads"  # BIDS folder of whole heads
 ANATOMIES = "anatomies"  # folder of label maps, see get_data.py
 HIPPODEEP = ""  # folder of bthyreau/hippodeep_pytorch, to measure it on the same rescans; empty: not
-ONLY = "repeatability"  # or contrasts, or skull
+ONLY = "repeatability"  # or sizes, contrasts, or skull
 OUT = "repeatability.json"  # file to write
 OUT_CONTRASTS = "any_contrast.json"  # file that --only=contrasts writes
 OUT_SKULL = "skull.json"  # file that --only=skull writes
@@ -56,7 +57,8 @@ _SIDES = [(FREESURFER[side], LABELS[side]) for side in SIDES]  # left, right: la
 
 def main():
     cfg = configure(globals())
-    measures = {"repeatability": measure_rescans, "contrasts": measure_contrasts, "skull": measure_skull}
+    measures = {"repeatability": measure_rescans, "sizes": measure_sizes}
+    measures |= {"contrasts": measure_contrasts, "skull": measure_skull}
     require(cfg.only in measures, f"--only={cfg.only}: expected {', '.join(measures)}")
     measures[cfg.only](cfg)
 
@@ -82,6 +84,12 @@ def measure_rescans(cfg):
     results["anatomies"] = sizes(cfg.anatomies, segmenter)
     save_json(cfg.out, results)
     print(f"wrote {cfg.out}")
+
+
+def measure_sizes(cfg):
+    """Measures sizes alone, and writes them into the file."""
+    results = load_json(cfg.out, "python -m tools.stability")
+    save_json(cfg.out, {**results, "anatomies": sizes(cfg.anatomies, Segmenter.load(device="cpu"))})
 
 
 def perturbed(array, affine, rng):
