@@ -13,12 +13,14 @@ Writes into OUT_DIR, on each input's own grid, in folders as those of the inputs
   NAME_hippocampus.nii.gz  of a head: 1 left anterior, 2 left posterior, 3 right anterior, 4 right posterior
   NAME_seg.nii.gz          of a crop: 1 anterior, 2 posterior
   NAME_hippocampus.png     the picture to check it by: look at it before you use a number
+  NAME_profile.tsv         with PROFILE: area of the cross-section at each mm of the long axis; for all: profiles.tsv
   NAME_uncertainty.nii.gz  with SAMPLES: predictive entropy and mutual information of each voxel, 0 to 1
   S4_T1.nii.gz             of a DICOM series: the converted scan, named after number and kind
   volumes.csv              a row for each scan and side: volumes in mm3, eTIV, quality, flags, adjusted volumes
   report.html              of more than one scan: the page to check them by, worst quality first
   adjustment.json          of ten heads or more: the slopes on eTIV that the adjusted volumes have
-Of a BIDS data set they are sub-01/anat/sub-01_space-orig_seg-hippocampus_dseg.nii.gz and so on, volumes.tsv, and figures/.
+Of a BIDS data set they are sub-01/anat/sub-01_space-orig_seg-hippocampus_dseg.nii.gz and so on, volumes.tsv, figures/ and,
+where people have several sessions, change.tsv.
 
 Started again, it goes on where it stopped: a scan is done again if it failed or has changed. Any number of runs may share
 OUT_DIR, at one time or one after the other: the table holds all scans, those of one name told apart by their folders.
@@ -43,6 +45,7 @@ from hippo.options import configure, run_script
 from hippo.segmenter import Segmenter, Settings
 from hippo.study.batch import join, run_items
 from hippo.study.bids import from_app, refuse_equal_names
+from hippo.study.change import check_prefer
 from hippo.study.dicom import choose, find_discs, listing
 from hippo.study.inputs import find_items, find_t1, is_bids, left_out
 from hippo.study.records import has_result, is_done, load_records, load_study, open_study, shard_of, was_begun
@@ -71,6 +74,8 @@ USUAL_MM3 = [1500, 6000]  # a hippocampus outside is flagged implausible_volume
 POSSIBLE_MM3 = [300, 12_000]  # outside there is no result
 SAMPLES = 0  # of MC dropout, 20 for instance: write NAME_uncertainty.nii.gz and the spread of each volume; 0: none
 SAMPLER = "pretrained/heads_dropout.pth"  # weights of a 3D model that was trained with --dropout, for SAMPLES
+PROFILE = False  # write NAME_profile.tsv too: areas of cross-sections along the long axis; of a study profiles.tsv
+PREFER = ""  # of several T1 of a session, the one that change.tsv uses: run-1, for instance; empty: the highest quality
 ADJUSTMENT = ""  # adjustment.json of another study, for the adjusted volumes; empty: a fit to this one
 WORKERS = 0  # scans at a time, each on its share of the cores; 0: one a core, or one on a GPU
 SHARD = ""  # 3/100: every hundredth scan, from the third on; shards may run at once, --collect=True joins them
@@ -80,7 +85,7 @@ DEVICE = "auto"  # auto (CUDA where there is one, CPU otherwise), cpu, cuda, cud
 AMP = True  # mixed precision: bf16 where it is fast, fp16 on older GPUs
 
 _SETTINGS = ["contrast", "side", "labels", "probabilities", "pictures", "low_quality", "least_quality"]
-_SETTINGS += ["asymmetry", "usual_mm3", "possible_mm3", "samples", "tta", "amp"]  # results depend on them
+_SETTINGS += ["asymmetry", "usual_mm3", "possible_mm3", "samples", "profile", "tta", "amp"]  # results depend on them
 
 
 def main():
@@ -110,7 +115,7 @@ def run(cfg):
         cfg.labels = "freesurfer"
     settings = {name: getattr(cfg, name) for name in _SETTINGS}
     settings |= {"version": __version__, "weights": networks.checksums, "precision": precision(networks.dtype)}
-    study = {"settings": settings, "bids": source, "adjustment": adjustment}
+    study = {"settings": settings, "bids": source, "adjustment": adjustment, "prefer": cfg.prefer}
     parts = cfg.shard or cfg.participant_label or cfg.session_label or cfg.series
     roots = [] if parts else [path for path in cfg.inputs if Path(path).is_dir()]
     items = open_study(cfg.out_dir, study, items, alone=not cfg.shard, left_out=others, roots=roots)
@@ -153,7 +158,8 @@ def few(texts):
 
 def collect(cfg):
     """Joins the results in the results folder. Returns whether all scans are there and succeeded."""
-    records = join(cfg.out_dir, load_adjustment(cfg.adjustment) if cfg.adjustment else None)
+    check_prefer(cfg.prefer, load_study(cfg.out_dir)["scans"])
+    records = join(cfg.out_dir, load_adjustment(cfg.adjustment) if cfg.adjustment else None, cfg.prefer)
     scans = load_study(cfg.out_dir)["scans"]
     missing = sorted(set(scans) - {record["name"] for record in records})
     if missing:
@@ -191,7 +197,7 @@ def find_inputs(cfg):
         require(not inside, f"{path} lies in {cfg.out_dir}, the folder for results; choose another --out_dir")
     studies = [path for path in cfg.inputs if is_bids(path)]
     if not studies:
-        some = next((name for name in ("participant_label", "session_label") if getattr(cfg, name)), "")
+        some = next((name for name in ("participant_label", "session_label", "prefer") if getattr(cfg, name)), "")
         require(not some, f"--{some} is for a BIDS data set, a folder with dataset_description.json")
         chosen = choose(find_discs(cfg.inputs, out_dir), cfg.series)
         if text := listing(chosen):
@@ -199,6 +205,7 @@ def find_inputs(cfg):
         return find_items(cfg.inputs, out_dir, chosen), "", left_out(cfg.inputs, out_dir, chosen)
     require(len(cfg.inputs) == 1, f"{studies[0]} is a BIDS data set; give it alone, the others in a run of their own")
     items = find_t1(studies[0], cfg.participant_label, cfg.session_label)
+    check_prefer(cfg.prefer, [item.name for item in items])
     return refuse_equal_names(items), str(Path(studies[0]).resolve()), left_out(cfg.inputs, out_dir)
 
 

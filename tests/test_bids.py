@@ -111,7 +111,8 @@ def test_a_crop_in_a_bids_data_set_is_numbered_by_its_side(run_study, study, tmp
 @pytest.mark.promise("bids")
 @pytest.mark.skipif(not VALIDATOR, reason="no bids-validator-deno (requirements-dev.txt)")
 def test_the_official_validator(run_study, study, tmp_path):
-    run_study(study, "--probabilities=True")
+    run_study(study, "--probabilities=True", "--profile=True")
+    assert (tmp_path / "out/change.tsv").is_file() and (tmp_path / "out/profiles.tsv").is_file()
     result = subprocess.run([VALIDATOR, "--format=json", str(tmp_path / "out")], capture_output=True, text=True)
     if "issues" not in result.stdout:
         pytest.skip(f"the validator does not run here: {result.stderr[-200:]}")

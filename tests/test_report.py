@@ -149,7 +149,9 @@ def test_nothing_of_a_scan_is_html(scans):
 def test_every_flag_on_the_page_is_raised_somewhere():
     paths = [path for path in (ROOT / "hippo" / "heads").glob("*.py") if path.name != "flags.py"]
     code = "".join(path.read_text(encoding="utf-8") for path in paths)
-    code += (ROOT / "hippo" / "data" / "nifti.py").read_text(encoding="utf-8")
+    code += "".join(
+        (ROOT / name).read_text(encoding="utf-8") for name in ("hippo/data/nifti.py", "hippo/study/change.py")
+    )
     assert all(f'"{flag}"' in code for flag in FLAGS)
 
 

@@ -31,7 +31,7 @@ from hippo.files import atomic, load_json, save_json
 from hippo.options import configure, constants, run_script
 from hippo.training.run_folder import same_constants
 from hippo.training.search import FIGURE, RESULTS, grid_points, settings
-from tools import ablations, benchmark, cohort, fine_tuning, heads, quality, stability, uncertainty, web
+from tools import ablations, benchmark, change, cohort, fine_tuning, heads, quality, stability, uncertainty, web
 
 SHORT_2D = "checkpoints-2d-64"  # folder of the short 2D run, see docs/RESULTS.md
 ABLATIONS = "ablations"  # folder of further runs and searches
@@ -45,7 +45,7 @@ _SAMPLE = "sample.json"  # in RESULTS_DIR: the rows of volumes.csv of HEAD
 _COLUMNS = ("scan", "side", "anterior_mm3", "posterior_mm3", "total_mm3", "etiv_mm3", "quality", "flags")  # in it
 _PLACES = ("data_root", "data_dir")  # where the data were
 _FILES = [benchmark.OUT, benchmark.OUT_ORDINARY_CPU, heads.OUT]
-_FILES += [stability.OUT, stability.OUT_CONTRASTS, stability.OUT_SKULL]
+_FILES += [stability.OUT, stability.OUT_CONTRASTS, stability.OUT_SKULL, change.OUT, change.OUT_RESCANS]
 _FILES += [tool.OUT for tool in (ablations, uncertainty, quality, cohort, web, fine_tuning)]
 _PICTURES = [uncertainty.PICTURE, quality.PICTURE, cohort.PICTURE, web.PICTURE, fine_tuning.PICTURE]
 _SUMMARISED = ("part_", "uncertainty_", "ordinary_cpu")  # runs in ABLATIONS of which a file above says what counts

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from hippo.data.anatomies import BETWEEN, FLUID, GREY, OUTSIDE, WHITE
 from hippo.data.augment import PARTS
+from hippo.data.degrade import inwards
 from hippo.data.nifti import read_nifti
 from hippo.errors import require
 from hippo.heads.anatomy import FREESURFER, LABELS, SIDES
@@ -14,10 +15,12 @@ from hippo.scoring.metrics import dice
 import nibabel as nib
 import numpy as np
 import torch
-from scipy.ndimage import affine_transform, gaussian_filter
+from scipy.ndimage import affine_transform, gaussian_filter, map_coordinates
+from scipy.optimize import brentq
 from scipy.stats import theilslopes
 
 _SIDES = {side: (FREESURFER[side], LABELS[side]) for side in SIDES}  # the label in an anatomy, and those of predict.py
+_AROUND_MM = 15  # around a hippocampus: the warp of thinned fades within it
 _TISSUES = ("white matter", "grey matter", "fluid", "outside")
 DEFECTIVE = (("training_seg_07", "left"),)  # labels that miss most of the hippocampus
 PAINTED = {
@@ -221,6 +224,32 @@ def brightened(array, affine, gamma):
     """The head with another gamma."""
     top = float(array.max())
     return (np.maximum(array, 0) / top) ** np.float32(gamma) * top, affine
+
+
+def thinned(array, affine, labels, share):
+    """The head with one hippocampus thinner by a share of its volume, by the warp of degrade.atrophy, and the labels
+    (D, H, W) after it: {label: volume in mm3, partial voxels counted in part}. labels: of that hippocampus."""
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    places, margin = np.argwhere(labels), np.ceil(_AROUND_MM / spacing).astype(int)
+    low, high = np.maximum(places.min(0) - margin, 0), places.max(0) + 1 + margin
+    box = tuple(map(slice, low, high))
+    part, image = labels[box], array[box].astype(np.float32)
+    field = inwards(part > 0, spacing) / spacing.reshape(3, 1, 1, 1)
+    grid = np.indices(part.shape)
+
+    def warped_labels(by_mm):
+        where = grid - by_mm * field
+        masks = ((label, (part == label).astype(np.float32)) for label in np.unique(part[part > 0]))
+        return {int(label): map_coordinates(mask, where, order=1, mode="nearest").sum() for label, mask in masks}
+
+    before = np.count_nonzero(part)
+    by_mm = (
+        brentq(lambda mm: 1 - share - sum(warped_labels(mm).values()) / before, -0.5, 3, xtol=1e-3) if share else 0.0
+    )
+    changed = array.astype(np.float32)
+    changed[box] = map_coordinates(image, grid - by_mm * field, order=3, mode="nearest")
+    voxel = float(abs(np.linalg.det(affine[:3, :3])))
+    return changed, {label: float(count) * voxel for label, count in warped_labels(by_mm).items()}
 
 
 def inverted(array, affine):

@@ -28,10 +28,9 @@ def atrophy(channels, label, grid, rng, most_mm):
     In half of the cases, the hippocampus instead gets thinner, the cavity around it gets wider, and fluid fills the
     gap, with the hippocampus off centre. This imitates the enlarged temporal horn of an atrophied brain.
     """
-    smooth = gaussian_filter((label > 0).astype(np.float32), _OUTLINE_MM, mode="nearest", truncate=3)
-    inwards = np.stack(np.gradient(smooth)) * (_OUTLINE_MM * math.sqrt(2 * math.pi))  # of length 1 at a flat outline
     half = np.maximum(np.array(label.shape) - 1, 1) / 2
-    field = torch.from_numpy((inwards / half.reshape(-1, *[1] * label.ndim))[::-1].astype(np.float32))
+    field = inwards(label > 0) / half.reshape(-1, *[1] * label.ndim)
+    field = torch.from_numpy(field[::-1].astype(np.float32))
     field = F.grid_sample(field[None], grid, padding_mode="border", align_corners=True).movedim(1, -1)
 
     def thinner(by_mm, moved_mm=0.0):
@@ -48,6 +47,14 @@ def atrophy(channels, label, grid, rng, most_mm):
     fluid = channels[0, 0].min() + rng.uniform(0, 0.15) * (channels[0, 0].max() - channels[0, 0].min())
     hippocampus[0] = inside * hippocampus[0] + outside * around[0] + (1 - inside - outside) * fluid
     return hippocampus
+
+
+def inwards(mask, spacing_mm=1.0):
+    """Returns the field (n, *size) that points across the smoothed outline of a mask into it, of length 1 at a flat
+    outline, and fades with the distance from it. spacing_mm: of the voxels, one number or one for each axis."""
+    spacing_mm = np.broadcast_to(spacing_mm, mask.ndim)
+    smooth = gaussian_filter(mask.astype(np.float32), _OUTLINE_MM / spacing_mm, mode="nearest", truncate=3)
+    return np.stack(np.gradient(smooth, *spacing_mm)) * (_OUTLINE_MM * math.sqrt(2 * math.pi))
 
 
 def lookup_table(image, rng, share, knots=6):

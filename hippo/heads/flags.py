@@ -1,8 +1,8 @@
 """All flags, the doubts about a result: each is defined once, with its severity, its meaning and what to do about it.
 
-The modules that detect a problem raise its flag by name: hippo.data.nifti (headers), scan, locate, segment and
-quality. The picture, the page of a study, the page in the browser and docs/troubleshooting.md take everything else
-from here.
+The modules that detect a problem raise its flag by name: hippo.data.nifti (headers), scan, locate, segment, quality, and
+hippo.study.change. The picture, the page of a study, the page in the browser and docs/troubleshooting.md take
+everything else from here.
 """
 
 from dataclasses import dataclass
@@ -150,6 +150,12 @@ _FLAGS = (
         AMBER,
         "of a crop: both sides look alike, or the other side fits better than the one you gave",
         "tell the side with `--side=left` or `--side=right`",
+    ),
+    Flag(
+        "visits_differ",
+        AMBER,
+        "of a change: the two visits have other voxel sizes, scanners or networks, which alone may change a volume",
+        "compare visits of one protocol; trust the change of a group more than that of a person",
     ),
 )
 FLAGS = {flag.name: flag for flag in _FLAGS}

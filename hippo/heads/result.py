@@ -2,9 +2,10 @@
 
 from dataclasses import dataclass, field
 
-from hippo.data.nifti import to_stored_orientation
+from hippo.data.nifti import spacing_mm, to_stored_orientation
 from hippo.heads.flags import FLAGS
 from hippo.heads.locate import Located
+from hippo.heads.profile import profile
 from hippo.heads.save import paths_in, save_result
 from hippo.heads.scan import Scan
 from hippo.heads.segment import Hippocampus, joint_labels, joint_probabilities
@@ -41,6 +42,11 @@ class Side:
         """Returns the label map (uint8) on the scan's own grid: 1 anterior, 2 posterior. It is all 0 if there is no
         result."""
         return to_stored_orientation(joint_labels([self.found], self.scan, crop=True), self.scan.image)
+
+    def profile(self):
+        """Returns the Profile along the long axis, see heads.profile. There must be a result."""
+        labels = self.found.labels
+        return profile(labels if self.anterior_mm3 is not None else labels > 0, self.scan.matrix)
 
 
 @dataclass(frozen=True)
@@ -112,6 +118,7 @@ class Result:
             "flags": ";".join(flags),
         }
         row |= {"seconds": f"{self.seconds:.2f}", "model": side.model}
+        row |= {"voxel_mm": " x ".join(f"{mm:.2f}" for mm in spacing_mm(self.scan.image))}
         return row | {f"{part}_sd_mm3": f"{value:.1f}" for part, value in side.spread_mm3.items()}
 
     def save(self, folder):

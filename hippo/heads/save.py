@@ -6,6 +6,7 @@ from typing import NamedTuple
 from hippo.data.cases import case_id
 from hippo.data.nifti import save_labels, save_like
 from hippo.files import atomic, remove_half_written
+from hippo.heads.profile import save_profiles
 
 import numpy as np
 
@@ -23,6 +24,7 @@ class Paths(NamedTuple):
     uncertainty: str = ""
     picture: str = ""
     thumbnail: str = ""
+    profile: str = ""
 
 
 def paths_in(name, is_crop):
@@ -33,7 +35,7 @@ def paths_in(name, is_crop):
 
 def save_result(result, folder, paths, numbered_as_crop=None, written=None):
     """Writes the files that `paths` names: label and probability maps (only if a side has a result), uncertainty maps,
-    and the picture. Each file is written completely or not at all. Returns their paths.
+    the profiles along the long axis, and the picture. Each file is written completely or not at all. Returns their paths.
 
     numbered_as_crop: see Result.labels; written: list to which each path is appended before it is written.
     """
@@ -55,6 +57,8 @@ def save_result(result, folder, paths, numbered_as_crop=None, written=None):
     if paths.uncertainty and result.uncertainty is not None:
         words = "predictive entropy, mutual information; 0 to 1"
         save_like(target(paths.uncertainty), result.uncertainty, image, words, 1.0, synthetic)
+    if paths.profile and result.has_result:
+        save_profiles(target(paths.profile), {side.side: side.profile() for side in result.sides if not side.problem})
     if paths.picture:
         from hippo.heads.picture import picture_of_scan, thumbnail  # matplotlib takes half a second to import
 

@@ -250,47 +250,6 @@ def quality(cases, heads, path, title):
     save(figure, path, title)
 
 
-def cohort(names, sides, path, title):
-    """Draws the volumes of a study against eTIV, left against right, and the anterior share, and labels outliers. names: of at least three
-    heads; sides: {left or right: {"etiv_ml", "total_mm3", "anterior_mm3": (N,)}}."""
-    figure, (etiv, both, share) = panels(1, 3, (15, 4.8))
-    for (side, of), colour in zip(sides.items(), COLOURS.values()):
-        style = {"s": 16, "color": colour, "edgecolor": "black", "linewidth": 0.4, "label": side}
-        volume, shares = of["total_mm3"], 100 * of["anterior_mm3"] / of["total_mm3"]
-        etiv.scatter(of["etiv_ml"], volume, **style)
-        share.scatter(volume, shares, **style)
-        expected = np.full(len(names), volume.mean())
-        if len(names) >= _FEWEST and np.ptp(of["etiv_ml"]) > 0:
-            line = np.polyfit(of["etiv_ml"], volume, 1)
-            expected = np.polyval(line, of["etiv_ml"])
-            etiv.plot(of["etiv_ml"], expected, color=colour)
-        _name_outliers(etiv, names, of["etiv_ml"], volume, expected)
-        _name_outliers(share, names, volume, shares, np.median(shares))
-    left, right = (sides[side]["total_mm3"] for side in ("left", "right"))
-    both.scatter(left, right, s=16, color=SERIES[3], edgecolor="black", linewidth=0.4)
-    both.axline(2 * [left.mean()], slope=1, color="#999999", linestyle="--", linewidth=1)
-    _name_outliers(both, names, left, right, np.median(right / left) * left)
-    etiv.set(xlabel="eTIV in ml", ylabel="hippocampus in mm³")
-    both.set(xlabel="left hippocampus in mm³", ylabel="right hippocampus in mm³")
-    share.set(xlabel="hippocampus in mm³", ylabel="anterior share, %")
-    for axes in (etiv, share):
-        axes.legend()
-    for axes in (etiv, both, share):
-        axes.grid(alpha=0.3)
-    save(figure, path, title)
-
-
-def _name_outliers(axes, names, x, y, expected, most=8):
-    """Labels up to `most` points that deviate from the expected value by more than 3.5 robust standard deviations (1.48 times the median
-    absolute deviation)."""
-    off = np.abs(y - expected)
-    limit = 3.5 * 1.4826 * np.median(off) if len(names) >= _FEWEST else np.inf
-    for i in [i for i in np.argsort(-off)[:most] if off[i] > limit]:
-        side = ("left", 4) if x[i] < np.mean(axes.get_xlim()) else ("right", -4)
-        style = {"textcoords": "offset points", "xytext": (side[1], 3), "fontsize": 7, "ha": side[0]}
-        axes.annotate(names[i].rsplit("/", 1)[-1], (x[i], y[i]), parse_math=False, **style)
-
-
 def memory(series, path, title):
     """Draws memory over the number of processed scans: [(number, MiB), ...]."""
     figure, axes = panels(1, 1, (7, 3.5))

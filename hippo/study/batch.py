@@ -16,19 +16,22 @@ from hippo.files import remove_half_written, save_json, save_text
 from hippo.heads.result import readable
 from hippo.processes import end_with_parent
 from hippo.segmenter import Segmenter, Settings
-from hippo.study import bids, volumes
+from hippo.study import bids, change, volumes
+from hippo.study.figures import of_change, of_profiles, of_volumes
 from hippo.study.outputs import failed_row, process
 from hippo.study.page import page
+from hippo.study.profiles import save_profiles_of
 from hippo.study.records import begin, load_records, load_study, save_record, was_begun
 from hippo.study.sharing import RECORDS, locked
 
-import numpy as np
 import torch
 from tqdm import tqdm
 
 _MOST = 61  # maximum number of processes in a pool on Windows
 _SCANS_EACH = 2  # minimum number of scans per process, so that its start of 2 s pays off
-_JOINED = ("volumes.csv", "volumes.tsv", "volumes.json", "adjustment.json", "report.html")
+_JOINED = ("volumes.csv", "volumes.tsv", "volumes.json", "change.tsv", "change.json", "profiles.tsv", "profiles.json")
+_PLOTS = (f"{RECORDS}/study.png", f"{RECORDS}/change.png", f"{RECORDS}/profiles.png")
+_JOINED += ("adjustment.json", "report.html")
 _process_state = {}  # state of a worker process: its Segmenter and settings
 
 
@@ -137,42 +140,60 @@ def _work(item):
     process(item, *_process_state["fixed"])
 
 
-def join(out_dir, adjustment=None):
-    """Writes the table of all records in a results folder and, if there is more than one scan, the page. Returns the
+def join(out_dir, adjustment=None, prefer=""):
+    """Writes the tables of all records in a results folder and, if there is more than one scan, the page. Returns the
     records.
 
-    adjustment: for the adjusted volumes, see volumes.fit_adjustment; None: that of the study, or a fit to it. Raises
-    UserError if the folder holds no results. Other runs wait in the meantime, so that the last one writes all records.
+    adjustment: for the adjusted volumes, see volumes.fit_adjustment; None: that of the study, or a fit to it. prefer:
+    see change.choose; empty: that of the study. Raises UserError if the folder holds no results. Other runs wait in the
+    meantime, so that the last one writes all records.
     """
     load_study(out_dir)  # before the lock, which would create the folder
     with locked(out_dir):
-        return _join(Path(out_dir), adjustment)
+        return _join(Path(out_dir), adjustment, prefer)
 
 
-def _join(out_dir, adjustment):
+def _join(out_dir, adjustment, prefer):
     study = load_study(out_dir)
     records, is_bids = load_records(out_dir), bool(study["bids"])
-    for name in (*_JOINED, *bids.FILES, f"{RECORDS}/study.json", f"{RECORDS}/study.png"):
+    for name in (*_JOINED, *bids.FILES, f"{RECORDS}/study.json", *_PLOTS):
         remove_half_written(out_dir / name)
     fit = adjustment or study["adjustment"] or volumes.fit_adjustment(records)
-    rows = volumes.add_statistics(records, fit)
+    rows, taken = volumes.add_statistics(records, fit), {}
+    if is_bids:
+        rows, taken = change.choose(rows, prefer or study["prefer"])
     volumes.save_table(out_dir, rows, any(name in row for row in rows for name in volumes.SPREADS), is_bids)
     if fit:
         save_json(out_dir / "adjustment.json", fit)
     else:
         (out_dir / "adjustment.json").unlink(missing_ok=True)  # left from when there were more scans
+    changes = _save_changes(out_dir, study, rows, taken) if is_bids else []
+    profiles = save_profiles_of(out_dir, records, is_bids)
     if is_bids:
         commit = describe_environment()["git_commit"]
         bids.save_description(
             out_dir, study["bids"], study["settings"]["weights"], commit, study["settings"]["labels"] == "freesurfer"
         )
     if len(records) > 1:
-        _save_page(out_dir, study, records, rows)
+        _save_page(out_dir, study, records, rows, changes, profiles)
     return records
 
 
-def _save_page(out_dir, study, records, rows):
-    """Writes report.html."""
+def _save_changes(out_dir, study, rows, taken):
+    """Writes change.tsv and change.json if a person has two sessions, and removes earlier ones otherwise. Returns its
+    rows."""
+    times = change.load_times(study["bids"], {person for person, session in taken if session})
+    changes = change.changes(rows, taken, times)
+    if changes:
+        volumes.save_rows(out_dir / "change.tsv", changes, change.columns())
+    else:
+        for name in ("change.tsv", "change.json"):
+            (out_dir / name).unlink(missing_ok=True)
+    return changes
+
+
+def _save_page(out_dir, study, records, rows, changes, profiles):
+    """Writes report.html. changes: rows of change.tsv; profiles: see save_profiles_of."""
     scans, at = {}, 0
     for record in records:
         small = out_dir / RECORDS / "scans" / f"{record['name']}.webp"
@@ -182,33 +203,14 @@ def _save_page(out_dir, study, records, rows):
             with contextlib.suppress(OSError):  # another run does the scan again
                 picture = small.read_bytes()
         scans[record["name"]] = mine, picture
-    plot = out_dir / RECORDS / "study.png"
-    heads = {name: rows for name, (rows, _) in scans.items() if len(rows) == 2 and all(map(_is_whole, rows))}
-    drawn = len(heads) > 2
-    if drawn:
-        from hippo.pictures import plots  # matplotlib takes half a second to import
-
-        plots.cohort(list(heads), _columns(heads), plot, f"{len(heads)} heads")
+    folder, tables = out_dir / RECORDS, {name: rows for name, (rows, _) in scans.items()}
+    figures = {
+        "volumes": of_volumes(tables, folder / "study.png"),
+        "change": of_change(changes, folder / "change.png"),
+        "profiles": of_profiles(profiles, folder / "profiles.png"),
+    }
     facts = {"version": f"{__version__}, commit {describe_environment()['git_commit']}"}
     facts |= {name: f"{digest[:12]}... (SHA-256)" for name, digest in study["settings"]["weights"].items()}
     facts |= {name: readable(v) for name, v in study["settings"].items() if name not in ("weights", "version")}
     title = readable(f"Hippocampi: {Path(study['bids']).name}" if study["bids"] else "Hippocampi")
-    plotted = plot.read_bytes() if drawn else None
-    save_text(out_dir / "report.html", page(title, scans, plotted, facts, study["left_out"]))
-
-
-def _is_whole(row):
-    """Whether a row has all values that plots.cohort draws."""
-    return bool(row["total_mm3"] and row["etiv_mm3"] and row["anterior_mm3"])
-
-
-def _columns(heads):
-    """Returns the columns that plots.cohort draws, from {name: [left row, right row]}."""
-    scales = {"etiv_mm3": ("etiv_ml", 1e-3), "total_mm3": ("total_mm3", 1.0), "anterior_mm3": ("anterior_mm3", 1.0)}
-    return {
-        side: {
-            name: np.array([float(rows[i][column]) * scale for rows in heads.values()])
-            for column, (name, scale) in scales.items()
-        }
-        for i, side in enumerate(("left", "right"))
-    }
+    save_text(out_dir / "report.html", page(title, scans, figures, facts, study["left_out"], changes))

@@ -4,11 +4,13 @@ A label map is sub-01/anat/sub-01_space-orig_seg-hippocampus_dseg.nii.gz, on the
 """
 
 import argparse
+import contextlib
 import os
 from pathlib import Path
 from urllib.parse import quote
 
 from hippo import __version__
+from hippo.data.cases import case_id
 from hippo.errors import UserError
 from hippo.files import load_json, remove_half_written, save_json, save_text
 from hippo.heads.anatomy import DESCRIPTIONS
@@ -17,6 +19,7 @@ from hippo.study.inputs import DESCRIPTION
 _LABELS = ("participant_label", "session_label")  # options of a BIDS App that take several words
 _LAST = ("res", "den", "label", "desc")  # entities that follow seg- in a file name
 _SEGMENTATION = "seg-hippocampus"
+_SCANNER = ("Manufacturer", "ManufacturersModelName", "MagneticFieldStrength", "DeviceSerialNumber")
 _SUBCORTICAL = 9  # the BIDS index of subcortical grey matter
 KINDS = ("dseg", "probseg", "uncertainty")  # kinds of results, each with a sidecar
 FILES = (
@@ -36,6 +39,11 @@ _WORDS = {
 _IGNORED = (
     "volumes.tsv",
     "volumes.json",
+    "change.tsv",
+    "change.json",
+    "profiles.tsv",
+    "profiles.json",
+    "*_profile.tsv",
     "adjustment.json",
     "report.html",
     "figures",
@@ -80,6 +88,20 @@ def save_sidecar(out_dir, item, kind, single_label=False):
     remove_half_written(path)
     save_json(path, content)
     return path
+
+
+def scanner_of(path):
+    """Returns the scanner of a scan of a BIDS data set as text, from the .json files that apply to it (the inheritance
+    principle: those beside it and in the folders above, whose names have no other entities). Empty if none says."""
+    parts, facts = {*case_id(path).split("_")}, {}
+    root = next((folder for folder in path.parents if (folder / DESCRIPTION).is_file()), path.parent)
+    folders = [folder for folder in path.parents if folder == root or root in folder.parents]
+    for sidecar in [sidecar for folder in reversed(folders) for sidecar in sorted(folder.glob("*T1w.json"))]:
+        if parts >= {*sidecar.stem.split("_")}:
+            with contextlib.suppress(UserError):
+                content = load_json(sidecar, "")
+                facts |= content if isinstance(content, dict) else {}
+    return ", ".join(str(facts[name]) for name in _SCANNER if facts.get(name))
 
 
 def save_description(out_dir, source, models, commit, single_label=False):
@@ -137,6 +159,7 @@ def from_app(argv):
 
 _README = """Volumes and label maps of the anterior and posterior hippocampus, found by networks. Not for clinical use.
 
-volumes.tsv has a row for each scan and side; volumes.json says what its columns are. report.html is the page to check the
-results by: look at each before you use a number. Records of what is done are in .hippo/.
+volumes.tsv has a row for each scan and side, change.tsv (where people have several sessions) one for each side and later
+visit; the .json beside a table says what its columns are. report.html is the page to check the results by: look at each
+before you use a number. Records of what is done are in .hippo/.
 """

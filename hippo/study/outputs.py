@@ -21,15 +21,23 @@ def paths_of(item, is_bids, is_crop, cfg):
     """Returns the Paths of an Item, relative to the results folder."""
     if is_bids:
         labels, soft, unsure = (f"{bids.output_name(item.name, kind)}.nii.gz" for kind in bids.KINDS)
+        profile = f"{bids.output_name(item.name, 'profile')}.tsv"
         stem = item.name.rpartition("/")[2]
         is_named = {item.participant_id, item.session_id} - {""} <= {*stem.split("_")}  # as BIDS wants it
         picture = f"figures/{stem if is_named else item.name.replace('/', '_')}_hippocampus.png"
     else:
         kinds = ("seg" if is_crop else "hippocampus", "probabilities", "uncertainty")
         labels, soft, unsure = (f"{item.name}_{kind}.nii.gz" for kind in kinds)
-        picture = f"{item.name}_hippocampus.png"
+        picture, profile = f"{item.name}_hippocampus.png", f"{item.name}_profile.tsv"
     small = f"{RECORDS}/scans/{item.name}.webp"
-    return Paths(labels, soft * cfg.probabilities, unsure, picture * cfg.pictures, small * cfg.pictures)
+    return Paths(
+        labels,
+        soft * cfg.probabilities,
+        unsure,
+        picture * cfg.pictures,
+        small * cfg.pictures,
+        profile * cfg.profile,
+    )
 
 
 def process(item, segmenter, cfg, is_bids, progress=None):
@@ -111,6 +119,6 @@ def _segment_scan(item, scan, segmenter, cfg, is_bids, written, progress):
         for kind, path in zip(bids.KINDS, paths):
             if path and Path(cfg.out_dir) / path in written:
                 written.append(bids.save_sidecar(cfg.out_dir, item, kind, result.single_label))
-    return [
-        empty_row(item.label or item.path) | row | {"scan": readable(item.label or item.path)} for row in result.rows()
-    ]
+    more = {"scan": readable(item.label or item.path)}
+    more |= {"scanner": bids.scanner_of(item.path)} if is_bids else {}
+    return [empty_row(item.label or item.path) | row | more for row in result.rows()]

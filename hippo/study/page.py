@@ -7,30 +7,39 @@ from html import escape
 from pathlib import Path
 
 from hippo.heads.flags import AMBER, FLAGS, GREEN, RED, flags_in, verdict
+from hippo.study.change import rescans
+
+import numpy as np
 
 _HEAD = ("looked at", "scan", "quality", "left, mm³", "right, mm³", "asymmetry, %", "eTIV, ml", "flags", "pictures")
+_OTHERS = ("seconds", "chosen")  # columns that may change while the result stays
+_BANDS, _FEW_PEOPLE = 4, 20  # width of the lines of change in bands of rescans; more people are folded away
 _NUMBERS = ("quality", "left, mm³", "right, mm³", "asymmetry, %", "eTIV, ml")
 
 
-def page(title, scans, plot, facts, left_out=None):
+def page(title, scans, figures, facts, left_out=None, changes=()):
     """Returns the HTML of the page.
 
-    scans: {name: (its rows of the table with statistics, picture as WebP bytes or None)}; plot: PNG bytes or None;
-    facts: {name: text} about the run; left_out: {file: reason} for skipped files.
+    scans: {name: (its rows of the table with statistics, picture as WebP bytes or None)}; figures: {volumes, change or
+    profiles: list of Figure} or None; facts: {name: text} about the run; left_out: {file: reason} for skipped files;
+    changes: rows of change.tsv.
     """
+    figures = figures or {}
     ordered = sorted(scans.items(), key=lambda item: (_worst(item[1][0]), item[0]))
     raised = {flag.name for rows, _ in scans.values() for row in rows for flag in flags_in(row["flags"])}
+    raised |= {flag.name for row in changes for flag in flags_in(row["flags"])}
     colours = [colour(rows) for rows, _ in scans.values()]
     failures = sum(any("failed: " in row["flags"] for row in rows) for rows, _ in scans.values())
     summary = f"{len(scans)} scans: {colours.count('green')} without doubts, {colours.count('amber')} to look at, "
     summary += f"{colours.count('red')} doubtful or failed ({failures} failed, in part or whole). Worst quality first."
     left = "; ".join(f"{escape(name)} ({escape(why)})" for name, why in sorted((left_out or {}).items()))
-    image = f'<img class="plot" alt="volumes of the study" src="{_data(plot, "png")}">' if plot else ""
     parts = {
         "title": escape(title),
         "summary": summary,
         "left_out": f"<p>Left out: {left}</p>" if left else "",
-        "plot": image,
+        "volumes": "".join(map(_figure, figures.get("volumes", []))),
+        "change": "".join(map(_figure, figures.get("change", []))) + _change_table(changes) if changes else "",
+        "profiles": "".join(map(_figure, figures.get("profiles", []))),
         "head": "".join(_heading(name) for name in _HEAD),
         "rows": "\n".join(_row(name, rows, picture) for name, (rows, picture) in ordered),
         "flags": "".join(
@@ -41,6 +50,50 @@ def page(title, scans, plot, facts, left_out=None):
     }
     template = (Path(__file__).parent / "page.html").read_text(encoding="utf-8")
     return re.sub(r"\{\{(\w+)\}\}", lambda mark: parts[mark[1]], template)
+
+
+def _figure(figure):
+    """Returns the HTML of a Figure with the key of its numbers."""
+    heading = f"<h2>{escape(figure.title)}</h2>" if figure.title else ""
+    key = "".join(
+        f"<li value={number}>{escape(name.rpartition('/')[2])}</li>" for number, name in sorted(figure.key.items())
+    )
+    image = f'<img class="plot" alt="{escape(figure.alt)}" src="{_data(figure.png, "png")}">'
+    return heading + image + (f'<ol class="key">{key}</ol>' if key else "")
+
+
+def _change_table(changes):
+    """Returns the HTML of the change between visits: a line for each person, with the grey band of rescans."""
+    band, people = rescans()["band_percent"]["total"], {}
+    for row in changes:
+        people.setdefault(row["participant_id"], []).append(row)
+    lines = "".join(_change_row(person, rows, band) for person, rows in people.items())
+    widest = _BANDS * band
+    head = "<th>person</th><th>visits</th><th>years</th><th>left, %</th><th>right, %</th>"
+    head += f"<th>-{widest:.0f} to {widest:.0f} %, more at the edge</th><th>flags</th>"
+    text = "Whole hippocampus: the last visit, or the fit, compared with the first. Blue: left; orange: right; grey, "
+    text += (
+        f"not bold: within {band:.1f} % ({rescans()['band_of']}). change.tsv has the parts and the change in a year."
+    )
+    is_open = " open" * (len(people) <= _FEW_PEOPLE)
+    return f'<details{is_open}><summary>{escape(text)}</summary><table class="change"><tr>{head}</tr>{lines}</table></details>'
+
+
+def _change_row(person, rows, band):
+    """Returns the table row of a person. rows: of change.tsv; band: in %."""
+    last = {row["side"]: row for row in rows if row.get("total_change_percent")}  # the fit, or else the last pair
+    first = next(iter(last.values()), rows[0])
+    percent = {side: row["total_change_percent"] for side, row in last.items()}
+    places = {side: np.clip(100 * float(text) / (_BANDS * band), -100, 100) for side, text in percent.items()}
+    dots = "".join(f'<circle cx="{place:.1f}" cy="0" r="4" class="{side}"/>' for side, place in places.items())
+    line = f'<rect x="{-100 / _BANDS:.1f}" y="-8" width="{200 / _BANDS:.1f}" height="16"/><path d="M0-8V8"/>{dots}'
+    cells = [escape(person), f"{escape(first.get('session_from', ''))} to {escape(first['session_to'])}"]
+    cells += [first.get("years") or "-"]
+    for text in (percent.get(side) for side in ("left", "right")):
+        cells.append(f"<b>{text}</b>" if text and abs(float(text)) > band else text or "-")
+    flags = dict.fromkeys(flag for row in rows for flag in row["flags"].split(";") if flag)  # failures come last
+    cells += [f'<svg viewBox="-105 -9 210 18">{line}</svg>', _words({"flags": ";".join(flags)}, 1)]
+    return "<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
 
 
 def _worst(rows):
@@ -76,7 +129,9 @@ def _row(name, rows, picture):
         "eTIV, ml": _scaled(first["etiv_mm3"], 1e-3, ",.0f"),
     }
     cells = [f'<td><input type="checkbox" aria-label="{name} looked at"></td>']
-    cells += [f'<td class="name" title="{escape(first["scan"])}">{name}</td>']
+    folder, _, stem = name.rpartition("/")
+    folder = f"<small>{folder}</small>" if folder else ""
+    cells += [f'<td class="name" title="{escape(first["scan"])}"><b>{stem}</b>{folder}</td>']
     cells += [f'<td class="number" data-value="{value}">{text}</td>' for value, text in number.values()]
     cells += [f"<td>{'<br>'.join(filter(None, (_words(row, len(rows)) for row in rows)))}</td>"]
     sides = ("left", "right")[: max(1, len(rows))]
@@ -92,7 +147,7 @@ def _row(name, rows, picture):
 def _digest(rows):
     """Returns a digest that identifies a result in the list of checked results. It changes when the result changes."""
     values = [
-        [(name, row[name]) for name in sorted(row) if name != "seconds" and "adjusted" not in name] for row in rows
+        [(name, row[name]) for name in sorted(row) if name not in _OTHERS and "adjusted" not in name] for row in rows
     ]
     return hashlib.sha256(repr(values).encode("utf-8", "backslashreplace")).hexdigest()[:16]
 

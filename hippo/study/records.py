@@ -36,7 +36,7 @@ def open_study(out_dir, study, items, alone=True, left_out=None, roots=()):
     Results with other settings are moved aside. Raises UserError if another run is working on them, if only the processor differs, if alone
     is False (for a shard), or if the folder holds folders but no results.
 
-    study: {"settings", "bids", "adjustment"} of plain values. left_out: {file: reason} of files that this run skipped. roots: folders that
+    study: {"settings", "bids", "adjustment", "prefer"} of plain values. left_out: {file: reason} of files that this run skipped. roots: folders that
     were searched completely; records of scans that no longer exist there are put aside, with a message.
     """
     folder = check_folder(out_dir)
@@ -177,7 +177,7 @@ def load_study(out_dir):
         path.is_file(),
         f"{out_dir}: no results in this folder; make them with: python predict.py SCANS --out_dir={out_dir}",
     )
-    study = {"left_out": {}, **load_json(path, _AGAIN)}
+    study = {"left_out": {}, "prefer": "", **load_json(path, _AGAIN)}
     if isinstance(study["scans"], list):  # written by version 0.5
         study["scans"] = {name: (load_record(out_dir, name) or {}).get("path", "") for name in study["scans"]}
     return study

@@ -2,6 +2,7 @@
 
 import csv
 from pathlib import Path
+from typing import NamedTuple
 
 from hippo.errors import UserError, require
 from hippo.files import atomic, load_json, save_json
@@ -10,29 +11,66 @@ from hippo.heads.result import PARTS, readable
 
 import numpy as np
 
-COLUMNS = {  # columns of the table, each with its meaning
-    "participant_id": "Participant, of a BIDS data set",
-    "session_id": "Session, of a BIDS data set",
-    "scan": "File of the scan",
-    "side": "left or right; of a crop as found, or as told",
-    "anterior_mm3": "Volume of the anterior part in mm3, counted on the scan's own grid",
-    "posterior_mm3": "Volume of the posterior part in mm3: body and tail",
-    "total_mm3": "Sum of both parts in mm3",
-    "etiv_mm3": "Estimated total intracranial volume in mm3: the locating network's, or the one that was given",
-    "quality": "Dice to expect, 0 to 1, mean of both parts",
-    "flags": "What is doubtful, joined by semicolons; failed: why there is no result",
-    "seconds": "Time of the scan in s",
-    "model": "Files of the weights",
+
+class Column(NamedTuple):
+    """What the .json file beside a table says of a column. units: of the number, 1 for a ratio; source: file, network or
+    paper that it comes from."""
+
+    description: str
+    units: str = ""
+    method: str = ""
+    source: str = ""
+
+
+_COUNTED = "Voxels of the labels times the volume of a voxel by the header's affine, on the scan's own grid"
+_MAP = "The label map of the scan"
+COLUMNS = {  # columns of the table
+    "participant_id": Column("Participant", source="Folder of the data set"),
+    "session_id": Column("Session", source="Folder of the data set"),
+    "scan": Column("File of the scan"),
+    "side": Column("left or right; of a crop as found, or as told", source="Header of the scan"),
+    "anterior_mm3": Column("Volume of the anterior part: the head", "mm3", _COUNTED, _MAP),
+    "posterior_mm3": Column("Volume of the posterior part: body and tail", "mm3", _COUNTED, _MAP),
+    "total_mm3": Column("Volume of the whole hippocampus", "mm3", "Sum of both parts", _MAP),
+    "etiv_mm3": Column(
+        "Estimated total intracranial volume",
+        "mm3",
+        "Sum of the probability of the intracranial space on voxels of 4 mm, times a constant fitted to hippodeep's eTIV",
+        "The locating network, or the option --etiv",
+    ),
+    "quality": Column(
+        "Dice to expect with a hand-drawn label, 0 to 1, mean of both parts",
+        "1",
+        "The usual Dice less a penalty for each piece of evidence below a threshold, such as the agreement of views",
+        "pretrained/quality.json",
+    ),
+    "flags": Column("What is doubtful, joined by semicolons; failed: why there is no result", source="See report.html"),
+    "seconds": Column("Time to read and to segment the scan", "s"),
+    "model": Column("Files of the weights", source="dataset_description.json has their checksums"),
+    "voxel_mm": Column("Size of a voxel from left to right, back to front, and bottom to top", "mm", source="Header"),
 }
 SPREADS = {
-    f"{part}_sd_mm3": f"Standard deviation in mm3 of the {part} volume over samples by MC dropout" for part in PARTS
+    f"{part}_sd_mm3": Column(f"Spread of {part}_mm3", "mm3", "Standard deviation over samples by MC dropout", "SAMPLER")
+    for part in PARTS
 }
 STATISTICS = {
-    "asymmetry": "(left - right) / mean of both, of the total volumes",
+    "asymmetry": Column("Difference of the two sides", "1", "(left - right) / mean of both, of total_mm3"),
     **{
-        f"{part}_adjusted_mm3": f"{part}_mm3 less slope x (etiv_mm3 - its mean), slope and mean of adjustment.json"
+        f"{part}_adjusted_mm3": Column(
+            f"{part}_mm3 adjusted for intracranial volume",
+            "mm3",
+            f"{part}_mm3 less slope x (etiv_mm3 - its mean), the residual method (Jack et al. 1989)",
+            "Slope and mean of adjustment.json",
+        )
         for part in PARTS
     },
+}
+OF_BIDS = {  # columns of a BIDS data set, behind all others
+    "scanner": Column("Manufacturer, model, field strength in T and serial number", source="Sidecars of the scan"),
+    "chosen": Column(
+        "Where a person has several T1-weighted scans of a session: whether change.tsv takes this one, and why",
+        method="The scan with the highest quality of its worse side, or the one named by --prefer",
+    ),
 }
 FEWEST = 10  # minimum number of heads for a fit
 _DOUBTS = {"low_quality", "in_fluid", "implausible_volume", "asymmetric", *OF_ETIV}
@@ -144,24 +182,26 @@ def add_statistics(records, adjustment):
 
 
 def save_table(out_dir, rows, spreads, bids):
-    """Writes volumes.csv or, for a BIDS data set, volumes.tsv (with n/a for missing values) and volumes.json. Returns
-    the path of the table."""
-    columns = {name: text for name, text in COLUMNS.items() if bids or not name.endswith("_id")}
-    columns |= STATISTICS | (SPREADS if spreads else {})
-    path = Path(out_dir) / f"volumes.{'tsv' if bids else 'csv'}"
+    """Writes volumes.csv or, for a BIDS data set, volumes.tsv and volumes.json."""
+    columns = {name: column for name, column in COLUMNS.items() if bids or not name.endswith("_id")}
+    columns |= STATISTICS | (SPREADS if spreads else {}) | (OF_BIDS if bids else {})
+    save_rows(Path(out_dir) / f"volumes.{'tsv' if bids else 'csv'}", rows, columns)
+
+
+def save_rows(path, rows, columns):
+    """Writes rows, {column: text}, as a table. columns: {name: Column}. A .tsv has n/a for missing values and a .json
+    beside it that describes the columns, as in BIDS."""
+    is_tsv = path.suffix == ".tsv"
     with atomic(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
-        how = {"dialect": "excel-tab", "lineterminator": "\n"} if bids else {}
+        how = {"dialect": "excel-tab", "lineterminator": "\n"} if is_tsv else {}
         writer = csv.DictWriter(file, columns, restval="", extrasaction="ignore", **how)
         writer.writeheader()
         for row in rows:
-            writer.writerow({name: row.get(name) or ("n/a" if bids else "") for name in columns})
-    if bids:
-        save_json(path.with_suffix(".json"), {name: _described(name, text) for name, text in columns.items()})
-    return path
+            writer.writerow({name: row.get(name) or ("n/a" if is_tsv else "") for name in columns})
+    if is_tsv:
+        save_json(path.with_suffix(".json"), {name: _described(column) for name, column in columns.items()})
 
 
-def _described(name, text):
-    """Returns the description of a column for volumes.json."""
-    return {"Description": text} | (
-        {"Units": "mm3"} if name.endswith("_mm3") else {"Units": "s"} if name == "seconds" else {}
-    )
+def _described(column):
+    """Returns what a .json file says of a Column."""
+    return {name.capitalize(): text for name, text in column._asdict().items() if text}
