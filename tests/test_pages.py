@@ -19,6 +19,7 @@ WRITTEN_BY_HAND = [
     "CHANGELOG.md",
     "docs/dicom.md",
     "docs/tables.md",
+    "docs/RESULTS.md",
     "Task04_Hippocampus/README.md",
 ]
 PAGES = {name: (ROOT / name).read_text(encoding="utf-8") for name in [*report.PAGES, *WRITTEN_BY_HAND]}
@@ -145,6 +146,17 @@ def test_the_readme_is_short_and_segments_a_head_early():
     assert "python predict.py head.nii.gz" in lines[:60]
     text = re.sub(r"```.*?```|`[^`]*`", "", PAGES["README.md"], flags=re.S)
     assert not re.findall(r"<(?!!--)[a-zA-Z/]", text), "HTML, which GitHub may strip"
+
+
+def test_the_results_are_short_and_open_with_figures_of_their_tables():
+    pages = [PAGES[f"docs/{name}.md"] for name in ("accuracy", "robustness", "ablations")]
+    assert len(PAGES["docs/RESULTS.md"].splitlines()) <= 25
+    assert len(" ".join([PAGES["docs/RESULTS.md"], *pages]).split()) <= 8200
+    for text in pages:
+        opening, rest = text.split("\n## ", 1)
+        blocks = "".join(re.findall(r"^<!-- \S+ -->$.*?^<!-- /\S+ -->$", rest, re.M | re.S))
+        figures = re.findall(r"[+-]?\d+\.\d+", opening)
+        assert len(figures) > 8 and not [figure for figure in figures if figure not in blocks]
 
 
 def test_every_flag_has_a_remedy():

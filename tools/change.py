@@ -13,11 +13,10 @@ from functools import partial
 from hippo.errors import require
 from hippo.files import ROOT, save_json, save_text
 from hippo.heads.anatomy import SIDES
-from hippo.heads.profile import STEPS, in_steps
+from hippo.heads.profile import in_steps
 from hippo.heads.result import PARTS
 from hippo.options import configure, run_script
 from hippo.scoring.statistics import bootstrap_of
-from hippo.scoring.tables import markdown_table
 from hippo.segmenter import Segmenter
 from hippo.study.change import RESCANS as BAND
 from hippo.study.inputs import find_t1
@@ -38,8 +37,8 @@ OUT_RESCANS = "rescans.json"  # file that --only=rescans writes
 _SHARES = (0, 0.01, 0.02, 0.03, 0.05, 0.07, 0.10)  # by which a hippocampus gets thinner
 _RESCANNED = (0, 0.02, 0.05, 0.10)  # those for which the second visit is a simulated rescan, too
 _DEGREES, _SHIFT_MM, _NOISE = 3.0, 3.0, 0.03  # of the simulated second visit
-_VISITS = {"same scan": "the scan itself, changed", "rescan": "turned, shifted and with noise as well"}
-_VISITS["scaled"] = "the whole head smaller, by its header"
+VISITS = {"same scan": "the scan itself, changed", "rescan": "turned, shifted and with noise as well"}
+VISITS["scaled"] = "the whole head smaller, by its header"
 
 
 def main():
@@ -60,12 +59,12 @@ def measure_made(cfg, segmenter):
         heads[path.name.split("_")[0]] = thin(path, segmenter, rng) + scale(path, segmenter)
         save_json(cfg.out, results | {"heads": heads})
         print(path.name, flush=True)
-    save_json(cfg.out, results | {"heads": heads, "summary": {visit: lines(heads, visit) for visit in _VISITS}})
+    save_json(cfg.out, results | {"heads": heads, "summary": {visit: lines(heads, visit) for visit in VISITS}})
     print(f"wrote {cfg.out}")
 
 
 def thin(path, segmenter, rng):
-    """[{"side", "part", "made": change in %, and what was found of it in each of _VISITS}] of a head, for each of _SHARES."""
+    """[{"side", "part", "made": change in %, and what was found of it in each of VISITS}] of a head, for each of _SHARES."""
     array, affine = read(path)
     first, rows = segmenter(scan_of(array, affine)), []
     labels = {side.side: on_grid(side, array.shape) for side in first.sides if not side.problem}
@@ -127,7 +126,7 @@ def percent(after, before):
 
 
 def lines(heads, visit):
-    """{part: the line of found on made, with intervals by person} of what `thin` found in one of _VISITS."""
+    """{part: the line of found on made, with intervals by person} of what `thin` found in one of VISITS."""
     result = {}
     for part in PARTS:
         rows = [[row for row in head if row["part"] == part and visit in row] for head in heads.values()]
@@ -245,55 +244,6 @@ def band(results):
 
 
 # ---- the blocks of the pages
-
-
-def sections(published):
-    """{name of a block: function that returns Markdown}."""
-    return {
-        "change": lambda: change_table(published("change.json")["summary"]),
-        "rescans": lambda: rescans_table(published("rescans.json")),
-        "profile": lambda: profile_table(published("rescans.json")),
-    }
-
-
-def change_table(summary):
-    """The change found against the change made."""
-    rows = []
-    for visit, parts in summary.items():
-        for part, of in parts.items():
-            cells = [
-                f"{of['slope']['mean']:.2f} ({of['slope']['interval'][0]:.2f} to {of['slope']['interval'][1]:.2f})"
-            ]
-            for name in ("scatter_percent", "intercept_percent"):
-                low, high = of[name]["interval"]
-                cells.append(f"{of[name]['mean']:.2f} ({low:.2f} to {high:.2f})")
-            rows.append([f"{visit}: {_VISITS[visit]}", part, *cells, str(of["pairs"])])
-    titles = ["second visit", "part", "slope", "scatter, %", "found where nothing changed, %", "pairs"]
-    return markdown_table(titles, rows)
-
-
-def rescans_table(results):
-    """What rescans change in volumes."""
-    rows = []
-    for kind in (kind for kind in ("real", "simulated") if kind in results):
-        of = results[kind]
-        cells = [f"{v['median']:.1f} ({v['percentile_95']:.1f}; {v['largest']:.1f})" for v in of["volumes"].values()]
-        rows.append([f"{kind}, {of['pairs']} pairs of hippocampi", *cells])
-    return markdown_table(["rescans", *(f"{part}, %" for part in PARTS)], rows)
-
-
-def profile_table(results):
-    """How steady profiles are in rescans."""
-    rows = []
-    for kind in (kind for kind in ("real", "simulated") if kind in results):
-        of, areas = results[kind], results[kind]["areas_percent"]
-        alike = of["correlation"]
-        places = [f"{np.mean(areas[i : i + 4]):.1f}" for i in range(0, STEPS, 4)]
-        cells = [f"{alike['median']:.4f} ({alike['percentile_5']:.3f}; {alike['lowest']:.3f})"]
-        cells += [f"{of[name]['median']:.1f} ({of[name]['percentile_95']:.1f})" for name in ("length_mm", "border_mm")]
-        rows.append([f"{kind}, {of['pairs']} pairs", *cells, *places])
-    titles = ["rescans", "correlation of the areas", "length, mm", "border, mm"]
-    return markdown_table(titles + [f"fifth {i}, %" for i in range(1, 6)], rows)
 
 
 if __name__ == "__main__":

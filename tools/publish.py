@@ -33,7 +33,7 @@ from hippo.training.run_folder import same_constants
 from hippo.training.search import FIGURE, RESULTS, grid_points, settings
 from tools import ablations, benchmark, change, cohort, fine_tuning, heads, quality, stability, uncertainty, web
 
-SHORT_2D = "checkpoints-2d-64"  # folder of the short 2D run, see docs/RESULTS.md
+SHORT_2D = "checkpoints-2d-64"  # folder of the short 2D run, see docs/ablations.md
 ABLATIONS = "ablations"  # folder of further runs and searches
 HEAD = "sub-02/anat/sub-02_T1w.nii.gz"  # in the benchmark's folder of heads, to draw
 RESULTS_DIR = "results"  # where the JSON files go

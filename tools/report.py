@@ -16,7 +16,7 @@ from hippo.files import load_json, save_text
 from hippo.heads.flags import FLAGS
 from hippo.options import configure, run_script
 from hippo.scoring.tables import markdown_table, with_interval
-from tools import change, tables_heads, tables_pages, tables_training, tables_truth
+from tools import tables_heads, tables_pages, tables_training, tables_truth
 from tools.promises import marked_tests, promises
 from tools.tables_training import DEFAULT_SEEDS, mean_dice
 
@@ -25,7 +25,9 @@ import numpy as np
 PAGES = [
     "README.md",
     "docs/DEVELOPING.md",
-    "docs/RESULTS.md",
+    "docs/accuracy.md",
+    "docs/robustness.md",
+    "docs/ablations.md",
     "docs/troubleshooting.md",
     "docs/cluster.md",
     "docs/web.md",
@@ -86,7 +88,7 @@ class Published:
 def sections(cfg):
     """The generated blocks of the pages: {name: function that returns Markdown}."""
     published = Published(cfg.results)
-    modules = (tables_pages, tables_training, tables_heads, tables_truth, change)
+    modules = (tables_pages, tables_training, tables_heads, tables_truth)
     blocks = {name: block for module in modules for name, block in module.sections(published).items()}
     blocks |= {"glance": lambda: glance(published), "accuracy": lambda: accuracy(published)}
     blocks |= {"sample": lambda: sample(published("sample.json"))}

@@ -62,21 +62,15 @@ def agreement(results):
 def rescans(results):
     """How volumes change in simulated rescans."""
     heads = results["rescans"]
-    rows = []
+    rows, found, total = [], 0, 0
     for name in next(iter(heads.values())):
         sides = [heads[head][name][side] for head in heads for side in SIDES]
         changes = np.array([side["change"] for side in sides if side["change"] is not None])
-        flags = sorted({flag for head in heads.values() for flag in head[name]["flags"]})
+        found, total = found + len(changes), total + len(sides)
         words = [f"{100 * f(np.abs(changes)):.1f}" for f in (np.median, np.max)] if len(changes) else ["-", "-"]
-        rows.append([name, f"{len(changes)} of {len(sides)}", *words, ", ".join(flags)])
-    titles = [
-        "rescan",
-        "segmented",
-        "median change, %",
-        "largest change, %",
-        "flags raised in at least one head (without those of the header and the voxels, such as `thick_slices`)",
-    ]
-    return markdown_table(titles, rows)
+        rows.append([name, *words])
+    table = markdown_table(["rescan", "median change, %", "largest change, %"], rows)
+    return f"{table}\n\n{found} of {total} hippocampi were segmented."
 
 
 def speed(entries):
@@ -146,14 +140,9 @@ def repeatability(results):
     ours, theirs = results["summary"]["ours"], results["summary"].get("hippodeep")
     rows = []
     for kind, parts in ours.items():
-        row = [
-            kind,
-            *(_change(parts[part]) for part in ("whole", "anterior", "posterior")),
-            f"{parts['whole']['dice']:.3f}",
-        ]
-        rows.append([*row, _change(theirs[kind]["whole"]), f"{theirs[kind]['whole']['dice']:.3f}"] if theirs else row)
-    titles = ["rescan", "whole", "anterior", "posterior", "Dice, whole"]
-    return markdown_table(titles + ["hippodeep: whole", "hippodeep: Dice, whole"] * bool(theirs), rows)
+        row = [kind, *(_change(parts[part]) for part in ("whole", "anterior", "posterior"))]
+        rows.append([*row, _change(theirs[kind]["whole"])] if theirs else row)
+    return markdown_table(["rescan", "whole", "anterior", "posterior", *["hippodeep: whole"] * bool(theirs)], rows)
 
 
 def _change(part):
@@ -179,14 +168,19 @@ def other_contrasts(results):
     parts["20 heads, inverted"] = results["inverted_heads"]
     rows = []
     for name, part in parts.items():
+        row = [name]
         for choice in ("auto", "t1"):
-            row = part[choice]
-            score = f"{row['dice']['mean']:.3f}, worst {row['dice']['worst']:.3f}" if row["dice"] else "-"
-            found = f"{row['found']} of {row['sides']}"
-            failed = f"{row['failed']} ({row['failed_without_a_flag']} without a flag)"
-            rows.append([name, choice, found, str(row["any_contrast"]), score, failed])
-    titles = ["heads", "`--contrast`", "segmented", "by the model for any contrast", "whole Dice", "wrong (Dice < 0.5)"]
-    return markdown_table(titles, rows)
+            score = part[choice]["dice"]
+            row.append(f"{part[choice]['found']} of {part[choice]['sides']}")
+            row.append(f"{score['mean']:.3f}, worst {score['worst']:.3f}" if score else "–")
+        rows.append([*row[:2], part["auto"]["any_contrast"], *row[2:]])
+    titles = ["auto: segmented", "by the model for any contrast", "Dice", "t1: segmented", "Dice"]
+    wrong, unflagged = (
+        sum(part[choice][count] for part in parts.values() for choice in ("auto", "t1"))
+        for count in ("failed", "failed_without_a_flag")
+    )
+    table = markdown_table(["heads", *titles], rows)
+    return f"{table}\n\n{wrong} results have a Dice below 0.5, {unflagged} of them without a flag."
 
 
 def kinds(results):
@@ -196,20 +190,18 @@ def kinds(results):
         values = [_KINDS[kind], row["observations"], row["failures"]]
         values += [interval(row[name], digits) for name, digits in (("mae", 3), ("mae_of_misuses", 3), ("auroc", 3))]
         rows.append([*values, f"{row['auroc_of_confidence']:.3f}"])
-    titles = ["segmented by", "segmentations", "with Dice < 0.75", "mean absolute error, without misuses"]
-    titles += ["mean absolute error, misuses", "AUROC of `quality` for Dice < 0.75", "AUROC of the models' confidence"]
-    return markdown_table(titles, rows)
+    titles = ["segmented by", "segmentations", "with Dice < 0.75", "mean absolute error without misuses", "of misuses"]
+    return markdown_table([*titles, "AUROC of `quality`", "AUROC of the confidence"], rows)
 
 
 def degradations(results):
     """The Dice of each kind of degradation, and the predicted one."""
     rows = [
-        [name, row["n"], *(f"{row[key]:.3f}" for key in ("dice", "predicted", "mae", "of_a_constant"))]
+        [name, *(f"{row[key]:.3f}" for key in ("dice", "predicted", "mae", "of_a_constant"))]
         for name, row in results.items()
     ]
     titles = [
         "kind",
-        "segmentations",
         "mean Dice",
         "mean `quality`",
         "mean absolute error",
@@ -223,10 +215,8 @@ def thresholds(results):
     rows = []
     for level in results["two_models"]["thresholds"]:
         costs = [results[kind]["thresholds"][level] for kind in _KINDS]
-        cells = [f"{100 * cost[name]:.1f}" for cost in costs for name in ("good_flagged", "bad_missed")]
-        rows.append([level, *cells])
-    titles = [f"{_KINDS[kind]}: {what}, %" for kind in _KINDS for what in ("good flagged", "bad missed")]
-    return markdown_table(["`LOW_QUALITY`", *titles], rows)
+        rows.append([level, *(f"{100 * cost['good_flagged']:.1f} / {100 * cost['bad_missed']:.1f}" for cost in costs)])
+    return markdown_table(["`LOW_QUALITY`", *_KINDS.values()], rows)
 
 
 def judged(results):
@@ -261,9 +251,8 @@ def uncertainty(methods):
     rows = []
     for name, row in methods.items():
         spread = interval(row["spread_against_error"], 2) if row["spread_against_error"] else "-"
-        cells = [interval(row[key], digits) for key, digits in (("dice", 4), ("calibration_error", 4))]
-        cells += [interval(row["aurc_voxels"], 4), interval(row["aurc_cases"], 4), spread, f"{row['seconds']:.2f}"]
-        rows.append([name, *cells])
+        cells = [interval(row[key], 4) for key in ("calibration_error", "aurc_voxels", "aurc_cases")]
+        rows.append([name, f"{row['dice']['mean']:.4f}", *cells, spread, f"{row['seconds']:.2f}"])
     titles = ["", "Dice", "calibration error", "AURC, voxels", "AURC, cases", "spread and error of volumes", "s a crop"]
     return markdown_table(titles, rows)
 

@@ -6,36 +6,40 @@ from tools.tables_training import DEFAULT_SEEDS, cross_validation_table, mean_di
 
 import numpy as np
 
+_INR = " + INR"  # behind the name of a model that was measured with the INR head
+
 
 def sections(published):
     """{name of a block: function that returns Markdown}."""
     return {
-        "together": lambda: ensemble_table(
+        "together": lambda: ensemble(
             published("ensemble/metrics.json"), published("ablations/three_seeds/metrics.json")
         ),
         "errors": lambda: errors_table(published("cross_validation.json")["mean"]),
-        "cross-validation-heads": lambda: both_recipes(published),
+        "cross-validation-heads": lambda: cross_validation_table(
+            published("cross_validation_heads/cross_validation.json"), published.references
+        ),
+        "both-recipes": lambda: both_recipes(published),
         "comparison-3d": lambda: comparison_table(published),
         "2d-3d": lambda: both_table(published),
         "original": lambda: original_table(published),
         "models": lambda: models_table(published("benchmark.json")["models"], published("ordinary_cpu.json")["models"]),
         "peers": lambda: peers_table(published("benchmark.json")),
-        "costs": lambda: costs_table(published("benchmark.json")),
+        "costs": lambda: costs(published("benchmark.json")),
         "cohort": lambda: cohort(published("cohort.json")),
         "web": lambda: web(published("web.json")),
         "fine_tuning": lambda: fine_tuning(published("fine_tuning.json")),
     }
 
 
-def ensemble_table(metrics, several):
-    """Both runs and their average; and, for comparison, the average of several seeds of the first."""
-    parts = [*metrics["members"].items(), ("**3D and 2D together**", metrics["mean"])]
-    parts.append((f"for comparison: {len(several['members'])} seeds of the 3D run together", several["mean"]))
-    rows = [
-        [name, mean_dice(part["dice"]), *(f"{d:.4f}" for d in part["dice"]), mean_dice(part["nsd_1mm"])]
-        for name, part in parts
-    ]
-    return markdown_table(["run", "mean Dice", "anterior", "posterior", "NSD at 1 mm"], rows)
+def ensemble(metrics, several):
+    """Both runs and their average, and the average of several seeds of the first, in one sentence."""
+    first, second = (mean_dice(part["dice"]) for part in metrics["members"].values())
+    both, seeds = (mean_dice(part["mean"]["dice"]) for part in (metrics, several))
+    return (
+        f"On the 52 held-out cases: 3D {first}, 2D {second}, both together {both}; {len(several['members'])} seeds of "
+        f"the 3D run together {seeds}."
+    )
 
 
 def errors_table(mean):
@@ -49,7 +53,7 @@ def errors_table(mean):
 
 
 def both_recipes(published):
-    """The cross-validation of the heads recipe, and its difference, case by case, from the default one."""
+    """The differences, case by case, of the cross-validation of the heads recipe from that of the default one."""
     heads, crops = (published(f"{folder}cross_validation.json") for folder in ("cross_validation_heads/", ""))
     members = [list(result["members"].values()) for result in (heads, crops)]
     pairs = {f"{who} alone": [row[i]["dice"] for row in members] for i, who in enumerate(("3D", "2D"))}
@@ -58,8 +62,7 @@ def both_recipes(published):
     for who, (ours, theirs) in pairs.items():
         change = bootstrap([np.mean(ours[name]) - np.mean(theirs[name]) for name in ours])
         changes.append(f"{who} {with_interval(change)}")
-    table = cross_validation_table(heads, published.references)
-    return f"{table}\n\nDifference from the default recipe, case by case: {'; '.join(changes)}."
+    return f"Difference from the default recipe, case by case: {'; '.join(changes)}."
 
 
 def comparison_table(published):
@@ -69,14 +72,12 @@ def comparison_table(published):
     dice, same = np.array([metrics["mean"]["dice"] for metrics in runs]), references["same_52_cases"]
     protocol = f"{len(runs[0]['cases'])} held-out cases, final weights, mean of {len(runs)} seeds"
     rows = [["**this repository**, 3D", protocol, f"**{dice.mean():.4f}** ({_both(dice.mean(0))})"]]
-    rows[0].append("measured, the table of seeds above")
-    rows.append([same["who"], same["protocol"], f"{same['mean_dice']:.4f}", same["source"]])
-    for name, part in (("3D", next(iter(folds["members"].values()))), ("3D and 2D (three planes) together", folds)):
+    rows.append([same["who"], same["protocol"], f"{same['mean_dice']:.4f}"])
+    for name, part in (("3D", next(iter(folds["members"].values()))), ("3D and 2D together", folds)):
         dice, protocol = part["mean"]["dice"], f"5-fold cross-validation, {len(folds['cases'])} cases"
-        score = f"**{mean_dice(dice)}** ({_both(dice)})"
-        rows.append([f"**this repository**, {name}", protocol, score, "measured, see above"])
-    rows += [[r["who"], r["protocol"], r["dice"], r["source"]] for r in references["others"]]
-    return markdown_table(["who", "protocol", "mean Dice (anterior / posterior)", "source"], rows)
+        rows.append([f"**this repository**, {name}", protocol, f"**{mean_dice(dice)}** ({_both(dice)})"])
+    rows += [[r["who"], r["protocol"], r["dice"]] for r in references["others"]]
+    return markdown_table(["who", "protocol", "mean Dice (anterior / posterior)"], rows)
 
 
 def _both(dice):
@@ -103,12 +104,10 @@ def both_table(published):
     names = ("NSD at 1 mm", "nsd_1mm", 4), ("NSD at 2 mm", "nsd_2mm", 4), ("HD95 in mm", "hd95_mm", 2)
     for text, name, digits in names:
         row(f"mean {text}", lambda m, c, cost, name=name, digits=digits: f"{np.mean(m['mean'][name]):.{digits}f}")
-    row("model", lambda m, c, cost: c["model"]["name"])
     row("parameters", lambda m, c, cost: f"{c['parameters']:,}")
     row("minutes of training, validation included", lambda m, c, cost: f"{m['training_minutes']:.1f}")
     row("seconds to predict a volume", lambda m, c, cost: f"{cost['predict']['seconds_per_volume']:.2f}")
-    row("peak memory, prediction", lambda m, c, cost: f"{cost['predict']['peak_memory_mib']:,} MiB")
-    row("peak memory, forward and backward pass", lambda m, c, cost: f"{cost['train']['peak_memory_mib']:,} MiB")
+    row("peak memory of training", lambda m, c, cost: f"{cost['train']['peak_memory_mib']:,} MiB")
     return markdown_table(["", "3D", "2D, minutes", "2D, an hour"], rows)
 
 
@@ -132,14 +131,19 @@ def original_table(published):
 
 
 def models_table(with_bf16, without):
-    """Parameters, multiply-adds and latency of each model, on a processor with bf16, where it was measured, and without."""
+    """Parameters, multiply-adds and latency of each model, on a processor with bf16, where it was measured, and without.
+
+    Behind each time stands that of the same model with the INR head.
+    """
     rows = []
-    for shape, key in (("128 x 128", "2d"), ("40 x 56 x 40", "3d")):
+    for key in ("2d", "3d"):
         fast = {name: milliseconds for name, _, _, milliseconds in with_bf16[key]}
-        for name, parameters, multiply_adds, milliseconds in without[key]:
-            row = [name, f"{parameters:,}", shape, f"{multiply_adds / 1e9:.2f} G", fast.get(name, "–"), milliseconds]
-            rows.append(row)
-    header = ["model", "parameters", "input", "multiply-adds", "ms on two cores with bf16", "ms without bf16"]
+        slow = {name: milliseconds for name, _, _, milliseconds in without[key]}
+        for name, parameters, multiply_adds, _ in without[key]:
+            if not name.endswith(_INR):
+                times = (ms.get(model, "–") for ms in (fast, slow) for model in (name, f"{name}{_INR}"))
+                rows.append([name, f"{parameters:,}", f"{multiply_adds / 1e9:.2f}", *times])
+    header = ["model", "parameters", "G multiply-adds", "ms with bf16", "with INR", "ms without bf16", "with INR"]
     return markdown_table(header, rows)
 
 
@@ -158,34 +162,24 @@ def peers_table(benchmark):
                 f"{peer['precision']}, {peer['batch']}",
                 f"{peer['seconds_per_training_volume']:.3f}",
                 f"{reference_seconds / peer['seconds_per_training_volume']:.1f}",
-                f"{peer['seconds_per_predicted_volume']:.3f}",
                 f"{peer['peak_memory_mib']:,}",
-                f"{rate} of {most} ({100 * rate / most:.0f} %)",
+                f"{100 * rate / most:.0f} %",
             ]
         )
     header = ["network", "parameters", "precision, batch", "s a training volume", "times nnU-Net's training speed"]
-    last = ["s a predicted volume", "peak memory in MiB", "GFLOP/s in training, and in a matrix product"]
+    last = ["peak memory in MiB", "speed as a share of a matrix product's"]
     return markdown_table([*header, *last], rows)
 
 
-def costs_table(benchmark):
-    """Slices and metrics, beside the usual way of making them."""
+def costs(benchmark):
+    """Slices and metrics, beside the usual way of making them, in two sentences."""
     slices, metrics = benchmark["slices"], benchmark["metrics"]
-    rows = [
-        [
-            f"the slices of {slices['volumes']} volumes, in s",
-            f"{slices['data_aug_seconds']:.0f} (`data_aug.py`, two cores)",
-            f"{slices['plain_loop_seconds']:.0f} (a loop of scikit-image's `resize` and `warp`, one process)",
-            slices["ratio"],
-        ],
-        [
-            "NSD at two tolerances and HD95 of both labels, in ms a case",
-            metrics["ours_milliseconds"],
-            f"{metrics['surface_distance_milliseconds']} (the package `surface-distance`)",
-            metrics["ratio"],
-        ],
-    ]
-    return markdown_table(["", "this repository", "alternative", "speed-up"], rows)
+    return (
+        f"`data_aug.py` cuts the slices of {slices['volumes']} volumes in {slices['data_aug_seconds']:.0f} s on two cores; a "
+        f"loop of scikit-image's `resize` and `warp` takes {slices['plain_loop_seconds']:.0f} s in one process. NSD at two "
+        f"tolerances and HD95 of both labels take {metrics['ours_milliseconds']} ms a case; with the package "
+        f"`surface-distance` {metrics['surface_distance_milliseconds']} ms."
+    )
 
 
 def cohort(results):

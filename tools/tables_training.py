@@ -3,12 +3,19 @@
 import cross_validate
 from hippo.scoring.statistics import bootstrap, paired_differences
 from hippo.scoring.tables import markdown_table, with_interval
-from hippo.training.grid import search_table
+from hippo.training.grid import search_comparisons, search_groups
 from hippo.training.search import RESULTS
 
 import numpy as np
 
 DEFAULT_SEEDS = ("3d", "ablations/seed_1", "ablations/seed_2")  # runs of the default recipe
+SEARCHES = {
+    "3D, INR": "search_3d",
+    "3D, networks": "ablations/networks",
+    "3D, deep supervision": "ablations/grid_3d_deep_supervision",
+    "2D": "search_2d",
+    "2D, networks": "ablations/grid_2d_networks",
+}  # {name in the table: folder}
 
 
 def sections(published):
@@ -17,30 +24,21 @@ def sections(published):
     steps |= {("", "for comparison: step 5 for 24 epochs"): ["ablations/adamw_24_epochs"]}
     default = {("0", "**the default**"): DEFAULT_SEEDS}
     return {
-        "epochs-3d": lambda: epochs_table(published("3d/history.json"), published("3d/metrics.json")),
         "labels-3d": lambda: labels_table(published("3d/metrics.json")),
         "seeds-3d": lambda: seeds_table(published),
-        "time-3d": lambda: time_table(published),
         "steps-3d": lambda: steps_table(published, published.ablations("3d_*") | steps),
         "original-3d": lambda: original_3d(published),
         "without-3d": lambda: steps_table(published, default | published.ablations("default_*"), DEFAULT_SEEDS),
         "tta-3d": lambda: tta_table(published),
         "flips": lambda: flips_table(published),
-        "grid-3d": lambda: search_table(published(f"search_3d/{RESULTS}")),
-        "grid-3d-networks": lambda: search_table(published(f"ablations/networks/{RESULTS}")),
-        "grid-3d-networks-minutes": lambda: search_table(equal_minutes(published)),
-        "grid-3d-inr-rate": lambda: search_table(published(f"ablations/grid_3d_inr_rate/{RESULTS}")),
-        "grid-3d-deep": lambda: search_table(published(f"ablations/grid_3d_deep_supervision/{RESULTS}")),
+        "searches": lambda: searches_table(published),
+        "inr-rate": lambda: differences(published(f"ablations/grid_3d_inr_rate/{RESULTS}")),
+        "equal-minutes": lambda: differences(equal_minutes(published)),
+        "rate-2d": lambda: differences(published(f"ablations/grid_2d_rate/{RESULTS}")),
         "short-2d": short_recipe,
         "slices-2d": lambda: slices_table(published("2d/metrics.json")),
         "steps-2d": lambda: steps_2d_table(published),
-        "epochs-2d": lambda: epochs_2d_table(published("2d/history.json"), published("2d/metrics.json")),
-        "labels-2d": lambda: labels_table(published("2d/metrics.json")),
-        "grid-2d": lambda: search_table(published(f"search_2d/{RESULTS}")),
-        "grid-2d-rate": lambda: search_table(published(f"ablations/grid_2d_rate/{RESULTS}")),
-        "grid-2d-networks": lambda: search_table(published(f"ablations/grid_2d_networks/{RESULTS}")),
-        "cross-validation": lambda: cross_validation_table(published("cross_validation.json"), published.references),
-        "unseen": lambda: unseen_table(published("cross_validation.json"), published("3d/config.json")),
+        "cross-validation": lambda: one_seed(published),
         "cross-validation-ensemble": lambda: several_seeds(published),
     }
 
@@ -63,23 +61,6 @@ def labels_table(metrics):
     return markdown_table(["label", "Dice", "NSD at 1 mm", "NSD at 2 mm", "HD95 in mm"], rows)
 
 
-def epochs_table(history, metrics):
-    """Five epochs of a run, its final weights and its best epoch."""
-    n, rows = len(history["seconds"]), []
-    for text, share in (("first", 0), ("quarter", 1 / 4), ("half", 1 / 2), ("three quarters", 3 / 4), ("last", 1)):
-        epoch = max(1, round(share * n))
-        cells = [f"{v:.4f}" for name in ("train_dice", "val_dice", "val_nsd") for v in history[name][epoch - 1]]
-        loss, minutes = f"{history['val_loss'][epoch - 1]:.4f}", f"{sum(history['seconds'][:epoch]) / 60:.1f}"
-        rows.append([f"{text} ({epoch})", *cells, loss, minutes])
-    for text, mean in (
-        (f"final weights, TTA {'on' if metrics['tta'] else 'off'}", metrics["mean"]),
-        (f"best epoch ({metrics['best']['epoch']}) by validation Dice, the same TTA", metrics["best"]["mean"]),
-    ):
-        rows.append([text, "–", "–", *(f"{v:.4f}" for name in ("dice", "nsd_1mm") for v in mean[name]), "–", "–"])
-    parts = [f"{name} {part}." for name in ("train Dice", "val Dice", "val NSD") for part in ("ant", "post")]
-    return markdown_table(["epoch", *parts, "val loss", "minutes"], rows)
-
-
 def flips_table(published):
     """Runs with mirrored training images, along one axis each, compared case by case to one without."""
     rows, none = [], published.run("ablations/flips_none")
@@ -97,24 +78,12 @@ def seeds_table(published):
     rows = []
     for name in DEFAULT_SEEDS:
         metrics, config = published.run(name)
-        dice, nsd = metrics["mean"]["dice"], metrics["mean"]["nsd_1mm"]
-        rows.append([config["constants"]["SEED"], np.mean(dice), *dice, np.mean(nsd), metrics["training_minutes"]])
+        dice, nsd = (np.mean(metrics["mean"][key]) for key in ("dice", "nsd_1mm"))
+        rows.append([config["constants"]["SEED"], dice, nsd, metrics["training_minutes"]])
     mean = np.mean(rows, axis=0)
-    text = [[f"{row[0]:.0f}", *(f"{v:.4f}" for v in row[1:5]), f"{row[5]:.1f}"] for row in rows]
-    text.append(["**mean**", f"**{mean[1]:.4f}**", *(f"{v:.4f}" for v in mean[2:5]), f"{mean[5]:.1f}"])
-    return markdown_table(["seed", "mean Dice", "anterior", "posterior", "NSD at 1 mm", "minutes"], text)
-
-
-def time_table(published):
-    """Dice of each seed of the default recipe after each epoch, and the mean minutes that it took."""
-    histories = [published(f"{name}/history.json") for name in DEFAULT_SEEDS]
-    dice = np.array([np.mean(history["val_dice"], axis=1) for history in histories])  # (seeds, epochs)
-    minutes = np.mean([np.cumsum(history["seconds"]) for history in histories], axis=0) / 60
-    rows = [
-        [epoch + 1, f"{time:.1f}", mean_dice(dice[:, epoch]), ", ".join(map(mean_dice, dice[:, epoch]))]
-        for epoch, time in enumerate(minutes)
-    ]
-    return markdown_table(["epoch", "minutes", "mean Dice, one view", "each seed"], rows)
+    text = [[seed, f"{dice:.4f}", f"{nsd:.4f}", f"{minutes:.1f}"] for seed, dice, nsd, minutes in rows]
+    text.append(["**mean**", f"**{mean[1]:.4f}**", f"{mean[2]:.4f}", f"{mean[3]:.1f}"])
+    return markdown_table(["seed", "mean Dice", "NSD at 1 mm", "minutes"], text)
 
 
 def tta_table(published):
@@ -125,6 +94,27 @@ def tta_table(published):
         plain, tta = np.mean(published(f"{name}/history.json")["val_dice"][-1]), np.mean(metrics["mean"]["dice"])
         rows.append([config["constants"]["SEED"], f"{plain:.4f}", f"{tta:.4f}", f"{tta - plain:+.4f}"])
     return markdown_table(["seed", "mean Dice, one view", "mean Dice, test-time augmentation", "difference"], rows)
+
+
+def searches_table(published):
+    """One row for each configuration of each search, compared with the first of its search, No INR."""
+    rows = []
+    for search, folder in SEARCHES.items():
+        groups = search_groups(published(f"{folder}/{RESULTS}"))
+        comparisons = search_comparisons(groups)
+        for key, part in groups.items():
+            each = ", ".join(mean_dice(run["dice"]) for run in part["runs"])
+            change = with_interval(comparisons[key]) if key in comparisons else "–"
+            rows.append([search, part["label"], each, change])
+    header = ["search", "configuration", "mean Dice, each seed", "difference from No INR (interval)"]
+    return markdown_table(header, rows)
+
+
+def differences(found):
+    """The differences from No INR in a search, in one sentence."""
+    groups = search_groups(found)
+    texts = [f"{groups[key]['label']} {with_interval(part)}" for key, part in search_comparisons(groups).items()]
+    return f"Differences from No INR: {'; '.join(texts)}."
 
 
 def equal_minutes(published):
@@ -202,15 +192,11 @@ def short_recipe():
 
 
 def slices_table(metrics):
-    """Scores of single slices, by both ways of deciding and of counting."""
+    """Scores of single slices, predicted for the volume's own voxels, by both ways of counting."""
     rows = []
-    for key, decided in (("slices", "the volume's own voxels"), ("slices_by_pixel", "the slice's pixels")):
-        ours, theirs = "truth or prediction has it", "always; 1 if both lack it (the original's)"
-        for text, end in ((ours, ""), (theirs, "_original")):
-            dice, nsd = (metrics[key][f"{name}{end}"] for name in ("dice", "nsd_1mm"))
-            rows.append([decided, text, *(f"{v:.4f}" for v in (*dice, np.mean(dice), *nsd, np.mean(nsd)))])
-    scores = ["Dice ant.", "Dice post.", "mean Dice", "NSD ant.", "NSD post.", "mean NSD"]
-    return markdown_table(["predicted for", "a slice counts for a label if", *scores], rows)
+    for text, end in (("truth or prediction has it", ""), ("always; 1 if both lack it (the original's)", "_original")):
+        rows.append([text, *(mean_dice(metrics["slices"][f"{name}{end}"]) for name in ("dice", "nsd_1mm"))])
+    return markdown_table(["a slice counts for a label if", "mean Dice", "mean NSD at 1 mm"], rows)
 
 
 def steps_2d_table(published):
@@ -234,19 +220,6 @@ def steps_2d_table(published):
     return markdown_table(header, rows)
 
 
-def epochs_2d_table(history, metrics):
-    """Scores of single slices in the first, some middle and the best epoch."""
-    n, best = len(history["seconds"]), metrics["best"]["epoch"]
-    rows = []
-    twenty, fifty = ("20 or the nearest", 20), ("50 or the nearest", min(50, n))
-    middle = [twenty, fifty] if n > 20 else [("last", n)]
-    names = ("train_dice", "val_dice", "train_nsd", "val_nsd")
-    for text, epoch in (("first", 1), *middle, ("best", best)):
-        cells = [f"{np.mean(history[name][epoch - 1]):.4f}" for name in names]
-        rows.append([f"{text} ({epoch})", *cells, f"{sum(history['seconds'][:epoch]) / 60:.1f}"])
-    return markdown_table(["epoch", "train Dice", "val Dice", "train NSD", "val NSD", "minutes"], rows)
-
-
 # ---- cross-validation
 
 
@@ -257,39 +230,50 @@ def member_label(name, total):
     return f"**all {total} together**" if total > 2 else "**3D and 2D together**"
 
 
-def cross_validation_table(result, references):
-    """Each model alone, all together, and nnU-Net, on all folds."""
-    members, rows = {**result["members"], "": result}, []
-    for name, part in members.items():
+def cross_validation_table(result, references, unseen=(), only_all=False):
+    """Each model alone (not if only_all), all together, and nnU-Net, on all folds; and on the cases `unseen`, if any."""
+    names = [""] if only_all else [*result["members"], ""]
+    rows, peer = [], references["cross_validation"]
+    for name in names:
+        part = result["members"][name] if name else result
         (low, high), dice = part["interval"]["interval"], part["mean"]["dice"]
-        each = ", ".join(mean_dice(fold["mean"]["dice"]) for fold in part["folds"])
-        row = [member_label(name, len(members) - 1), f"**{part['interval']['mean']:.4f}** ({low:.4f} to {high:.4f})"]
-        row += [f"{dice[0]:.4f} / {dice[1]:.4f}", each, with_interval(part["difference"])]
+        row = [
+            member_label(name, len(result["members"])),
+            f"**{part['interval']['mean']:.4f}** ({low:.4f} to {high:.4f})",
+        ]
+        row += [f"{dice[0]:.4f} / {dice[1]:.4f}", with_interval(part["difference"])]
+        row += [with_interval(unseen_difference(result, name, unseen))] if unseen else []
         rows.append([*row, f"{np.mean(part['training_minutes']):.1f}"])
-    peer = references["cross_validation"]
-    rows.append([peer["who"], f"{peer['mean_dice']:.4f}", peer["labels"], peer["folds"], "–", peer["cost"]])
-    header = ["who", f"mean Dice, {len(result['cases'])} cases (95 % interval)", "anterior / posterior", "folds 0 to 4"]
-    return markdown_table([*header, "difference from nnU-Net, case by case", "minutes of training a fold"], rows)
+    rows.append([peer["who"], f"{peer['mean_dice']:.4f}", peer["labels"], *["–"] * (len(rows[0]) - 4), peer["cost"]])
+    header = ["who", f"mean Dice, {len(result['cases'])} cases (95 % interval)", "anterior / posterior"]
+    header += ["difference from nnU-Net, case by case"] + [f"the same on {len(unseen)} cases"] * bool(unseen)
+    return markdown_table([*header, "minutes of training a fold"], rows)
 
 
-def unseen_table(result, config):
-    """The same on the cases of which no score chose the recipe, and the gain of all together over 3D alone."""
-    unseen, theirs = config["data"]["train_cases"], cross_validate.read_peer(cross_validate.PEER)
-    scores = {name: part["dice"] for name, part in result["members"].items()}
-    scores[""] = {case: values["dice"] for case, values in result["cases"].items()}
-    rows = [["nnU-Net v1 3d_fullres, official release", mean_dice([theirs[case] for case in unseen]), "–"]]
-    for name, dice in scores.items():
-        ours = [np.mean(dice[case]) for case in unseen]
-        difference = bootstrap([d - theirs[case] for d, case in zip(ours, unseen)])
-        rows.append([member_label(name, len(scores) - 1), mean_dice(ours), with_interval(difference)])
-    first, total = (member_label(name, len(scores) - 1).strip("*") for name in (next(iter(scores)), ""))
-    table = markdown_table(["who", f"mean Dice, {len(unseen)} cases", "difference (95 % interval)"], rows)
-    return f"{table}\n\nOn all {len(result['cases'])} cases, {total} minus {first}: {with_interval(result['gain'])}."
+def unseen_difference(result, name, unseen):
+    """statistics.bootstrap of the differences of a member, or of all together (""), from nnU-Net on some cases."""
+    theirs = cross_validate.read_peer(cross_validate.PEER)
+    scores = result["members"][name]["dice"] if name else {case: v["dice"] for case, v in result["cases"].items()}
+    return bootstrap([np.mean(scores[case]) - theirs[case] for case in unseen])
+
+
+def one_seed(published):
+    """The cross-validation of the default recipe, and the gain of both models together."""
+    result, unseen = published("cross_validation.json"), published("3d/config.json")["data"]["train_cases"]
+    return f"{cross_validation_table(result, published.references, unseen)}\n\n{gain(result)}"
 
 
 def several_seeds(published):
-    """The cross-validation of several seeds of both models, on all cases and on those that did not choose the default recipe."""
+    """The cross-validation of several seeds of both models together, and their gain."""
     result = published("cross_validation_ensemble/cross_validation.json")
-    tables = cross_validation_table(result, published.references), unseen_table(result, published("3d/config.json"))
+    unseen = published("3d/config.json")["data"]["train_cases"]
+    table = cross_validation_table(result, published.references, unseen, only_all=True)
     border = f"The border as a plane, instead of voxel by voxel: {with_interval(result['border_gain'])}."
-    return "\n\n".join([*tables, border])
+    return f"{table}\n\n{gain(result)} {border}"
+
+
+def gain(result):
+    """What all together gain over the first alone, in one sentence."""
+    count = len(result["members"])
+    first, total = (member_label(name, count).strip("*") for name in (next(iter(result["members"])), ""))
+    return f"On all {len(result['cases'])} cases, {total} minus {first}: {with_interval(result['gain'])}."

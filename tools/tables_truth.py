@@ -1,6 +1,9 @@
-"""The blocks of the pages on what is true: hippocampi drawn by hand, and volumes that are known."""
+"""The blocks of the pages on what is true: hippocampi drawn by hand, volumes and changes that are known."""
 
+from hippo.heads.profile import STEPS
+from hippo.heads.result import PARTS
 from hippo.scoring.tables import markdown_table
+from tools.change import VISITS
 
 import numpy as np
 
@@ -11,6 +14,9 @@ def sections(published):
         "sizes": lambda: sizes(
             published("repeatability.json")["anatomies"], published("cross_validation_heads/cross_validation.json")
         ),
+        "change": lambda: change_table(published("change.json")["summary"]),
+        "rescans": lambda: rescans_table(published("rescans.json")),
+        "profile": lambda: profile_table(published("rescans.json")),
     }
 
 
@@ -85,3 +91,45 @@ def sizes(result, cross_validation):
         "correlation",
     ]
     return f"{painted}\n\n{markdown_table(titles, rows)}"
+
+
+def change_table(summary):
+    """The change found against the change made."""
+    rows = []
+    for visit, parts in summary.items():
+        cells = [interval(parts[part]["slope"], 2) for part in ("total", "anterior", "posterior")]
+        cells += [interval(parts["total"][name], 2) for name in ("scatter_percent", "intercept_percent")]
+        rows.append([f"{visit}: {VISITS[visit]}", *cells, str(parts["total"]["pairs"])])
+    titles = [
+        "second visit",
+        "slope, whole",
+        "anterior",
+        "posterior",
+        "scatter, whole, %",
+        "found where nothing changed, %",
+    ]
+    return markdown_table([*titles, "pairs"], rows)
+
+
+def rescans_table(results):
+    """What rescans change in volumes."""
+    rows = []
+    for kind in (kind for kind in ("real", "simulated") if kind in results):
+        of = results[kind]
+        cells = [f"{v['median']:.1f} ({v['percentile_95']:.1f}; {v['largest']:.1f})" for v in of["volumes"].values()]
+        rows.append([f"{kind}, {of['pairs']} pairs of hippocampi", *cells])
+    return markdown_table(["rescans", *(f"{part}, %" for part in PARTS)], rows)
+
+
+def profile_table(results):
+    """How steady profiles are in rescans."""
+    rows = []
+    for kind in (kind for kind in ("real", "simulated") if kind in results):
+        of, areas = results[kind], results[kind]["areas_percent"]
+        alike = of["correlation"]
+        places = [f"{np.mean(areas[i : i + 4]):.1f}" for i in range(0, STEPS, 4)]
+        cells = [f"{alike['median']:.4f} ({alike['percentile_5']:.3f}; {alike['lowest']:.3f})"]
+        cells += [f"{of[name]['median']:.1f} ({of[name]['percentile_95']:.1f})" for name in ("length_mm", "border_mm")]
+        rows.append([f"{kind}, {of['pairs']} pairs", *cells, *places])
+    titles = ["rescans", "correlation of the areas", "length, mm", "border, mm"]
+    return markdown_table(titles + [f"fifth {i}, %" for i in range(1, 6)], rows)

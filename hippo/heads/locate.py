@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from scipy.ndimage import affine_transform, binary_dilation, binary_erosion
 
-# eTIV = scale x the volume that the network labels intracranial, see docs/RESULTS.md: for a skull-stripped brain, for a whole head
+# eTIV = scale x the volume that the network labels intracranial, see docs/robustness.md: for a skull-stripped brain, for a whole head
 ETIV_SCALE, ETIV_SCALE_WHOLE = 1.076, 1.023
 _LEFT = 1  # class of the left hippocampus
 _MIRRORED_CLASSES = [0, 2, 1, 3, 4]
