@@ -17,12 +17,10 @@ import numpy as np
 import torch
 from scipy.ndimage import affine_transform, gaussian_filter, map_coordinates
 from scipy.optimize import brentq
-from scipy.stats import theilslopes
 
 _SIDES = {side: (FREESURFER[side], LABELS[side]) for side in SIDES}  # the label in an anatomy, and those of predict.py
 _AROUND_MM = 15  # around a hippocampus: the warp of thinned fades within it
 _TISSUES = ("white matter", "grey matter", "fluid", "outside")
-DEFECTIVE = (("training_seg_07", "left"),)  # labels that miss most of the hippocampus
 PAINTED = {
     "T1": (0.9, 0.6, 0.15, 0.5),
     "T2": (0.35, 0.5, 1, 0.3),
@@ -60,47 +58,6 @@ def skull(folder, segmenter):
         heads[path.name]["agreement"] = both
         print(path.name, heads[path.name], flush=True)
     return heads
-
-
-def sizes(folder, segmenter):
-    """True and found volumes of the hippocampi in T1-like images painted from the anatomies at 1 mm, with a robust line
-    through them (Theil and Sen: the median of the slopes of all pairs), and found / true of the smallest and of the
-    largest third. DEFECTIVE labels are listed, and left out of everything else."""
-    sides = []
-    for number, path in enumerate(find_anatomies(folder)):
-        scan, truth = paint(path, "T1", np.random.default_rng([5, number]))
-        labels = segmenter(scan).labels()
-        for side in SIDES:
-            true_label, members = FREESURFER[side], LABELS[side]
-            found, there = np.isin(labels, members), truth == true_label
-            volumes = {"true_mm3": int(there.sum()), "found_mm3": int(found.sum())}  # voxels of 1 mm
-            sides.append({"anatomy": path.name, "side": side, **volumes, "dice": dice(found, there)})
-    return {"sides": sides, "left_out": [" ".join(name) for name in DEFECTIVE]} | line_of_sizes(
-        [side for side in sides if (side["anatomy"].removesuffix(".nii.gz"), side["side"]) not in DEFECTIVE]
-    )
-
-
-def line_of_sizes(sides):
-    """The robust line through true and found volumes, their correlation, and found / true in thirds."""
-    true, found = (np.array([s[name] for s in sides], float) for name in ("true_mm3", "found_mm3"))
-    slope, intercept, *interval = theilslopes(found, true)
-    order = np.argsort(true)
-    third = len(order) // 3
-    ratio = found / true
-    return {
-        "slope": slope,
-        "slope_interval": interval,
-        "intercept_mm3": intercept,
-        "bias_mm3": np.mean(found - true),
-        "correlation": np.corrcoef(true, found)[0, 1],
-        "ratio": {
-            "mean": ratio.mean(),
-            "smallest third": ratio[order[:third]].mean(),
-            "largest third": ratio[order[-third:]].mean(),
-        },
-        "largest_percent": 100 * (ratio.max() - 1),
-        "dice": np.mean([s["dice"] for s in sides]),
-    }
 
 
 # ---- heads painted from anatomies

@@ -25,7 +25,8 @@ from hippo.scoring.metrics import dice
 from hippo.segmenter import Segmenter
 from tools import simulate
 from tools.heads import describe, find_heads, segment, segment_hippodeep
-from tools.simulate import PAINTED, find_anatomies, paint, scan_of, sizes, skull
+from tools.simulate import PAINTED, find_anatomies, paint, scan_of, skull
+from tools.truth import sizes
 
 import nibabel as nib
 import numpy as np
