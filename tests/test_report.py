@@ -189,6 +189,33 @@ def test_volumes_are_adjusted_for_etiv():
     assert not any(row["total_adjusted_mm3"] for row in volumes.add_statistics(records, {}))
 
 
+def test_sources_of_etiv_do_not_mix():
+    records = records_of_a_cohort()
+    for number, record in enumerate(records):
+        for row in record["rows"]:
+            row["etiv_source"] = "given" if number < 13 else "network"
+            if number < 13:
+                row["etiv_mm3"] = f"{1.3 * float(row['etiv_mm3']):.0f}"
+    fit = volumes.fit_adjustment(records)
+    assert fit["n"] == 17 and fit["etiv_source"] == "network"
+    assert fit["slopes"]["left"]["total"] == pytest.approx(0.002, rel=1e-3)
+    rows = volumes.add_statistics(records, fit)
+    assert [bool(row["total_adjusted_mm3"]) for row in rows] == [False] * 26 + [True] * 34
+    of_unknown = {name: value for name, value in fit.items() if name != "etiv_source"}  # a file of an earlier version
+    assert all(row["total_adjusted_mm3"] for row in volumes.add_statistics(records, of_unknown)[6:])
+
+
+def test_a_slope_has_its_standard_error():
+    rng, records = np.random.default_rng(1), records_of_a_cohort(400)
+    for record in records:
+        for row in record["rows"]:
+            row["total_mm3"] = f"{float(row['total_mm3']) + rng.normal(0, 300):.1f}"
+    fit = volumes.fit_adjustment(records)
+    expected = 300 / np.sqrt(397) / 1.732e5  # the standard deviation of eTIV between 1.2 and 1.8 l
+    assert fit["standard_errors"]["right"]["total"] == pytest.approx(expected, rel=0.15)
+    assert abs(fit["slopes"]["right"]["total"] - 0.002) < 4 * expected
+
+
 def test_asymmetry():
     records = records_of_a_cohort(2)
     rows = volumes.add_statistics(records, {})

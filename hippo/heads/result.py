@@ -118,7 +118,10 @@ class Result:
             "flags": ";".join(flags),
         }
         row |= {"seconds": f"{self.seconds:.2f}", "model": side.model}
-        row |= {"voxel_mm": " x ".join(f"{mm:.2f}" for mm in spacing_mm(self.scan.image))}
+        row |= {
+            "etiv_source": self.etiv_source,
+            "voxel_mm": " x ".join(f"{mm:.2f}" for mm in spacing_mm(self.scan.image)),
+        }
         return row | {f"{part}_sd_mm3": f"{value:.1f}" for part, value in side.spread_mm3.items()}
 
     def save(self, folder):

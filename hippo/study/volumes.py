@@ -47,6 +47,7 @@ COLUMNS = {  # columns of the table
     "flags": Column("What is doubtful, joined by semicolons; failed: why there is no result", source="See report.html"),
     "seconds": Column("Time to read and to segment the scan", "s"),
     "model": Column("Files of the weights", source="dataset_description.json has their checksums"),
+    "etiv_source": Column("Where etiv_mm3 comes from: network, or given (the option --etiv)"),
     "voxel_mm": Column("Size of a voxel from left to right, back to front, and bottom to top", "mm", source="Header"),
 }
 SPREADS = {
@@ -82,9 +83,11 @@ def empty_row(path):
 
 
 def fit_adjustment(records):
-    """Fits the residual method (Jack et al. 1989; Opfer et al. 2022). Returns {"n", "mean_etiv_mm3", "slopes": {side:
-    {part: mm3 per mm3}}} of least-squares lines of each volume on eTIV. Uses the first head of each participant that
-    has no doubts on either side. Returns {} for fewer than FEWEST heads, or if all have the same eTIV."""
+    """Fits the residual method (Jack et al. 1989; Opfer et al. 2022). Returns {"n", "etiv_source", "mean_etiv_mm3",
+    "slopes": {side: {part: mm3 per mm3}}, "standard_errors": the same of the slopes} of least-squares lines of each
+    volume on eTIV. Uses the first head of each participant that has no doubts on either side, and of these the more
+    frequent source of eTIV, since sources differ in scale. Returns {} for fewer than FEWEST heads, or if all have the
+    same eTIV."""
     heads = {}
     for record in records:
         rows = {row["side"]: row for row in record["rows"]}
@@ -93,17 +96,28 @@ def fit_adjustment(records):
         )
         if sure and rows.keys() == {"left", "right"}:
             heads.setdefault(record["participant_id"] or record["name"], rows)
+    sources = [rows["left"].get("etiv_source", "") for rows in heads.values()]
+    source = max(sources, key=sources.count, default="")
+    heads = {name: rows for (name, rows), other in zip(heads.items(), sources) if other == source}
     etiv = np.array([float(rows["left"]["etiv_mm3"]) for rows in heads.values()])
     if len(heads) < FEWEST or np.ptp(etiv) == 0:
         return {}
-    centred, slopes = etiv - etiv.mean(), {}
+    centred, slopes, errors = etiv - etiv.mean(), {}, {}
     parts = [
         part for part in PARTS if all(rows["left"][f"{part}_mm3"] for rows in heads.values())
     ]  # only the total if the models do not separate the parts
     for side in ("left", "right"):
         volumes = {part: np.array([float(rows[side][f"{part}_mm3"]) for rows in heads.values()]) for part in parts}
         slopes[side] = {part: float(centred @ values / (centred @ centred)) for part, values in volumes.items()}
-    return {"n": len(heads), "mean_etiv_mm3": float(etiv.mean()), "slopes": slopes}
+        errors[side] = {part: _error_of_slope(centred, values, slopes[side][part]) for part, values in volumes.items()}
+    fit = {"n": len(heads), "etiv_source": source, "mean_etiv_mm3": float(etiv.mean())}
+    return fit | {"slopes": slopes, "standard_errors": errors}
+
+
+def _error_of_slope(centred, values, slope):
+    """Returns the standard error of a least-squares slope. centred: abscissae less their mean."""
+    residuals = values - values.mean() - slope * centred
+    return float(np.sqrt(residuals @ residuals / (len(values) - 2) / (centred @ centred)))
 
 
 def load_adjustment(path):
@@ -161,8 +175,8 @@ def etiv_of(text, where):
 
 
 def add_statistics(records, adjustment):
-    """Returns the rows of records with STATISTICS added; values that cannot be computed are empty. adjustment: see
-    fit_adjustment."""
+    """Returns the rows of records with STATISTICS added; values that cannot be computed are empty, and so are adjusted
+    volumes where eTIV has another source than in the adjustment, see fit_adjustment."""
     rows = []
     for record in records:
         totals = {row["side"]: float(row["total_mm3"]) for row in record["rows"] if row["total_mm3"]}
@@ -172,7 +186,8 @@ def add_statistics(records, adjustment):
         for row in record["rows"]:
             row = row | dict.fromkeys(STATISTICS, "") | {"asymmetry": asymmetry}
             known = row["total_mm3"] and row["etiv_mm3"] and not {*OF_ETIV} & {*row["flags"].split(";")}
-            if adjustment and known:
+            source = row.get("etiv_source", "")
+            if adjustment and known and source == adjustment.get("etiv_source", source):
                 excess = float(row["etiv_mm3"]) - adjustment["mean_etiv_mm3"]
                 slopes = adjustment["slopes"][row["side"]].items()
                 for part, slope in ((part, slope) for part, slope in slopes if row[f"{part}_mm3"]):
