@@ -25,8 +25,8 @@ def summarise(cases):
 
 
 def spread(values):
-    """Returns the standard deviation over cases (ddof 1), nan for a single one."""
-    return np.std(values, ddof=1) if len(values) > 1 else np.nan
+    """Returns the standard deviation over cases (ddof 1); 0 for a single one."""
+    return np.std(values, ddof=min(1, len(values) - 1))
 
 
 def _of_finite(function, column):
