@@ -226,7 +226,12 @@ def test_ctrl_c_while_workers_start_is_one_line(phantoms, whole, tmp_path):
             shutil.copy(path, many / f"{number}_{path.name}")
     command = [sys.executable, str(ROOT / "predict.py"), str(many), *options]
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=_receive_interrupts,
     )
     wait, end = random.Random(0), time.monotonic() + 60
     while len(_children(process.pid)) < 2:  # the tracker of resources and a worker
@@ -237,6 +242,11 @@ def test_ctrl_c_while_workers_start_is_one_line(phantoms, whole, tmp_path):
     _, err = process.communicate(timeout=120)
     assert process.returncode == 130 and "Traceback" not in err and "interrupted" in err, err
     assert len([line for line in err.splitlines() if line.strip() and "predict:" not in line]) <= 3, err
+
+
+def _receive_interrupts():
+    """A shell starts what runs in its background with interrupts ignored, which child processes inherit."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _children(pid):
