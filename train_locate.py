@@ -8,7 +8,7 @@ The network sees a head as 128 x 128 x 128 voxels of 2 mm, eight of them as the 
 learns from nothing but images drawn anew in each step from the label maps: any contrast, turned by up to 60 degrees or
 upside down, stripped, defaced, with a neck, cut by the field of view. Writes into OUT_DIR: last.pth, best_model.pth,
 history.json, config.json and metrics.json (Dice at 4 mm, of images drawn with other random numbers).
-pretrained/locate.pth is such a network; predict.py --locate=FILE uses another.
+predict.py --locate=FILE uses such a network. pretrained/locate.pth is of an earlier recipe, which saw voxels of 4 mm.
 """
 
 from functools import partial

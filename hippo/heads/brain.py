@@ -14,10 +14,6 @@ _THIN_MM = 2  # layers up to twice as thick, such as the dura, are cut from the 
 _FAT = 1.7  # what is brighter, by this factor, than the border between grey and white matter is fat or a vessel
 _BRIGHT = 1.4  # times the tissue nearby: brighter fluid of T2-weighted images
 _BRIGHT_SHARE = 0.02  # fluid counts as bright if more is _BRIGHT: T1 and FLAIR have 0.4 % or less, T2 has 4.6 % or more
-_SHARE = (
-    1.4,
-    0.02,
-)  # fluid is bright if a larger share is so much brighter than the tissue nearby: T2 has 5 %
 _SHARE = (0.5, 1.2)  # volume of the brain, divided by that of the intracranial space
 
 

@@ -36,9 +36,8 @@ def picture_of_scan(path, scan, sides, rows):
     scan: hippo.heads.scan.Scan; sides: list of hippo.heads.segment.Hippocampus; rows: their rows of volumes.csv.
     """
     height = _TITLE_IN + len(sides) * _SIDE_IN + _LEGEND_IN
-    figure = Figure(
-        figsize=(_WIDTH_IN, height), dpi=_DPI
-    )  # places are fixed: a layout engine takes as long as all the rest
+    # places are fixed: a layout engine takes as long as all the rest
+    figure = Figure(figsize=(_WIDTH_IN, height), dpi=_DPI)
 
     def panel(top, left, size):
         box = (left / _WIDTH_IN, 1 - (top + size[1]) / height, size[0] / _WIDTH_IN, size[1] / height)

@@ -88,9 +88,8 @@ def _is_plausible(key, value):
 
 def _build(description, weights, expected, file_size):
     """Builds the described network ("name", "args") with its weights, in float32. expected: possible numbers of
-    channels and of classes. The file is not trusted: the network is first built
-    without memory, and filled only if the file is large enough to hold its weights. Raises one of several errors if
-    something does not match."""
+    channels and of classes. The file is not trusted: the network is first built without memory, and filled only if the
+    file is large enough to hold its weights. Raises one of several errors if something does not match."""
     name, args = description["name"], description["args"]
     if not all(_is_plausible(*item) for item in args.items()):
         raise ValueError(f"a {name} of {args}")
