@@ -86,6 +86,7 @@ def test_delete_removes_all(client, crops, server):
 def test_a_scan_is_deleted_once_it_is_segmented(client, crops, server):
     client.segment("a.nii.gz", next(iter(crops.values())))
     assert not uploads_in(server[3])
+    assert 0 < client.ask("/api/health")[2]["seconds"] < 100  # that it took
 
 
 def mask(shape):
@@ -168,7 +169,7 @@ def test_only_the_page_and_this_machine_may_ask(client, crops):
 
 
 def test_headers_for_browsers(client):
-    for path in ("/", "/docs", "/api/health", "/api/jobs/none", "/static/niivue.umd.js"):
+    for path in ("/", "/docs", "/brain.png", "/api/health", "/api/jobs/none", "/static/niivue.umd.js"):
         _, headers, _ = client.ask(path)
         assert "default-src 'none'" in headers["content-security-policy"], path
         assert "unsafe" not in headers["content-security-policy"] and headers["x-content-type-options"] == "nosniff"

@@ -26,12 +26,18 @@ import viz
 import viz_aug
 from hippo.data.cases import is_synthetic, list_cases
 from hippo.data.slices import read_index
+from hippo.data.spatial import largest_component
 from hippo.errors import UserError, require
-from hippo.files import atomic, load_json, save_json
+from hippo.files import ROOT, atomic, load_json, save_json
 from hippo.options import configure, constants, run_script
 from hippo.training.run_folder import same_constants
 from hippo.training.search import FIGURE, RESULTS, grid_points, settings
 from tools import ablations, benchmark, change, cohort, fine_tuning, heads, quality, stability, uncertainty, web
+
+import matplotlib.pyplot as plt
+import numpy as np
+from scipy.ndimage import binary_erosion, binary_fill_holes
+from skimage.transform import resize
 
 SHORT_2D = "checkpoints-2d-64"  # folder of the short 2D run, see docs/ablations.md
 ABLATIONS = "ablations"  # folder of further runs and searches
@@ -48,6 +54,7 @@ _FILES = [benchmark.OUT, benchmark.OUT_ORDINARY_CPU, heads.OUT]
 _FILES += [stability.OUT, stability.OUT_CONTRASTS, stability.OUT_SKULL, change.OUT, change.OUT_RESCANS]
 _FILES += [tool.OUT for tool in (ablations, uncertainty, quality, cohort, web, fine_tuning)]
 _PICTURES = [uncertainty.PICTURE, quality.PICTURE, cohort.PICTURE, web.PICTURE, fine_tuning.PICTURE]
+_BRAIN_PIXELS = 500  # width of the brain on the page of serve.py
 _SUMMARISED = ("part_", "uncertainty_", "ordinary_cpu")  # runs in ABLATIONS of which a file above says what counts
 
 
@@ -198,7 +205,21 @@ def draw_head(head, folder, results):
         save_json(results / _SAMPLE, [{**row, "scan": head.name} for row in rows])
     cfg = configure(vars(viz), [], out=f"{folder}/head_3d.png", by_label=True, interactive="False")
     cfg.inputs = [str(head)]
-    return paths + viz.run(cfg)
+    drawn = viz.run(cfg)
+    return [*paths, *drawn, brain_of_the_page(drawn[0])]
+
+
+def brain_of_the_page(picture, path=ROOT / "hippo/web/brain.png"):
+    """Writes the left view of a picture by viz.py, without its white margin, small and transparent around the brain."""
+    both = plt.imread(picture)[:, :, :3]
+    view = both[:, : both.shape[1] // 2]
+    brain = binary_erosion(binary_fill_holes(largest_component(view.min(-1) < 1)))  # without the paler rim
+    height, width = (slice(places.min(), places.max() + 1) for places in np.nonzero(brain))
+    rgba = np.dstack([view, brain])[height, width]
+    size = round(_BRAIN_PIXELS * rgba.shape[0] / rgba.shape[1]), _BRAIN_PIXELS
+    with atomic(path) as temporary:
+        plt.imsave(temporary, resize(rgba, size, anti_aliasing=True).clip(0, 1), format="png")
+    return Path(path)
 
 
 if __name__ == "__main__":

@@ -103,4 +103,5 @@ class Health(BaseModel):
     )
     queue: int = Field(description="scans that may wait")
     max_upload_mb: int
+    seconds: float | None = Field(description="that the last scan took; null before the first one is done")
     keep_minutes: float

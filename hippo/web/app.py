@@ -19,7 +19,7 @@ from hippo.web.worker import label_of
 from fastapi import Depends, FastAPI, HTTPException, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.openapi.docs import get_swagger_ui_html
-from fastapi.responses import HTMLResponse
+from fastapi.responses import FileResponse, HTMLResponse
 from fastapi.staticfiles import StaticFiles
 from starlette.datastructures import UploadFile
 
@@ -91,6 +91,10 @@ def create_app(jobs, example, hosts, max_upload_mb):
     def page():
         return HTMLResponse(index)
 
+    @app.get("/brain.png", include_in_schema=False)
+    def picture():
+        return FileResponse(FOLDER / "brain.png")
+
     @app.get("/docs", include_in_schema=False)
     def documentation():
         return HTMLResponse(docs)
@@ -156,6 +160,7 @@ def _add_api(app, jobs, max_upload_mb, refusals):
             jobs=jobs.counts(),
             queue=jobs.queue,
             max_upload_mb=max_upload_mb,
+            seconds=jobs.seconds,
             keep_minutes=jobs.keep_minutes,
         )
 

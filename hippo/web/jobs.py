@@ -48,6 +48,7 @@ class Jobs:
         number of waiting jobs; job_seconds: time limit of one job; keep_minutes: how long results are kept. Raises
         UserError if the networks cannot be loaded."""
         self.queue, self.keep_minutes, self.device = queue, keep_minutes, ""
+        self.seconds = None  # that the last scan took
         self._folder, self._job_seconds = Path(folder), job_seconds
         self._new_worker = lambda: start_worker(settings, unpacked_mb)
         self._jobs, self._waiting, self._uploads = {}, deque(), 0
@@ -207,6 +208,8 @@ class Jobs:
         with self._changed:
             self._last_seconds = time.monotonic() - start
             job.ended = time.time()
+            if kind == "done":
+                self.seconds = self._last_seconds
             if kind == "choosing":
                 job.series, job.ended = value, job.ended + _CHOICE_SECONDS - 60 * self.keep_minutes
             else:
