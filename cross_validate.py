@@ -34,6 +34,7 @@ import numpy as np
 
 # data
 DATA_ROOT = "Task04_Hippocampus"  # Decathlon folder: dataset.json, imagesTr, labelsTr
+MAX_CASES = 0  # 0: all cases; n: the first n sorted cases, in five folds of their own
 RECIPE = "crops"  # crops; heads: for other scanners and people, see train_3d.py; ensemble: four models; see RECIPES
 FOLDS = [0, 1, 2, 3, 4]  # nnU-Net's folds to run
 RUNS = "cross_validation_runs"  # folder of the runs, one folder for each fold
@@ -70,7 +71,7 @@ RECIPES = {  # what a recipe changes
 }
 # small slices, stored as they are and augmented anew in each epoch
 PLAIN_SLICES = {"share_none": 1.0, "share_rotation": 0.0, "share_affine": 0.0, "share_flip": 0.0}
-_OTHER = ("DATA_ROOT", "OUT_DIR", "MAX_CASES", "NUM_WORKERS")  # constants of data_aug.py that make no other slices
+_OTHER = ("DATA_ROOT", "OUT_DIR", "NUM_WORKERS")  # constants of data_aug.py that make no other slices
 
 
 def main():
@@ -140,11 +141,11 @@ def jobs(cfg, fold):
     same = {name: getattr(cfg, name) for name in ("data_root", "device", "amp", "num_workers")}
     recipe_3d, recipe_2d = ("heads", "heads") if cfg.recipe == "heads" else ("crops", "short")
     size = {"size": cfg.slice_size, "slices_per_plane": cfg.slices_per_plane, **PLAIN_SLICES}
-    result = (
-        [(data_aug, {"data_root": cfg.data_root, "fold": fold, "out_dir": slices, **size})] if cfg.epochs_2d else []
-    )
+    cases = {"data_root": cfg.data_root, "max_cases": cfg.max_cases}
+    result = [(data_aug, {**cases, "fold": fold, "out_dir": slices, **size})] if cfg.epochs_2d else []
     for seed in cfg.seeds:
-        options = {**same, "seed": seed, "fold": fold, "epochs": cfg.epochs, "base_channels": cfg.base_channels}
+        options = {**same, **cases, "seed": seed, "fold": fold}
+        options |= {"epochs": cfg.epochs, "base_channels": cfg.base_channels}
         options |= {"recipe": recipe_3d, "validate_every": cfg.epochs}  # the last epoch alone counts
         result.append((train_3d, {**options, "out_dir": f"{folder}/3d-{seed}"}))
         if cfg.epochs_2d:

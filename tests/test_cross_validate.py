@@ -231,3 +231,8 @@ def test_the_recipe_of_heads_is_that_of_both_scripts():
     assert (
         plain[train2d]["recipe"] == "short" and configure(vars(train_3d), [], **plain[train_3d]).noise == train_3d.NOISE
     )
+
+
+def test_the_first_cases_alone_in_folds_of_their_own():
+    jobs = dict(cross_validate.jobs(configure(vars(cross_validate), ["--max_cases=200"]), 0))
+    assert jobs[data_aug]["max_cases"] == jobs[train_3d]["max_cases"] == 200 and "max_cases" not in jobs[train2d]
