@@ -5,6 +5,7 @@ from multiprocessing.pool import ThreadPool
 from types import SimpleNamespace
 
 import predict
+from hippo.data.cases import list_cases, load_volumes
 from hippo.heads import quality
 from hippo.heads.picture import caption
 from hippo.heads.quality import limits_of
@@ -40,24 +41,25 @@ def test_evidence_of_what_agrees_and_of_what_does_not():
     labels[3:9, 4:10, 3:9], labels[3:9, 10:16, 3:9] = 2, 1
     sure = np.stack([0.05 + 0.85 * (labels == part) for part in range(3)]).astype(np.float32)
     moved = np.roll(sure, 3, 1)
-    agreed = quality.collect_evidence([sure, sure], np.stack([sure] * 5), labels, [1600, 1700], sure)
-    apart = quality.collect_evidence([sure, moved], np.stack([sure, *[moved] * 4]), labels, [100, 500], moved)
-    assert agreed["models"] == agreed["views"] == agreed["contrast"] == agreed["component"] == 1
-    assert all(apart[name] <= value for name, value in agreed.items())
-    for name in ("models", "views", "contrast", "size", "expected"):
+    agreed = quality.collect_evidence([sure, sure], np.stack([sure] * 5), labels, sure)
+    apart = quality.collect_evidence([sure, moved], np.stack([sure, *[moved] * 4]), labels, moved)
+    assert agreed["models"] == agreed["views"] == agreed["contrast"] == 1 and 0.8 < agreed["confidence"] < 1
+    for name in ("models", "views", "contrast"):
         assert apart[name] < agreed[name], name
+    assert quality.certainty(agreed) == (1 + agreed["confidence"]) / 2
 
 
 @pytest.mark.promise("quality")
-@pytest.mark.parametrize("kind", ["two_models", "one_model", "any_contrast"])
-def test_less_agreement_never_raises_the_expected_dice(kind):
-    coefficients = json.loads((ROOT / quality.COEFFICIENTS).read_text())[kind]
-    assert 0.8 < coefficients["most"] <= 1 and all(weight > 0 for _, _, weight in coefficients["steps"])
-    best = {name: 1.0 for name, _, _ in coefficients["steps"]}
-    assert quality.predict_dice(best, kind) == coefficients["most"]
-    for name in best:
-        values = [quality.predict_dice({**best, name: value}, kind) for value in (1.0, 0.9, 0.5, 0.0, -5.0)]
-        assert values == sorted(values, reverse=True) and 0 <= values[-1] < values[0], name
+@pytest.mark.parametrize("name", ["confidence", "views"])
+def test_less_agreement_never_raises_the_expected_dice(name):
+    fit = json.loads((ROOT / quality.FIT).read_text())
+    for values in fit.values():
+        assert values == sorted(values) and 0 <= values[0] < values[-1] < 1
+    assert fit["dice"][-1] > 0.85 and len(fit["certainty"]) == len(fit["dice"])
+    best = {"confidence": 1.0, "views": 1.0, "in_fluid": 0.0}
+    values = [quality.predict_dice({**best, name: value}) for value in (1.0, 0.95, 0.9, 0.5, 0.0)]
+    assert values == sorted(values, reverse=True) and values[0] == fit["dice"][-1] and values[-1] < 0.5
+    assert quality.predict_dice({**best, "in_fluid": 1.0}) == 0
 
 
 @pytest.mark.promise("quality")
@@ -95,40 +97,42 @@ def test_the_picture_says_it_in_words_and_colour():
 
 
 def rows_like(n, seed=0):
-    """Observations whose Dice is 0.9, less what two kinds of evidence take away, and noise."""
+    """Observations whose Dice rises with the mean of two kinds of evidence up to 0.9, with noise; some of nothing."""
     rng = np.random.default_rng(seed)
     names = ("clean", "noise", "blur")
     for i in range(n):
-        views, contrast = 1 - rng.uniform(0, 0.5, 2) * (i % 3 > 0)
-        loss = 0.8 * max(0, 0.9 - views) + 0.5 * max(0, 0.95 - contrast)
-        evidence = {name: rng.uniform(0.8, 1) for name in ["confidence", *learning._EVIDENCE["two_models"]]}
-        evidence |= {"views": views, "contrast": contrast}
-        truth = float(np.clip(0.9 - loss + rng.normal(0, 0.01), 0, 1))
-        yield {"case": f"c{i % 40}", "fold": i % 5, "degradation": names[i % 3], "dice": truth, "evidence": evidence}
+        confidence, views = 1 - rng.uniform(0, 0.3, 2) * (i % 3 > 0)
+        in_fluid = float(i % 50 == 0)
+        truth = (1 - in_fluid) * float(np.clip(0.9 - 2 * max(0, 0.95 - (confidence + views) / 2) + rng.normal(0, 0.01), 0, 1))
+        evidence = {"confidence": confidence, "views": views, "in_fluid": in_fluid}
+        row = {"case": f"c{i % 40}", "degradation": names[i % 3], "dice": truth, "evidence": evidence}
+        yield row | {"problem": "", "flags": [], "volumes_mm3": [1500, 1500]}
 
 
-def test_the_fit_finds_what_counts_and_predicts_it_of_folds_and_degradations_that_it_has_not_seen():
-    rows, names = list(rows_like(600)), learning._EVIDENCE["two_models"]
-    coefficients = learning.fit(rows, names)
-    assert {"views", "contrast"} <= {name for name, _, _ in coefficients["steps"]}
-    assert coefficients["most"] == pytest.approx(0.9, abs=0.02)
-    predicted = learning.left_out(rows, names)
-    result = learning.measure(rows, predicted)
-    assert result["mae"]["mean"] < 0.02 and result["auroc"]["mean"] > 0.97 and result["failures"] > 20
-    assert result["auroc_of_confidence"] < 0.7
+def test_the_fit_finds_the_function_and_predicts_cases_and_degradations_that_it_has_not_seen():
+    rows = list(rows_like(600))
+    fit = learning.fit(rows)
+    assert fit["dice"] == sorted(fit["dice"]) and fit["dice"][-1] == pytest.approx(0.9, abs=0.02)
+    assert np.interp([0.8, 0.9], *fit.values()) == pytest.approx([0.6, 0.8], abs=0.02)
+    predicted = learning.left_out(rows)
+    result = learning.measure(rows, predicted, LIMITS)
+    assert result["mae"]["mean"] < 0.03 and result["auroc"]["mean"] > 0.97 and result["failures"] > 20
+    assert result["auroc"]["mean"] > max(result["auroc_of_parts"].values()) and result["green_failures"] < 0.05
     costs = result["thresholds"]
-    assert costs[0.85]["bad_missed"] == 0 < costs[0.85]["good_flagged"] and costs[0.6]["good_flagged"] == 0
-    assert np.allclose(
-        learning.predict_all(coefficients, rows[:3], names),
-        [
-            np.clip(
-                coefficients["most"] - sum(w * max(0, t - row["evidence"][n]) for n, t, w in coefficients["steps"]),
-                0,
-                1,
-            )
-            for row in rows[:3]
-        ],
-    )
+    assert costs[0.85]["bad_missed"] == 0 < costs[0.85]["good_flagged"] and costs[0.6]["good_flagged"] < 0.01
+    assert all(value == 0 for row, value in zip(rows, predicted) if row["evidence"]["in_fluid"])
+
+
+def test_what_is_green_has_no_flag_and_a_result():
+    row = {"problem": "", "flags": [], "volumes_mm3": [1500, 1500]}
+    assert learning.flags_of(row, 0.8, LIMITS) == []
+    for change, value in (
+        ({"problem": "none"}, 0.8),
+        ({"flags": ["head_turned"]}, 0.8),
+        ({"volumes_mm3": [1]}, 0.8),
+        ({}, 0.7),
+    ):
+        assert learning.flags_of({**row, **change}, value, LIMITS)
 
 
 def test_auroc():
@@ -148,6 +152,8 @@ def test_degradations_leave_labels_in_place():
         assert (6 <= np.linalg.norm(centre) <= 22) == (name == "shifted window"), name
         if name in ("wrong side", "upside down", "back to front", "cut", "clean", "shifted window"):
             assert set(np.unique(np.round(changed, 4))) <= set(np.unique(np.round(image, 4)))
+        elif name == "lesion":
+            assert not moved.any() and np.allclose(changed[0], image[0]) and not np.allclose(changed[10], image[10])
         else:
             assert (moved == label).all() and not np.allclose(changed, image), name
 
@@ -155,11 +161,10 @@ def test_degradations_leave_labels_in_place():
 @pytest.mark.slow
 def test_from_runs_to_coefficients(script, whole, phantoms, tmp_path, monkeypatch):
     """The whole tool on runs of phantoms; its heads are made up."""
-    for fold in range(5):
-        for name, kind in (("3d-0", "3d"), ("2d-0", "2d")):
-            folder = tmp_path / f"runs/fold_{fold}" / name
-            folder.mkdir(parents=True)
-            (folder / "last.pth").write_bytes((whole[kind] / "last.pth").read_bytes())
+    for name in learning._MODELS:
+        folder = tmp_path / "runs/fold_0" / name
+        folder.mkdir(parents=True)
+        (folder / "last.pth").write_bytes((whole["3d"] / "last.pth").read_bytes())
     found = {
         "sides": {
             "a left": {"quality": 0.8, "dice": 0.9, "flags": []},
@@ -167,19 +172,19 @@ def test_from_runs_to_coefficients(script, whole, phantoms, tmp_path, monkeypatc
         }
     }
     monkeypatch.setattr(learning, "observe_heads", lambda *_: found)
-    monkeypatch.setattr(learning.quality, "COEFFICIENTS", tmp_path / "coefficients.json")
+    monkeypatch.setattr(learning.quality, "FIT", tmp_path / "fit.json")
     monkeypatch.setattr(learning, "ProcessPoolExecutor", lambda *_: ThreadPool(1))
     few = {name: simulate.DEGRADATIONS[name] for name in ("clean", "wrong side", "noise", "blur")}
     monkeypatch.setattr(learning, "DEGRADATIONS", few)
-    monkeypatch.setattr(learning, "_HELD_OUT", whole["3d"] / "last.pth")
+    everyone, observe, made_up = [case.id for case in list_cases(phantoms)[0]], learning.observe, rows_like(1000)
+    monkeypatch.setattr(learning, "load_volumes", lambda root, _: load_volumes(root, everyone))
+    # models of phantoms find next to nothing
+    monkeypatch.setattr(learning, "observe", lambda *seen: observe(*seen) | {**next(made_up), "case": ""})
     options = (f"--data_root={phantoms}", f"--observations={tmp_path / 'seen'}", f"--out={tmp_path / 'out.json'}")
-    one_error_line(script(learning, f"--runs={tmp_path / 'none'}", *options), "cross_validate.py --recipe=heads")
+    one_error_line(script(learning, f"--runs={tmp_path / 'none'}", *options), "tools/quality.py")
     code, _, err = script(learning, f"--runs={tmp_path / 'runs'}", f"--picture={tmp_path / 'a.png'}", *options)
     assert code == 0, err
     result = json.loads((tmp_path / "out.json").read_text())
-    assert result["sides"]["of"] == 1 and result["kinds"]["two_models"]["observations"] > 10
-    assert json.loads((tmp_path / "coefficients.json").read_text()).keys() == {
-        "two_models",
-        "one_model",
-        "any_contrast",
-    }
+    assert result["sides"]["of"] == len(everyone) and set(result["kinds"]) == {"head", "crop", "any_contrast"}
+    assert result["kinds"]["head"]["observations"] == 4 * len(everyone)
+    assert json.loads((tmp_path / "fit.json").read_text()).keys() == {"certainty", "dice"}

@@ -6,7 +6,6 @@ import shutil
 
 import predict
 import train_3d
-from hippo.heads.quality import expected_dice
 from hippo.heads.uncertainty import entropies, spread
 from hippo.models.checkpoint import load_model
 from hippo.models.inference import TrainedModel, has_dropout, make_preprocessing, predict_volume, sample_volume
@@ -140,7 +139,7 @@ def test_the_dice_to_expect():
     drawn = (rng.uniform(size=probabilities.shape[1:]) > np.cumsum(probabilities, 0)).sum(0)
     labels = probabilities.argmax(0)
     score = np.mean([dice(labels == part, drawn == part) for part in (1, 2)])
-    assert expected_dice(probabilities) == pytest.approx(score, abs=0.01)
+    assert uncertainty.expected_dice(probabilities) == pytest.approx(score, abs=0.01)
 
 
 def test_the_comparison(whole, dropout_run, phantoms, tmp_path):

@@ -32,7 +32,20 @@ from hippo.files import ROOT, atomic, load_json, save_json
 from hippo.options import configure, constants, run_script
 from hippo.training.run_folder import same_constants
 from hippo.training.search import FIGURE, RESULTS, grid_points, settings
-from tools import ablations, benchmark, change, cohort, fine_tuning, heads, quality, stability, uncertainty, web
+from tools import (
+    ablations,
+    benchmark,
+    change,
+    cohort,
+    fine_tuning,
+    heads,
+    hippo_net,
+    quality,
+    stability,
+    truth,
+    uncertainty,
+    web,
+)
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -52,8 +65,9 @@ _COLUMNS = ("scan", "side", "anterior_mm3", "posterior_mm3", "total_mm3", "etiv_
 _PLACES = ("data_root", "data_dir")  # where the data were
 _FILES = [benchmark.OUT, benchmark.OUT_ORDINARY_CPU, heads.OUT]
 _FILES += [stability.OUT, stability.OUT_CONTRASTS, stability.OUT_SKULL, change.OUT, change.OUT_RESCANS]
-_FILES += [tool.OUT for tool in (ablations, uncertainty, quality, cohort, web, fine_tuning)]
+_FILES += [tool.OUT for tool in (ablations, uncertainty, quality, truth, cohort, web, fine_tuning, hippo_net)]
 _PICTURES = [uncertainty.PICTURE, quality.PICTURE, cohort.PICTURE, web.PICTURE, fine_tuning.PICTURE]
+_PICTURES += [truth.PICTURE, truth.PICTURE_RESCANS]
 _BRAIN_PIXELS = 500  # width of the brain on the page of serve.py
 _SUMMARISED = ("part_", "uncertainty_", "ordinary_cpu")  # runs in ABLATIONS of which a file above says what counts
 

@@ -1,10 +1,16 @@
-"""Learns the Dice to expect of a segmentation from the evidence, and measures how well it does, and what each flag costs.
+"""Learns the Dice to expect of a segmentation from how sure the models are, and measures how well that detects failures, and
+what each flag costs.
 
-    python -m tools.quality --heads=FOLDER     three quarters of an hour on two CPU cores; goes on where it stopped
+    python -m tools.quality --heads=FOLDER     an hour on two CPU cores; goes on where it stopped
 
-Needs the runs of python cross_validate.py --recipe=heads: what is learned from are segmentations by models that did not see
-the case, clean and degraded (DEGRADATIONS of tools/simulate.py). Measured on folds and degradations that were left out, and on the
-heads. Writes OBSERVATIONS (a JSON file for each fold), the coefficients (pretrained/quality.json), OUT and PICTURE.
+What is learned from are segmentations by models that did not see the case, clean and degraded (DEGRADATIONS of
+tools/simulate.py). They need the runs of one or more folds:
+
+    python cross_validate.py --recipe=heads --folds="[0]"
+    python train_3d.py --recipe=any_contrast --fold=0 --out_dir=cross_validation_runs_heads/fold_0/any_contrast
+
+Measured on cases and degradations that were left out, and on the heads. Writes OBSERVATIONS (a JSON file for each fold), the
+function (pretrained/quality.json), OUT and PICTURE.
 """
 
 import collections
@@ -20,7 +26,7 @@ from hippo.errors import require
 from hippo.files import ROOT, load_json, save_json, save_text
 from hippo.heads import quality
 from hippo.heads.anatomy import SIDES
-from hippo.heads.quality import judge, limits_of
+from hippo.heads.quality import certainty, judge, limits_of
 from hippo.heads.segment import joint_labels, segment_sides
 from hippo.models.checkpoint import load_model
 from hippo.options import configure, run_script
@@ -33,34 +39,25 @@ from tools.simulate import DEGRADATIONS, MISUSES, scan_of
 
 import numpy as np
 import torch
-from scipy.optimize import nnls
+from scipy.optimize import isotonic_regression
 from scipy.stats import mannwhitneyu, spearmanr
 
 DATA_ROOT = "Task04_Hippocampus"  # Decathlon folder
 HEADS = "heads"  # BIDS folder of whole heads with derivatives/hippodeep/
-RUNS = "cross_validation_runs_heads"  # of python cross_validate.py --recipe=heads
+RUNS = "cross_validation_runs_heads"  # folder of the folds' runs
 OBSERVATIONS = "quality_observations"  # folder for what is learned from
 OUT = "quality.json"  # file to write
 PICTURE = "quality.png"  # predicted against true Dice
 WORKERS = 2  # folds at a time, on a thread each
 
-_OTHERS = 2  # degradations of each case, of those of DEGRADATIONS that are not for all
-_FOR_ALL = ("clean", "wrong side")
-_HELD_OUT = "pretrained/any_contrast.pth"  # has seen all cases but its val_cases
-_AWAY_MM = (
-    (0, 55, 25),
-    (0, -55, 20),
-    (0, 0, 45),
-    (0, 10, -40),
-)  # from a hippocampus: frontal, occipital, parietal, neck
-_BAD = 0.75  # a Dice below is a failure
+_MODELS = ("3d-0", "2d-0", "any_contrast")  # the runs of a fold
+_HINT = "train it as in the first lines of tools/quality.py"
+_AWAY_MM = ((0, 55, 25), (0, -55, 20), (0, 0, 45), (0, 10, -40))  # frontal, occipital, parietal, neck
+_BAD, _FAILED = 0.75, 0.7  # a Dice below is bad, or a failure
 _LEVELS = (0.6, 0.65, 0.7, 0.75, 0.8, 0.85)  # thresholds of low_quality to compare
-_QUANTILES = (0.02, 0.1, 0.25, 0.5, 0.75, 0.95)  # of the evidence, where the thresholds of the steps may be
+_KNOTS = 12  # intervals of the certainty, each with as many observations
 _WEIGHT_OF_MISUSES = 0.1  # in the fit; they are to be told apart, their Dice need not be known
-_ROUNDS = 8  # of weighting anew
-_OF_ONE = ["expected", "views", "component", "size", "settled", "inside_window"]
-# more kinds of evidence did not lower the error
-_EVIDENCE = {"two_models": [*_OF_ONE, "contrast"], "one_model": _OF_ONE, "any_contrast": _OF_ONE}
+_GROUPS = 5  # of cases, each left out once
 
 
 def main():
@@ -70,90 +67,90 @@ def main():
 def run(cfg):
     """Observes what is missing, fits, measures, and writes the files."""
     rows = observe_all(cfg.runs, cfg.data_root, cfg.observations, cfg.workers)
-    fits, results, points = {}, {"kinds": {}}, {}
-    for kind, names in _EVIDENCE.items():
-        seen = [row for row in rows if row["kind"] == kind and not row["problem"]]
-        fits[kind] = fit(seen, names)
-        predicted = left_out(seen, names)
-        results["kinds"][kind] = measure(seen, predicted)
-        points[kind] = predicted, np.array([row["dice"] for row in seen])
-    save_text(ROOT / quality.COEFFICIENTS, json.dumps(fits, indent=1) + "\n")
     segmenter = Segmenter.load(device="cpu")
+    limits = limits_of(segmenter.settings)
+    predicted = left_out(rows)
+    fit_of_all = fit(rows)
+    save_text(ROOT / quality.FIT, json.dumps(fit_of_all, indent=1) + "\n")
+    results, kinds = {"cases": len({row["case"] for row in rows}), "kinds": {}}, np.array([row["kind"] for row in rows])
+    for kind in dict.fromkeys(kinds.tolist()):
+        part = [row for row, its in zip(rows, kinds) if its == kind]
+        results["kinds"][kind] = measure(part, predicted[kinds == kind], limits)
     results["sides"], results["heads"] = sides_of_crops(rows), observe_heads(cfg.heads, segmenter)
-    results["flags"] = shares_of_flags(rows, results["heads"], limits_of(segmenter.settings))
+    results["flags"] = shares_of_flags(rows, predicted, results["heads"], limits)
     save_json(cfg.out, results)
     heads = [[side["quality"], side["dice"]] for side in results["heads"]["sides"].values()]
-    plots.quality(points["two_models"], np.array(heads).T, cfg.picture, "The Dice to expect, and what it was")
-    print(f"wrote {quality.COEFFICIENTS}, {cfg.out} and {cfg.picture}")
+    points = predicted[kinds == "head"], dices(rows)[kinds == "head"]
+    plots.quality(points, np.array(heads).T, cfg.picture, "The Dice to expect, and what it was")
+    print(f"wrote {quality.FIT}, {cfg.out} and {cfg.picture}")
 
 
-def fit(rows, names):
-    """The coefficients of quality.predict_dice: {"most", "steps": [[evidence, threshold, weight], ...]}, none negative.
-
-    Of the least absolute errors, by least squares (Lawson & Hanson 1974) that are weighted anew (Schlossmacher 1973).
-    """
-    values, truth = table(rows, names), np.array([row["dice"] for row in rows])
-    thresholds = [(i, t) for i, column in enumerate(values.T) for t in sorted({*np.quantile(column, _QUANTILES)})]
-    lost = np.stack([np.maximum(0, t - values[:, i]) for i, t in thresholds], 1)
-    terms = np.column_stack([np.ones(len(lost)), -lost])
-    fixed = np.array([_WEIGHT_OF_MISUSES if row["degradation"] in MISUSES else 1 for row in rows])
-    weights = fixed
-    for _ in range(_ROUNDS):
-        root = np.sqrt(weights)
-        solution, _ = nnls(terms * root[:, None], truth * root, maxiter=20 * len(terms.T))
-        weights = fixed / np.maximum(np.abs(terms @ solution - truth), 0.01)
-    steps = [
-        [names[i], round(float(t), 4), round(float(w), 4)] for (i, t), w in zip(thresholds, solution[1:]) if w > 1e-4
-    ]
-    return {"most": round(float(solution[0]), 4), "steps": steps}
+def dices(rows):
+    """The true Dice (N,) of rows."""
+    return np.array([row["dice"] for row in rows])
 
 
-def table(rows, names):
-    """The evidence (observations, names)."""
-    return np.array([[row["evidence"][name] for name in names] for row in rows], float)
+def is_found(row):
+    """Whether there is a segmentation, not in fluid, from which something is learned."""
+    return not row["problem"] and not row["evidence"]["in_fluid"]
 
 
-def predict_all(coefficients, rows, names):
-    """The predicted Dice of rows, as quality.predict_dice."""
-    values = dict(zip(names, table(rows, names).T))
-    lost = sum(weight * np.maximum(0, threshold - values[name]) for name, threshold, weight in coefficients["steps"])
-    return np.clip(coefficients["most"] - lost, 0, 1)
+def fit(rows):
+    """The Dice to expect, {"certainty", "dice"}: rising values at _KNOTS + 1 quantiles of the certainty, by isotonic
+    regression (Barlow et al. 1972)."""
+    rows = [row for row in rows if is_found(row)]
+    sure, truth = np.array([certainty(row["evidence"]) for row in rows]), dices(rows)
+    order = np.argsort(sure)
+    weights = np.array([_WEIGHT_OF_MISUSES if row["degradation"] in MISUSES else 1 for row in rows])
+    rising = isotonic_regression(truth[order], weights=weights[order]).x
+    knots = np.unique(np.quantile(sure, np.linspace(0, 1, _KNOTS + 1)))
+    values = np.interp(knots, sure[order], rising)
+    return {"certainty": [round(float(x), 4) for x in knots], "dice": [round(float(y), 4) for y in values]}
 
 
-def left_out(rows, names):
-    """The predicted Dice (N,) of each row by a fit that has seen neither its fold nor, unless it is clean, its degradation."""
-    fold, degradation = (np.array([row[name] for row in rows]) for name in ("fold", "degradation"))
+def predict(function, row):
+    """The predicted Dice of a row by a fit, as quality.predict_dice."""
+    return float(np.interp(certainty(row["evidence"]), *function.values())) if is_found(row) else 0.0
+
+
+def left_out(rows):
+    """The predicted Dice (N,) of each row by a fit that has seen neither its case nor, unless it is clean, its
+    degradation."""
+    cases = sorted({row["case"] for row in rows})
+    group = np.array([cases.index(row["case"]) % _GROUPS for row in rows])
+    degradation = np.array([row["degradation"] for row in rows])
     result = np.zeros(len(rows))
-    for f in np.unique(fold):
+    for g in range(_GROUPS):
         for d in np.unique(degradation):
-            there = (fold == f) & (degradation == d)
-            if there.any():
-                use = (fold != f) & ((degradation != d) | (degradation == "clean"))
-                known = [row for row, used in zip(rows, use) if used]
-                result[there] = predict_all(fit(known, names), [row for row, here in zip(rows, there) if here], names)
+            use = (group != g) & ((degradation != d) | (degradation == "clean"))
+            function = fit([row for row, used in zip(rows, use) if used])
+            for i in np.flatnonzero((group == g) & (degradation == d)):
+                result[i] = predict(function, rows[i])
     return result
 
 
-def measure(rows, predicted):
+def measure(rows, predicted, limits):
     """Errors of the predicted Dice, and how well it tells failures apart, with intervals over cases."""
-    truth, names = (np.array([row[key] for row in rows]) for key in ("dice", "degradation"))
+    truth, names = dices(rows), np.array([row["degradation"] for row in rows])
     bad, error, misused = truth < _BAD, np.abs(predicted - truth), np.isin(names, MISUSES)
     of_case = collections.defaultdict(list)
     for number, row in enumerate(rows):
         of_case[row["case"]].append(number)
     of_case = list(of_case.values())
 
-    def pick(indices):
-        return np.concatenate([of_case[i] for i in indices])
+    def over_cases(function):
+        return bootstrap_of(lambda indices: function(np.concatenate([of_case[i] for i in indices])), len(of_case))
 
+    parts = {name: np.array([row["evidence"].get(name, 0) for row in rows]) for name in ("confidence", "views")}
+    green = np.array([not (flags_of(row, value, limits)) for row, value in zip(rows, predicted)])
     result = {
         "observations": len(rows),
-        "failures": int(bad.sum()),
-        "mae": bootstrap_of(lambda i: error[pick(i)][~misused[pick(i)]].mean(), len(of_case)),
-        "mae_of_misuses": bootstrap_of(lambda i: error[pick(i)][misused[pick(i)]].mean(), len(of_case)),
-        "auroc": bootstrap_of(lambda i: auroc(-predicted[pick(i)], bad[pick(i)]), len(of_case)),
-        "spearman": float(spearmanr(predicted, truth).statistic),
-        "auroc_of_confidence": auroc(-table(rows, ["confidence"])[:, 0], bad),
+        "bad": int(bad.sum()),
+        "failures": int((truth < _FAILED).sum()),
+        "green_failures": float(green[truth < _FAILED].mean()),
+        "mae": over_cases(lambda i: error[i][~misused[i]].mean()),
+        "auroc": over_cases(lambda i: auroc(-predicted[i], bad[i])),
+        "auroc_of_parts": {name: auroc(-values, bad) for name, values in parts.items()},
         "thresholds": {},
         "degradations": {},
     }
@@ -163,11 +160,20 @@ def measure(rows, predicted):
         result["thresholds"][level] = {"good_flagged": good_flagged, "bad_missed": bad_missed}
     for name in DEGRADATIONS:
         there = names == name
-        if there.any():
-            values = {"n": int(there.sum()), "dice": truth[there].mean(), "predicted": predicted[there].mean()}
-            constant = np.abs(truth[there] - np.median(truth[there])).mean()
-            result["degradations"][name] = {**values, "mae": error[there].mean(), "of_a_constant": constant}
+        values = {"n": int(there.sum()), "dice": truth[there].mean(), "predicted": predicted[there].mean()}
+        result["degradations"][name] = {**values, "green": green[there].mean()}
     return result
+
+
+def flags_of(row, value, limits):
+    """The flags of a row, and why it has no result: empty if it is green."""
+    low, high = limits.usual_mm3
+    raised = {
+        "problem": row["problem"],
+        "low_quality": value < limits.low_quality,
+        "implausible_volume": not low <= sum(row["volumes_mm3"]) <= high,
+    }
+    return [*row["flags"], *(name for name, is_raised in raised.items() if is_raised)]
 
 
 def auroc(score, positive):
@@ -178,20 +184,18 @@ def auroc(score, positive):
 
 def sides_of_crops(rows):
     """Of how many crops the surer side is the right one; elsewhere a wrong --side has no flag of its own."""
-    rows = [row for row in rows if row["kind"] == "two_models" and not row["window"]]
-    sure = {(row["case"], row["degradation"]): row["evidence"].get("confidence", 0) for row in rows}
+    crops = [row for row in rows if row["kind"] == "crop"]
+    sure = {(row["case"], row["degradation"]): row["evidence"].get("confidence", 0) for row in crops}
     right = [sure[case, "clean"] > sure[case, "wrong side"] for case, name in sure if name == "clean"]
     return {"of": len(right), "right": int(sum(right))}
 
 
-def shares_of_flags(rows, heads, limits):
-    """{flag: share of the 260 cases, and of the hippocampi of the heads, that raise it}."""
-    clean = [row for row in rows if row["kind"] == "two_models" and row["degradation"] == "clean" and not row["window"]]
-    cases = collections.Counter(flag for row in clean for flag in row["flags"])
-    for row in clean:
-        value = quality.predict_dice(row["evidence"], "two_models") if row["evidence"] else 0
-        cases["low_quality"] += value < limits.low_quality
-        cases["implausible_volume"] += not limits.usual_mm3[0] <= sum(row["volumes_mm3"]) <= limits.usual_mm3[1]
+def shares_of_flags(rows, predicted, heads, limits):
+    """{flag: share of the clean crops, and of the hippocampi of the heads, that raise it}."""
+    clean = [
+        (row, value) for row, value in zip(rows, predicted) if (row["kind"], row["degradation"]) == ("crop", "clean")
+    ]
+    cases = collections.Counter(flag for row, value in clean for flag in flags_of(row, value, limits))
     sides = heads["sides"].values()
     of_heads = collections.Counter(flag for side in sides for flag in side["flags"])
     names = sorted({*cases, *of_heads})
@@ -199,58 +203,55 @@ def shares_of_flags(rows, heads, limits):
 
 
 def observe_all(runs, data_root, out_dir, workers):
-    """The observations of all folds: a list of dicts, see observe. Observes what is missing in out_dir."""
-    missing = [fold for fold in range(5) if not _file(out_dir, fold).is_file()]
+    """The observations of all folds in `runs`: a list of dicts, see observe. Observes what is missing in out_dir."""
+    folds = sorted(Path(runs).glob("fold_[0-4]"))
+    require(folds, f"{runs}: no folds in it; {_HINT.replace('it', 'them', 1)}")
+    missing = [fold for fold in folds if not (Path(out_dir) / f"{fold.name}.json").is_file()]
     for fold in missing:
-        for name in ("3d-0", "2d-0"):
-            path = Path(runs) / f"fold_{fold}" / name / "last.pth"
-            hint = "train them with: python cross_validate.py --recipe=heads"
-            require(path.is_file(), f"{path}: no such weights; {hint}")
+        for name in _MODELS:
+            path = fold / name / "last.pth"
+            require(path.is_file(), f"{path}: no such weights; {_HINT}")
     with ProcessPoolExecutor(workers, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
-        list(pool.map(partial(observe_fold, runs, data_root, out_dir), missing))
-    return [row for fold in range(5) for row in load_json(_file(out_dir, fold), "python -m tools.quality")]
+        list(pool.map(partial(observe_fold, data_root, out_dir), missing))
+    files = [Path(out_dir) / f"{fold.name}.json" for fold in folds]
+    return [row for file in files for row in load_json(file, "python -m tools.quality")]
 
 
-def _file(out_dir, fold):
-    return Path(out_dir) / f"fold_{fold}.json"
-
-
-def observe_fold(runs, data_root, out_dir, fold):
+def observe_fold(data_root, out_dir, folder):
     """Writes the observations of one fold."""
     device, dtype = set_up_device("cpu")
-    loaded = [load_model(Path(runs) / f"fold_{fold}" / name / "last.pth") for name in ("3d-0", "2d-0")]
-    models = [model for model, _ in loaded]
-    any_contrast, info = load_model(_HELD_OUT)
-    rows = []
-    for number, volume in enumerate(load_volumes(data_root, loaded[0][1]["val_cases"])):
-        rest = [name for name in DEGRADATIONS if name not in _FOR_ALL]
-        some = {rest[(number * _OTHERS + i) % len(rest)] for i in range(_OTHERS)} | {*_FOR_ALL}
-        held_out = volume.id in info["val_cases"]
-        for index, name in enumerate(DEGRADATIONS):
-            rng = np.random.default_rng([fold, number, index])
-            kinds = {"two_models": (models, any_contrast), "one_model": (models[:1], None)} if name in some else {}
-            kinds |= {"any_contrast": ([any_contrast], None)} if held_out else {}
-            seen = DEGRADATIONS[name](volume.image, volume.label, rng)
-            for kind, (members, check) in kinds.items():
-                for window in (False, True):
-                    row = observe(members, check, seen, window, kind, device, dtype)
-                    rows.append({"case": volume.id, "fold": fold, "degradation": name, **row})
-        print(f"fold {fold}: {number + 1} cases", flush=True)
-    save_json(_file(out_dir, fold), rows)
+    loaded = [load_model(folder / name / "last.pth") for name in _MODELS]
+    in_3d, in_2d, any_contrast = [model for model, _ in loaded]
+    # as predict.py uses them: {kind: (models, check, whether in a window, as in a head)}
+    kinds = {
+        "head": ([in_3d], any_contrast, True),
+        "crop": ([in_3d, in_2d], any_contrast, False),
+        "any_contrast": ([any_contrast], None, True),
+    }
+    rows, cases = [], loaded[0][1]["val_cases"]
+    seen = {case for _, info in loaded for case in info["train_cases"]}
+    require(not seen & set(cases), f"{folder}: its models were not trained on the same fold")
+    for number, volume in enumerate(load_volumes(data_root, cases)):
+        for index, (degradation, degrade) in enumerate(DEGRADATIONS.items()):
+            changed = degrade(volume.image, volume.label, np.random.default_rng([number, index]))
+            for kind, (models, check, window) in kinds.items():
+                row = observe(models, check, changed, window, device, dtype)
+                rows.append({**row, "case": volume.id, "kind": kind, "degradation": degradation})
+        print(f"{folder.name}: {number + 1} cases", flush=True)
+    save_json(Path(out_dir) / f"{folder.name}.json", rows)
 
 
-def observe(models, check, seen, window, kind, device, dtype):
-    """{"kind", "window", "dice", "problem", "evidence", ...} of one segmentation. seen: of DEGRADATIONS; window: whether
-    it is found in a window, as in a head, and else in the whole crop."""
-    image, label, centre_mm = seen
+def observe(models, check, changed, window, device, dtype):
+    """{"dice", "problem", "evidence", ...} of one segmentation. changed: by one of DEGRADATIONS; window: whether it is found in a
+    window, as in a head, and else in the whole crop."""
+    image, label, centre_mm = changed
     scan = scan_of(np.ascontiguousarray(image), np.eye(4))
     where = {"left": centre_mm if window else None}, device, dtype
-    side = segment_sides(models, scan, *where, check=check, evidence_of=kind)["left"]
+    side = segment_sides(models, scan, *where, check=check)["left"]
     found = joint_labels([side], scan, crop=True)
+    parts = [part for part in (1, 2) if (found == part).any() or (label == part).any()]
     return {
-        "kind": kind,
-        "window": window,
-        "dice": np.mean([dice(found == part, label == part) for part in (1, 2)]),
+        "dice": np.mean([dice(found == part, label == part) for part in parts or (1,)]),
         "problem": side.problem,
         "flags": side.flags,
         "volumes_mm3": [] if side.problem else side.volumes_mm3(scan),

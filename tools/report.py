@@ -106,15 +106,15 @@ def flag_list():
 
 def glance(published):
     """What goes in, what comes out, how good, how fast, and the command."""
-    folds, heads, ordinary = (published(f"{name}.json") for name in ("cross_validation", "heads", "ordinary_cpu"))
+    folds, truth, ordinary = (published(f"{name}.json") for name in ("cross_validation", "manual", "ordinary_cpu"))
     fastest, *_ = sorted(published("speed.json").values(), key=lambda entry: entry["ours"]["batch_seconds"])
-    ours, theirs = fastest["ours"], fastest["hippodeep"]
+    ours, ratios = fastest["ours"], fastest["ratios"]
     minutes = np.mean(next(iter(folds["members"].values()))["training_minutes"])
-    silver = heads["summary"]["dice"]
+    agreement, theirs, changes = (truth[key] for key in ("ours", "hippodeep", "rescans"))
     rows = [
         [
             "**In**",
-            "a T1-weighted MRI of a head (`.nii`, `.nii.gz`, `.mgz`, `.mgh`, `.hdr`/`.img`) in any orientation, DICOM, a folder, or a BIDS study",
+            "a T1-weighted MRI of a head (`.nii`, `.nii.gz`, `.mgz`, `.mgh`, `.hdr`/`.img`, DICOM) in any orientation, a folder, or a BIDS study",
         ],
         [
             "**Out**",
@@ -122,17 +122,17 @@ def glance(published):
         ],
         [
             "**How good**",
-            f"Dice (overlap, 1 is perfect) {folds['interval']['mean']:.4f} on {len(folds['cases'])} hand-labelled crops around "
-            f"one hippocampus, cross-validated "
-            f"(nnU-Net: {published.references['cross_validation']['mean_dice']:.4f}); "
-            f"{silver['mean']:.2f} ± {silver['std']:.2f} with another network's masks on {len(heads['heads'])} whole heads",
+            f"Dice (overlap, 1 is perfect) with hippocampi drawn by experts in {agreement['n'] // 2} whole heads: "
+            f"**{agreement['all']['dice']['mean']:.3f}**; hippodeep, another network: {theirs['all']['dice']['mean']:.3f}. "
+            f"Two scans of a person within weeks differ by **{changes['ours']['median_percent']['mean']:.1f} %**, two drawings by "
+            f"{changes['manual']['median_percent']['mean']:.1f} %. On {len(folds['cases'])} hand-labelled crops, cross-validated: "
+            f"**{folds['interval']['mean']:.4f}**; nnU-Net: {published.references['cross_validation']['mean_dice']:.4f}",
         ],
         [
             "**How fast**",
-            f"on two CPU cores, beside hippodeep's own code in the same run: one head {ours['cold_seconds']:.0f} s "
-            f"({theirs['cold_seconds']:.0f} s), each further one {ours['further_head_seconds']:.1f} s "
-            f"({theirs['further_head_seconds']:.1f} s); training {minutes:.0f} min, or {ordinary['training_minutes']:.0f} min on a "
-            f"processor without bf16 (16-bit arithmetic); no GPU is needed",
+            f"on two CPU cores one head takes {ours['cold_seconds']:.0f} s, {ratios['cold']:.2f} of the time of hippodeep's own code, and each "
+            f"further one {ours['further_head_seconds']:.1f} s, {ratios['further_head']:.2f} of it; training {minutes:.0f} min, or "
+            f"{ordinary['training_minutes']:.0f} min on a processor without bf16 (16-bit arithmetic); no GPU is needed",
         ],
         ["**Run**", "`python predict.py head.nii.gz`"],
     ]
@@ -149,29 +149,37 @@ def sample(rows):
 
 
 def accuracy(published):
-    """The main figures, each with its peer."""
-    folds, heads = published("cross_validation.json"), published("heads.json")
-    peers, silver = published.references, heads["summary"]["dice"]
+    """The main figures, each with its model and its peer."""
+    folds, robust, several = (
+        published(f"cross_validation{name}.json")
+        for name in ("", "_heads/cross_validation", "_ensemble/cross_validation")
+    )
+    peers, truth = published.references, published("manual.json")
     nnunet = f"nnU-Net {peers['cross_validation']['mean_dice']:.4f}; difference "
     crops = f"{len(folds['cases'])} crops, 5-fold cross-validation"
-    rows = []
-    for name, part in (("3D alone", next(iter(folds["members"].values()))), ("3D and 2D together", folds)):
-        cost = f"{np.mean(part['training_minutes']):.0f} min a fold"
-        score = f"**{part['interval']['mean']:.4f}**"
-        rows.append([f"{name}, {crops}", score, nnunet + with_interval(part["difference"]), cost])
-    several = published("cross_validation_ensemble/cross_validation.json")
-    name = f"3D and 2D together, {len(several['constants']['SEEDS'])} seeds of each, {crops}"
-    cost = f"{np.mean(several['training_minutes']):.0f} min a fold on one core without bf16"
-    rows.append([name, f"**{several['interval']['mean']:.4f}**", nnunet + with_interval(several["difference"]), cost])
+    alone = {recipe: next(iter(of["members"].values())) for recipe, of in (("crops", folds), ("heads", robust))}
+    models = {
+        "default: 3D": alone["crops"],
+        "default: 3D and 2D together": folds,
+        f"`ensemble`: {len(several['constants']['SEEDS'])} seeds of each together": several,
+        "`heads`: 3D": alone["heads"],
+        "`heads`: 3D and 2D together": robust,
+    }
+    rows = [
+        [crops, name, f"**{of['interval']['mean']:.4f}**", nnunet + with_interval(of["difference"])]
+        for name, of in models.items()
+    ]
     runs = [published.run(name)[0] for name in DEFAULT_SEEDS]
     scores = [np.mean(metrics["mean"]["dice"]) for metrics in runs]
     spread = f"**{mean_dice(scores)}** (seeds {min(scores):.4f} to {max(scores):.4f})"
-    cost = f"{np.mean([metrics['training_minutes'] for metrics in runs]):.1f} min"
-    held_out = f"3D alone, {len(runs[0]['cases'])} held-out crops, {len(runs)} seeds"
-    rows.append([held_out, spread, f"nnU-Net {peers['same_52_cases']['mean_dice']:.4f}", cost])
-    whole = f"{len(heads['heads'])} whole heads of two scanners, whole hippocampus"
-    rows.append([whole, f"{silver['mean']:.3f} ± {silver['std']:.3f}", "hippodeep's masks: a silver standard", "–"])
-    return markdown_table(["what is scored", "mean Dice", "compared with", "training on two cores"], rows)
+    held_out = f"{len(runs[0]['cases'])} held-out crops, {len(runs)} seeds"
+    rows.append([held_out, "default: 3D", spread, f"nnU-Net {peers['same_52_cases']['mean_dice']:.4f}"])
+    ours, theirs = (
+        f"{truth[who]['all']['dice']['mean']:.3f} ± {truth[who]['dice_sd']:.3f}" for who in ("ours", "hippodeep")
+    )
+    whole = f"{truth['ours']['n']} hippocampi in whole heads, drawn by experts, as one label"
+    rows.append([whole, "shipped: `heads`, 3D, all 260 crops", f"**{ours}**", f"hippodeep {theirs}"])
+    return markdown_table(["what is scored", "model", "mean Dice", "compared with"], rows)
 
 
 if __name__ == "__main__":

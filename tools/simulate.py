@@ -15,7 +15,7 @@ from hippo.scoring.metrics import dice
 import nibabel as nib
 import numpy as np
 import torch
-from scipy.ndimage import affine_transform, gaussian_filter, map_coordinates
+from scipy.ndimage import affine_transform, binary_dilation, gaussian_filter, map_coordinates
 from scipy.optimize import brentq
 
 _SIDES = {side: (FREESURFER[side], LABELS[side]) for side in SIDES}  # the label in an anatomy, and those of predict.py
@@ -248,6 +248,13 @@ def _flipped(axis):
     return flip
 
 
+def _lesion(image, label, rng):
+    """The hippocampus and 1 to 3 mm around it taken out, and fluid in its place: no label is left."""
+    gone = gaussian_filter(binary_dilation(label > 0, iterations=int(rng.integers(1, 4))).astype(np.float32), 0.7)
+    fluid = np.percentile(image, 3) + rng.normal(0, 0.05 * image.std(), image.shape)
+    return (image * (1 - gone) + fluid * gone).astype(np.float32), np.zeros_like(label), np.zeros(3)
+
+
 # name: function of (image (D, H, W), label, rng) to (image, label, centre of the window in mm from its middle)
 DEGRADATIONS = {
     "clean": lambda image, label, rng: (image, label, np.zeros(3)),
@@ -263,6 +270,7 @@ DEGRADATIONS = {
     "cut": _cut_short,
     "upside down": _flipped(2),
     "back to front": _flipped(1),
+    "lesion": _lesion,
 }
 # what predict.py has further flags for
-MISUSES = ("wrong side", "another contrast", "cut", "upside down", "back to front")
+MISUSES = ("wrong side", "another contrast", "cut", "upside down", "back to front", "lesion")

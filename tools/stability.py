@@ -7,8 +7,12 @@ images drawn from anatomies, and the model for any contrast and the choice betwe
     python -m tools.stability --only=skull      T1-like heads with and without a skull; some minutes; writes skull.json
 
 No acquisition but T1 comes with labels here: T1 crops are inverted or sent through random tables of their intensities,
-whole heads inverted, and heads painted from label maps.
+whole heads inverted, and heads painted from label maps. T2w and FLAIR of VISITS are compared with T1w of the same visit.
+The crops need a run that held some out: python train_3d.py --recipe=any_contrast --fold=0 --out_dir=HELD_OUT
 """
+
+import collections
+from pathlib import Path
 
 from hippo.data.cases import load_volumes
 from hippo.data.degrade import lookup_table
@@ -17,7 +21,7 @@ from hippo.errors import require
 from hippo.files import load_json, save_json
 from hippo.heads.anatomy import FREESURFER, LABELS, SIDES
 from hippo.heads.segment import joint_labels
-from hippo.models.checkpoint import load_checkpoint
+from hippo.models.checkpoint import load_model
 from hippo.options import configure, run_script
 from hippo.scoring import statistics
 from hippo.scoring.evaluation import evaluate
@@ -35,6 +39,8 @@ import torch
 DATA_ROOT = "Task04_Hippocampus"  # Decathlon folder
 HEADS = "heads"  # BIDS folder of whole heads
 ANATOMIES = "anatomies"  # folder of label maps, see get_data.py
+VISITS = "with_skull"  # BIDS folder with T1w, T2w and FLAIR of the same visits
+HELD_OUT = "cross_validation_runs_heads/fold_0/any_contrast"  # run of --recipe=any_contrast with validation cases
 HIPPODEEP = ""  # folder of bthyreau/hippodeep_pytorch, to measure it on the same rescans; empty: not
 ONLY = "repeatability"  # or sizes, contrasts, or skull
 OUT = "repeatability.json"  # file to write
@@ -48,7 +54,7 @@ _MOVES = {  # name: (axis, degrees, shift in mm)
     "turned by 8 degrees about z": (2, 8, (0, 0, 0)),
     "shifted by 7.5 mm": (0, 0, _SHIFT_MM),
 }
-_SPACINGS_MM = ((0.8, 0.8, 0.8), (1.2, 1.2, 1.2), (1.0, 1.0, 3.0))
+_SPACINGS_MM = ((0.8, 0.8, 0.8), (1.2, 1.2, 1.2), (2.0, 2.0, 2.0), (1.0, 1.0, 3.0))
 _NOISES = (0.03, 0.06, 0.09)
 _BIAS, _GAMMA = 0.25, 1.3
 _PARTS = {"whole": (1, 2), "anterior": (1,), "posterior": (2,)}  # of the left side; the right one's labels are 2 more
@@ -112,32 +118,27 @@ def perturbed(array, affine, rng):
 
 def rescans(path, segmenter, hippodeep):
     """{rescan: {"ours" and, with its code, "hippodeep": {side: {part: {"change", a share, or None, "dice" after turning
-    back}}}}} of a head."""
+    back}}}, "judged": {side: {"quality", "flags"}}}} of a head."""
     image = nib.as_closest_canonical(nib.load(path))
     array, affine = np.asarray(image.dataobj, np.float32), image.affine
     scans = [("", array, affine, None), *perturbed(array, affine, np.random.default_rng(0))]
-    labels = {"ours": [segment_ours(changed, grid, segmenter) for _, changed, grid, _ in scans]}
+    found = [segment(segmenter, scan_of(changed, grid)) for _, changed, grid, _ in scans]
+    labels = {"ours": [joint_labels(sides, scan) for sides, _, scan in found]}
     if hippodeep:
         labels["hippodeep"] = segment_hippodeep([(changed, grid) for _, changed, grid, _ in scans], hippodeep)
     rows = {}
     for number, (name, _, grid, moved) in enumerate(scans[1:], 1):
-        rows[name] = {}
+        rows[name] = {"judged": {s.side: {"quality": s.quality, "flags": list(s.flags)} for s in found[number][0]}}
         for who, maps in labels.items():
             back = simulate.labels_back(maps[number], grid, array.shape, affine, *moved)
             rows[name][who] = compare(maps[0], affine, maps[number], grid, back, who == "ours")
         print(
             path.name,
             name,
-            {who: round(row["left"]["whole"]["dice"], 3) for who, row in rows[name].items()},
+            {who: round(rows[name][who]["left"]["whole"]["dice"], 3) for who in labels},
             flush=True,
         )
     return rows
-
-
-def segment_ours(array, affine, segmenter):
-    """The label map (D, H, W), 1 to 4, of a volume in RAS."""
-    sides, _, scan = segment(segmenter, scan_of(array, affine))
-    return joint_labels(sides, scan)
 
 
 def compare(labels, affine, labels_after, affine_after, back, with_parts):
@@ -178,18 +179,18 @@ def measure_contrasts(cfg):
     """Measures other contrasts, and writes the file."""
     segmenters = {choice: Segmenter.load(device="cpu", contrast=choice) for choice in ("auto", "t1")}
     results = describe(segmenters["auto"])
-    results["cases"] = held_out(cfg.data_root, segmenters["auto"])
+    results["cases"] = held_out(cfg.data_root, f"{cfg.held_out}/last.pth", segmenters["auto"].networks)
+    results["visits"] = visits(cfg.visits, segmenters["auto"])
     results["painted"] = painted(cfg.anatomies, segmenters)
     results["inverted_heads"] = inverted(cfg.heads, segmenters)
     save_json(cfg.out_contrasts, results)
     print(f"wrote {cfg.out_contrasts}")
 
 
-def held_out(data_root, segmenter):
-    """{intensities: {"dice", "std", "cases": {id: [anterior, posterior]}}} of the model for any contrast, on its validation
-    cases."""
-    ids, networks = load_checkpoint(segmenter.settings.any_contrast)["val_cases"], segmenter.networks
-    volumes = load_volumes(data_root, ids)
+def held_out(data_root, checkpoint, networks):
+    """{intensities: {"dice", "std", "cases": {id: [anterior, posterior]}}} of a checkpoint, on its validation cases."""
+    trained, info = load_model(checkpoint)
+    volumes = load_volumes(data_root, info["val_cases"])
     kinds = {
         "as they are": lambda image, number: image,
         "inverted": lambda image, number: -image,
@@ -198,12 +199,25 @@ def held_out(data_root, segmenter):
     rows = {}
     for kind, change in kinds.items():
         changed = [v._replace(image=change(v.image, number)) for number, v in enumerate(volumes)]
-        cases, _ = evaluate(networks.any_contrast, changed, networks.device, networks.dtype, tta=True)
+        cases, _ = evaluate(trained, changed, networks.device, networks.dtype, tta=True)
         whole = statistics.summarise(cases)
         dices = {name: case["dice"] for name, case in cases.items()}
         rows[kind] = {"dice": whole["mean"]["dice"], "std": whole["std"]["dice"], "cases": dices}
         print(kind, np.mean(rows[kind]["dice"]), flush=True)
     return rows
+
+
+def visits(folder, segmenter):
+    """{visit: {contrast: {side: {"mm3", "quality", "flags"}}}} of the visits with more than one contrast."""
+    rows = collections.defaultdict(dict)
+    for path in sorted(Path(folder).rglob("*.nii.gz")):
+        visit, contrast = path.name.removesuffix(".nii.gz").rsplit("_", 1)
+        result = segmenter(path)
+        rows[visit][contrast] = {
+            side.side: {"mm3": side.total_mm3, "quality": side.quality, "flags": [str(flag) for flag in side.flags]}
+            for side in result.sides
+        }
+    return {visit: row for visit, row in rows.items() if len(row) > 1}
 
 
 def table(image, number):

@@ -8,10 +8,11 @@ from hippo.scoring.tables import markdown_table, with_interval
 import numpy as np
 
 _KINDS = {
-    "two_models": "both models of T1",
-    "one_model": "a 3D model alone",
-    "any_contrast": "the model for any contrast",
+    "head": "the 3D model of T1, in a head",
+    "crop": "both models of T1, in a crop",
+    "any_contrast": "the model for any contrast, in a head",
 }
+_COARSE = ("voxels of 2 x 2 x 2 mm", "voxels of 1 x 1 x 3 mm")  # rescans that are not to be red for nothing
 
 
 def sections(published):
@@ -25,12 +26,14 @@ def sections(published):
         "repeatability": lambda: repeatability(published("repeatability.json")),
         "any_contrast_cases": lambda: cases(published("any_contrast.json")["cases"]),
         "any_contrast_heads": lambda: other_contrasts(published("any_contrast.json")),
+        "any_contrast_visits": lambda: visits(published("any_contrast.json")["visits"]),
         "quality": lambda: kinds(published("quality.json")["kinds"]),
-        "quality-degradations": lambda: degradations(published("quality.json")["kinds"]["two_models"]["degradations"]),
+        "quality-degradations": lambda: degradations(published("quality.json")["kinds"]["head"]["degradations"]),
         "quality-thresholds": lambda: thresholds(published("quality.json")["kinds"]),
+        "quality-rescans": lambda: red_rescans(published("repeatability.json")["rescans"]),
         "quality-heads": lambda: judged(published("quality.json")),
         "robust-parts": lambda: parts(published("robust_parts.json")),
-        "flags": lambda: flags(published("quality.json")["flags"]),
+        "flags": lambda: flags(published("quality.json")),
         "uncertainty": lambda: uncertainty(published("uncertainty.json")["methods"]),
     }
 
@@ -183,37 +186,69 @@ def other_contrasts(results):
     return f"{table}\n\n{wrong} results have a Dice below 0.5, {unflagged} of them without a flag."
 
 
+def visits(results):
+    """Volumes by contrast, of the same visits."""
+    contrasts = ("T1w", "T2w", "FLAIR")
+    rows = []
+    for visit, of in results.items():
+        cells = [" / ".join(_volume_of(of[contrast][side]) for side in SIDES) for contrast in contrasts]
+        rows.append([visit, *cells])
+    return markdown_table(["left / right, mm³", *contrasts], rows)
+
+
+def _volume_of(side):
+    who = "any" if "any_contrast" in side["flags"] else "T1"
+    return f"{side['mm3']:,.0f} ({who})" if side["mm3"] else "no result"
+
+
 def kinds(results):
-    """How well the Dice is predicted, for each set of coefficients."""
+    """How well failures are detected, for each kind of segmentation."""
     rows = []
     for kind, row in results.items():
-        values = [_KINDS[kind], row["observations"], row["failures"]]
-        values += [interval(row[name], digits) for name, digits in (("mae", 3), ("mae_of_misuses", 3), ("auroc", 3))]
-        rows.append([*values, f"{row['auroc_of_confidence']:.3f}"])
-    titles = ["segmented by", "segmentations", "with Dice < 0.75", "mean absolute error without misuses", "of misuses"]
-    return markdown_table([*titles, "AUROC of `quality`", "AUROC of the confidence"], rows)
+        parts = [f"{row['auroc_of_parts'][part]:.3f}" for part in ("confidence", "views")]
+        cells = [_KINDS[kind], row["observations"], row["bad"], interval(row["auroc"], 3), *parts]
+        rows.append([*cells, f"{100 * row['green_failures']:.1f} of {row['failures']}", interval(row["mae"], 3)])
+    titles = [
+        "segmented by",
+        "segmentations",
+        "with Dice < 0.75",
+        "AUROC of `quality`",
+        "of the confidence",
+        "of the views",
+    ]
+    return markdown_table([*titles, "Dice < 0.7 and green, %", "mean absolute error without misuses"], rows)
 
 
 def degradations(results):
-    """The Dice of each kind of degradation, and the predicted one."""
+    """The Dice of each kind of degradation, the predicted one, and how much is green."""
     rows = [
-        [name, *(f"{row[key]:.3f}" for key in ("dice", "predicted", "mae", "of_a_constant"))]
+        [name, f"{row['dice']:.3f}", f"{row['predicted']:.3f}", f"{100 * row['green']:.0f}"]
         for name, row in results.items()
     ]
-    titles = [
-        "kind",
-        "mean Dice",
-        "mean `quality`",
-        "mean absolute error",
-        "the same for the best constant",
-    ]
-    return markdown_table(titles, rows)
+    return markdown_table(["in a head", "mean Dice", "mean `quality`", "green, %"], rows)
+
+
+def red_rescans(heads):
+    """How many coarse rescans that agree with the first segmentation are flagged low_quality."""
+    rows = []
+    for kind in _COARSE:
+        sides = [
+            (row[kind]["ours"][side]["whole"]["dice"], row[kind]["judged"][side]["flags"])
+            for row in heads.values()
+            for side in row[kind]["judged"]
+        ]
+        alike = [flags for score, flags in sides if score >= 0.8]
+        red = sum("low_quality" in flags for flags in alike)
+        rows.append([kind, f"{len(alike)} of {len(sides)}", f"{red} ({100 * red / len(alike):.0f} %)"])
+    return markdown_table(
+        ["rescans of 20 heads", "Dice with the first segmentation 0.8 or more", "of these `low_quality`"], rows
+    )
 
 
 def thresholds(results):
     """What each threshold of low_quality costs."""
     rows = []
-    for level in results["two_models"]["thresholds"]:
+    for level in results["head"]["thresholds"]:
         costs = [results[kind]["thresholds"][level] for kind in _KINDS]
         rows.append([level, *(f"{100 * cost['good_flagged']:.1f} / {100 * cost['bad_missed']:.1f}" for cost in costs)])
     return markdown_table(["`LOW_QUALITY`", *_KINDS.values()], rows)
@@ -236,8 +271,11 @@ def judged(results):
 
 def flags(results):
     """The share of the cases and of the heads that raises each flag."""
-    rows = [[f"`{name}`", *(f"{100 * row[key]:.1f}" for key in ("cases", "heads"))] for name, row in results.items()]
-    return markdown_table(["flag", "260 crops, %", "40 hippocampi of 20 heads, %"], rows)
+    rows = [
+        [f"`{name}`", *(f"{100 * row[key]:.1f}" for key in ("cases", "heads"))]
+        for name, row in results["flags"].items()
+    ]
+    return markdown_table(["flag", f"{results['cases']} crops, %", "40 hippocampi of 20 heads, %"], rows)
 
 
 def interval(part, digits):

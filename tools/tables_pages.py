@@ -76,6 +76,14 @@ def comparison_table(published):
     for name, part in (("3D", next(iter(folds["members"].values()))), ("3D and 2D together", folds)):
         dice, protocol = part["mean"]["dice"], f"5-fold cross-validation, {len(folds['cases'])} cases"
         rows.append([f"**this repository**, {name}", protocol, f"**{mean_dice(dice)}** ({_both(dice)})"])
+    repeated = published("hippo_net.json")
+    kinds = {
+        "first": "5-fold cross-validation, the first 200 cases",
+        "last": "the last 60 cases, trained on the first 200",
+    }
+    for key, protocol in kinds.items():
+        dice = repeated[key]["mean"]["dice"]
+        rows.append(["**this repository**, 3D", protocol, f"**{mean_dice(dice)}** ({_both(dice)})"])
     rows += [[r["who"], r["protocol"], r["dice"]] for r in references["others"]]
     return markdown_table(["who", "protocol", "mean Dice (anterior / posterior)"], rows)
 

@@ -11,6 +11,8 @@ import numpy as np
 def sections(published):
     """{name of a block: function that returns Markdown}."""
     return {
+        "manual": lambda: truth(published("manual.json")),
+        "manual_rescans": lambda: rescans(published("manual.json")["rescans"]),
         "sizes": lambda: sizes(
             published("repeatability.json")["anatomies"], published("cross_validation_heads/cross_validation.json")
         ),

@@ -14,7 +14,6 @@ from hippo.data.cases import load_volumes
 from hippo.data.intensity import normalise
 from hippo.device import precision, set_up_device
 from hippo.files import save_json
-from hippo.heads.quality import expected_dice
 from hippo.heads.uncertainty import entropies, spread
 from hippo.heads.window import VIEWS, Window, cut, on_grid
 from hippo.models.checkpoint import load_model
@@ -86,6 +85,21 @@ def views(model, image, device, dtype):
     windows = [Window(np.zeros(3), image.shape, 1.0, False, turn) for turn in (np.eye(3), *VIEWS)]
     seen = [predict_volume(model, normalise(cut(image, np.eye(3), w)), device, dtype).numpy() for w in windows]
     return on_grid(list(zip(seen, windows)), image.shape, np.eye(3))[0]
+
+
+def expected_dice(probabilities):
+    """Returns the Dice that probabilities (3, D, H, W) predict for their own argmax labels, averaged over both parts.
+
+    Each voxel of a label counts as correct with its probability. The true size of a part is taken as the sum of its
+    probabilities.
+    """
+    labels = probabilities.argmax(0)
+    values = []
+    for part in (1, 2) if probabilities[2].any() else (1,):  # a model of the whole hippocampus has no part 2
+        there = labels == part
+        hits, total = probabilities[part][there].sum(), there.sum() + probabilities[part].sum()
+        values.append(2 * hits / total if total else 1.0)
+    return float(np.mean(values))
 
 
 def measure(method, volume):

@@ -8,7 +8,7 @@ from hippo.device import set_up_device
 from hippo.errors import require
 from hippo.files import ROOT, digest
 from hippo.heads.locate import load_locator
-from hippo.heads.quality import COEFFICIENTS
+from hippo.heads.quality import FIT
 from hippo.models.checkpoint import find_checkpoint, load_model
 from hippo.models.inference import has_dropout
 
@@ -71,7 +71,7 @@ def load_networks(cfg):
     name = "+".join(Path(files[option]).name for option in ("checkpoint", "partner") if option in files)
     locator = load_locator(cfg.locate).to(device)
     used = {option: find_checkpoint(path) for option, path in (files | {"locate": cfg.locate}).items()}
-    checksums = {option: digest(path) for option, path in (used | {"quality": ROOT / COEFFICIENTS}).items()}
+    checksums = {option: digest(path) for option, path in (used | {"quality": ROOT / FIT}).items()}
     others = loaded.get("any_contrast"), sampler
     shipped = (ROOT / SHIPPED).is_file() and checksums["checkpoint"] == digest(ROOT / SHIPPED)
     return Networks(models, locator, *others, synthetic, shipped, name, checksums, device, dtype)

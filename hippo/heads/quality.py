@@ -1,51 +1,32 @@
-"""Estimates how good a segmentation is: collects evidence from the models and predicts the Dice from it."""
+"""Detects failed segmentations: collects evidence from the models, and predicts the Dice from how sure they are."""
 
 import functools
 from typing import NamedTuple
 
 from hippo.data.spatial import largest_component
 from hippo.files import ROOT, load_json
-from hippo.heads.anatomy import MEAN_MM3
 from hippo.scoring.metrics import dice
 
 import numpy as np
 
-COEFFICIENTS = "pretrained/quality.json"  # written by python -m tools.quality
+FIT = "pretrained/quality.json"  # certainty and the Dice to expect, both rising; written by python -m tools.quality
 
 
-def expected_dice(probabilities):
-    """Returns the Dice that probabilities (3, D, H, W) predict for their own argmax labels, averaged over both parts.
-
-    Each voxel of a label counts as correct with its probability. The true size of a part is taken as the sum of its
-    probabilities.
-    """
-    labels = probabilities.argmax(0)
-    values = []
-    for part in (1, 2) if probabilities[2].any() else (1,):  # a model of the whole hippocampus has no part 2
-        there = labels == part
-        hits, total = probabilities[part][there].sum(), there.sum() + probabilities[part].sum()
-        values.append(2 * hits / total if total else 1.0)
-    return float(np.mean(values))
-
-
-def collect_evidence(members, views, labels, volumes_mm3, other=None):
+def collect_evidence(members, views, labels, other=None):
     """Returns the evidence for a segmentation, {name: number}; higher is better.
 
     members: probabilities (3, *window) of each model; views: (N, 3, d, h, w), probabilities of the window and of
-    rotated windows on the grid of the scan; labels (d, h, w): the resulting labels, with volumes_mm3; other: (3,
-    *window) of a further model.
+    rotated windows on the grid of the scan; labels (d, h, w): the resulting labels; other: (3, *window) of a further
+    model. confidence: mean probability of the likeliest class; models, contrast, views: agreement of the models, with
+    the further model, and of the rotated windows with the result.
     """
     mean = sum(members) / len(members)
     window = mean.argmax(0)
-    found = largest_component(window > 0)
     return {
-        "confidence": float(mean.max(0)[found].mean()),
-        "expected": expected_dice(mean),
+        "confidence": float(mean.max(0)[largest_component(window > 0)].mean()),
         "models": agreement(members[0].argmax(0), members[-1].argmax(0)),
         "contrast": 1.0 if other is None else agreement(window, other.argmax(0)),
         "views": float(np.mean([agreement(view.argmax(0), labels) for view in views[1:]])),
-        "component": float(found.sum() / (window > 0).sum()),
-        "size": -abs(float(np.log(max(sum(volumes_mm3), 1) / MEAN_MM3))),
     }
 
 
@@ -55,21 +36,21 @@ def agreement(first, second):
     return float(np.mean([dice(first == part, second == part) for part in parts or (1,)]))
 
 
-def predict_dice(evidence, evidence_of):
-    """Predicts the Dice, averaged over both parts, in [0, 1]: the usual Dice minus a penalty for each piece of
-    evidence that falls below a threshold. Hence less agreement never gives a higher Dice.
+def predict_dice(evidence):
+    """Predicts the Dice, averaged over both parts, in [0, 1]: a rising function of the mean of confidence and views, by
+    python -m tools.quality. What lies in fluid has 0."""
+    fit = _fit()
+    return 0.0 if evidence["in_fluid"] else float(np.interp(certainty(evidence), fit["certainty"], fit["dice"]))
 
-    evidence_of: whose evidence it is, which selects the coefficients: two_models (and a check by a third), one_model,
-    or any_contrast (the model for any contrast).
-    """
-    fit = _coefficients()[evidence_of]
-    lost = sum(weight * max(0.0, threshold - evidence[name]) for name, threshold, weight in fit["steps"])
-    return float(np.clip(fit["most"] - lost, 0, 1))
+
+def certainty(evidence):
+    """Returns how sure the models are, in [0, 1], of a segmentation with this evidence."""
+    return (evidence["confidence"] + evidence["views"]) / 2
 
 
 @functools.cache
-def _coefficients():
-    return load_json(ROOT / COEFFICIENTS, "python -m tools.quality")
+def _fit():
+    return load_json(ROOT / FIT, "python -m tools.quality")
 
 
 class Limits(NamedTuple):
@@ -104,12 +85,12 @@ def judge(sides, scan, limits, strict=True):
 def _problem(side, volume, limits):
     """Returns why a side has no result, or an empty text if it has one."""
     low, high = limits.possible_mm3
+    if side.evidence.get("in_fluid") and limits.least_quality:
+        return "what looks like a hippocampus lies in fluid: was it removed? To see it anyway: --least_quality=0"
     if side.quality < limits.least_quality:
         return f"no hippocampus for sure: quality {side.quality:.2f}, expected {limits.least_quality} or more"
     if not low <= volume <= high:
         return f"{volume:.0f} mm3 is no volume of a hippocampus; expected {low} to {high}"
-    if side.evidence.get("in_fluid") and limits.least_quality:
-        return "what looks like a hippocampus lies in fluid: was it removed? To see it anyway: --least_quality=0"
     return ""
 
 
