@@ -11,8 +11,8 @@ from hippo.heads.picture import caption
 from hippo.heads.quality import limits_of
 from hippo.heads.segment import Hippocampus
 from hippo.options import configure
+from tools import observations, simulate
 from tools import quality as learning
-from tools import simulate
 
 import numpy as np
 import pytest
@@ -103,7 +103,9 @@ def rows_like(n, seed=0):
     for i in range(n):
         confidence, views = 1 - rng.uniform(0, 0.3, 2) * (i % 3 > 0)
         in_fluid = float(i % 50 == 0)
-        truth = (1 - in_fluid) * float(np.clip(0.9 - 2 * max(0, 0.95 - (confidence + views) / 2) + rng.normal(0, 0.01), 0, 1))
+        truth = (1 - in_fluid) * float(
+            np.clip(0.9 - 2 * max(0, 0.95 - (confidence + views) / 2) + rng.normal(0, 0.01), 0, 1)
+        )
         evidence = {"confidence": confidence, "views": views, "in_fluid": in_fluid}
         row = {"case": f"c{i % 40}", "degradation": names[i % 3], "dice": truth, "evidence": evidence}
         yield row | {"problem": "", "flags": [], "volumes_mm3": [1500, 1500]}
@@ -161,7 +163,7 @@ def test_degradations_leave_labels_in_place():
 @pytest.mark.slow
 def test_from_runs_to_coefficients(script, whole, phantoms, tmp_path, monkeypatch):
     """The whole tool on runs of phantoms; its heads are made up."""
-    for name in learning._MODELS:
+    for name in observations._MODELS:
         folder = tmp_path / "runs/fold_0" / name
         folder.mkdir(parents=True)
         (folder / "last.pth").write_bytes((whole["3d"] / "last.pth").read_bytes())
@@ -173,13 +175,14 @@ def test_from_runs_to_coefficients(script, whole, phantoms, tmp_path, monkeypatc
     }
     monkeypatch.setattr(learning, "observe_heads", lambda *_: found)
     monkeypatch.setattr(learning.quality, "FIT", tmp_path / "fit.json")
-    monkeypatch.setattr(learning, "ProcessPoolExecutor", lambda *_: ThreadPool(1))
+    monkeypatch.setattr(observations, "ProcessPoolExecutor", lambda *_: ThreadPool(1))
     few = {name: simulate.DEGRADATIONS[name] for name in ("clean", "wrong side", "noise", "blur")}
     monkeypatch.setattr(learning, "DEGRADATIONS", few)
-    everyone, observe, made_up = [case.id for case in list_cases(phantoms)[0]], learning.observe, rows_like(1000)
-    monkeypatch.setattr(learning, "load_volumes", lambda root, _: load_volumes(root, everyone))
+    monkeypatch.setattr(observations, "DEGRADATIONS", few)
+    everyone, observe, made_up = [case.id for case in list_cases(phantoms)[0]], observations.observe, rows_like(1000)
+    monkeypatch.setattr(observations, "load_volumes", lambda root, _: load_volumes(root, everyone))
     # models of phantoms find next to nothing
-    monkeypatch.setattr(learning, "observe", lambda *seen: observe(*seen) | {**next(made_up), "case": ""})
+    monkeypatch.setattr(observations, "observe", lambda *seen: observe(*seen) | {**next(made_up), "case": ""})
     options = (f"--data_root={phantoms}", f"--observations={tmp_path / 'seen'}", f"--out={tmp_path / 'out.json'}")
     one_error_line(script(learning, f"--runs={tmp_path / 'none'}", *options), "tools/quality.py")
     code, _, err = script(learning, f"--runs={tmp_path / 'runs'}", f"--picture={tmp_path / 'a.png'}", *options)

@@ -15,30 +15,22 @@ function (pretrained/quality.json), OUT and PICTURE.
 
 import collections
 import json
-from concurrent.futures import ProcessPoolExecutor
-from functools import partial
-from multiprocessing import get_context
-from pathlib import Path
 
-from hippo.data.cases import load_volumes
-from hippo.device import set_up_device
-from hippo.errors import require
-from hippo.files import ROOT, load_json, save_json, save_text
+from hippo.files import ROOT, save_json, save_text
 from hippo.heads import quality
 from hippo.heads.anatomy import SIDES
 from hippo.heads.quality import certainty, judge, limits_of
-from hippo.heads.segment import joint_labels, segment_sides
-from hippo.models.checkpoint import load_model
+from hippo.heads.segment import segment_sides
 from hippo.options import configure, run_script
 from hippo.pictures import plots
 from hippo.scoring.metrics import dice
 from hippo.scoring.statistics import bootstrap_of
 from hippo.segmenter import Segmenter
 from tools.heads import find_heads, hippodeeps_mask, mask_of, segment
-from tools.simulate import DEGRADATIONS, MISUSES, scan_of
+from tools.observations import observe_all
+from tools.simulate import DEGRADATIONS, MISUSES, labels_back, respaced, scan_of
 
 import numpy as np
-import torch
 from scipy.optimize import isotonic_regression
 from scipy.stats import mannwhitneyu, spearmanr
 
@@ -50,9 +42,8 @@ OUT = "quality.json"  # file to write
 PICTURE = "quality.png"  # predicted against true Dice
 WORKERS = 2  # folds at a time, on a thread each
 
-_MODELS = ("3d-0", "2d-0", "any_contrast")  # the runs of a fold
-_HINT = "train it as in the first lines of tools/quality.py"
 _AWAY_MM = ((0, 55, 25), (0, -55, 20), (0, 0, 45), (0, 10, -40))  # frontal, occipital, parietal, neck
+_COARSE_MM = {"2 x 2 x 2": (2, 2, 2), "1 x 1 x 3": (1, 1, 3)}  # voxels of rescans
 _BAD, _FAILED = 0.75, 0.7  # a Dice below is bad, or a failure
 _LEVELS = (0.6, 0.65, 0.7, 0.75, 0.8, 0.85)  # thresholds of low_quality to compare
 _KNOTS = 12  # intervals of the certainty, each with as many observations
@@ -202,67 +193,10 @@ def shares_of_flags(rows, predicted, heads, limits):
     return {name: {"cases": cases[name] / len(clean), "heads": of_heads[name] / len(sides)} for name in names}
 
 
-def observe_all(runs, data_root, out_dir, workers):
-    """The observations of all folds in `runs`: a list of dicts, see observe. Observes what is missing in out_dir."""
-    folds = sorted(Path(runs).glob("fold_[0-4]"))
-    require(folds, f"{runs}: no folds in it; {_HINT.replace('it', 'them', 1)}")
-    missing = [fold for fold in folds if not (Path(out_dir) / f"{fold.name}.json").is_file()]
-    for fold in missing:
-        for name in _MODELS:
-            path = fold / name / "last.pth"
-            require(path.is_file(), f"{path}: no such weights; {_HINT}")
-    with ProcessPoolExecutor(workers, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
-        list(pool.map(partial(observe_fold, data_root, out_dir), missing))
-    files = [Path(out_dir) / f"{fold.name}.json" for fold in folds]
-    return [row for file in files for row in load_json(file, "python -m tools.quality")]
-
-
-def observe_fold(data_root, out_dir, folder):
-    """Writes the observations of one fold."""
-    device, dtype = set_up_device("cpu")
-    loaded = [load_model(folder / name / "last.pth") for name in _MODELS]
-    in_3d, in_2d, any_contrast = [model for model, _ in loaded]
-    # as predict.py uses them: {kind: (models, check, whether in a window, as in a head)}
-    kinds = {
-        "head": ([in_3d], any_contrast, True),
-        "crop": ([in_3d, in_2d], any_contrast, False),
-        "any_contrast": ([any_contrast], None, True),
-    }
-    rows, cases = [], loaded[0][1]["val_cases"]
-    seen = {case for _, info in loaded for case in info["train_cases"]}
-    require(not seen & set(cases), f"{folder}: its models were not trained on the same fold")
-    for number, volume in enumerate(load_volumes(data_root, cases)):
-        for index, (degradation, degrade) in enumerate(DEGRADATIONS.items()):
-            changed = degrade(volume.image, volume.label, np.random.default_rng([number, index]))
-            for kind, (models, check, window) in kinds.items():
-                row = observe(models, check, changed, window, device, dtype)
-                rows.append({**row, "case": volume.id, "kind": kind, "degradation": degradation})
-        print(f"{folder.name}: {number + 1} cases", flush=True)
-    save_json(Path(out_dir) / f"{folder.name}.json", rows)
-
-
-def observe(models, check, changed, window, device, dtype):
-    """{"dice", "problem", "evidence", ...} of one segmentation. changed: by one of DEGRADATIONS; window: whether it is found in a
-    window, as in a head, and else in the whole crop."""
-    image, label, centre_mm = changed
-    scan = scan_of(np.ascontiguousarray(image), np.eye(4))
-    where = {"left": centre_mm if window else None}, device, dtype
-    side = segment_sides(models, scan, *where, check=check)["left"]
-    found = joint_labels([side], scan, crop=True)
-    parts = [part for part in (1, 2) if (found == part).any() or (label == part).any()]
-    return {
-        "dice": np.mean([dice(found == part, label == part) for part in parts or (1,)]),
-        "problem": side.problem,
-        "flags": side.flags,
-        "volumes_mm3": [] if side.problem else side.volumes_mm3(scan),
-        "evidence": side.evidence,
-    }
-
-
 def observe_heads(heads, segmenter):
     """{"sides": {head and side: quality, Dice with hippodeep, flags}, "spearman": of both, with an interval over heads;
-    "upside_down", "elsewhere": counts of what is flagged}."""
-    sides, upside_down, elsewhere = {}, [], []
+    "coarse": see rescan; "upside_down", "elsewhere": counts of what is flagged}."""
+    sides, upside_down, elsewhere, coarse = {}, [], [], {name: [] for name in _COARSE_MM}
     for path in find_heads(heads):
         found, located, scan = segment(segmenter, path)
         name = path.name.split("_")[0]
@@ -278,6 +212,8 @@ def observe_heads(heads, segmenter):
         for number, side in enumerate(SIDES):
             away = np.array(_AWAY_MM[(len(elsewhere) + number) % len(_AWAY_MM)])
             elsewhere.append(look_elsewhere(segmenter, scan, located.centres[side] + away, side, found[number]))
+        for kind, spacing_mm in _COARSE_MM.items():
+            coarse[kind] += rescan(segmenter, scan, found, spacing_mm)
         print(name, *(f"{sides[f'{name} {side}']['quality']:.3f}" for side in SIDES), flush=True)
     names = dict.fromkeys(key.split()[0] for key in sides)
     pairs = [[[sides[f"{name} {side}"][key] for side in SIDES] for key in ("quality", "dice")] for name in names]
@@ -285,7 +221,23 @@ def observe_heads(heads, segmenter):
     spearman = bootstrap_of(lambda i: spearmanr(*pairs[i].transpose(1, 0, 2).reshape(2, -1)).statistic, len(pairs))
     counts = {"upside_down": upside_down, "elsewhere": elsewhere}
     counts = {name: {"of": len(raised), "flagged": sum(raised)} for name, raised in counts.items()}
-    return {"sides": sides, "spearman": spearman, **counts}
+    return {"sides": sides, "spearman": spearman, "coarse": coarse, **counts}
+
+
+def rescan(segmenter, scan, first, spacing_mm):
+    """[{"dice", "flags"}] of both sides in a coarser scan of a head; the Dice is with the first segmentation."""
+    affine = np.eye(4)
+    affine[:3, :3] = scan.matrix
+    array, grid = respaced(scan.array, affine, spacing_mm)
+    sides, _, coarse = segment(segmenter, scan_of(array, grid))
+    rows = []
+    for before, after in zip(first, sides):
+        mask = mask_of(after, coarse).astype(np.uint8)
+        back = labels_back(mask, grid, scan.array.shape, affine, np.eye(3), (0, 0, 0))
+        rows.append(
+            {"dice": dice(mask_of(before, scan), back > 0), "flags": list(after.flags), "problem": after.problem}
+        )
+    return rows
 
 
 def look_elsewhere(segmenter, scan, centre_mm, side, usual):

@@ -118,27 +118,32 @@ def perturbed(array, affine, rng):
 
 def rescans(path, segmenter, hippodeep):
     """{rescan: {"ours" and, with its code, "hippodeep": {side: {part: {"change", a share, or None, "dice" after turning
-    back}}}, "judged": {side: {"quality", "flags"}}}} of a head."""
+    back}}}}} of a head."""
     image = nib.as_closest_canonical(nib.load(path))
     array, affine = np.asarray(image.dataobj, np.float32), image.affine
     scans = [("", array, affine, None), *perturbed(array, affine, np.random.default_rng(0))]
-    found = [segment(segmenter, scan_of(changed, grid)) for _, changed, grid, _ in scans]
-    labels = {"ours": [joint_labels(sides, scan) for sides, _, scan in found]}
+    labels = {"ours": [segment_ours(changed, grid, segmenter) for _, changed, grid, _ in scans]}
     if hippodeep:
         labels["hippodeep"] = segment_hippodeep([(changed, grid) for _, changed, grid, _ in scans], hippodeep)
     rows = {}
     for number, (name, _, grid, moved) in enumerate(scans[1:], 1):
-        rows[name] = {"judged": {s.side: {"quality": s.quality, "flags": list(s.flags)} for s in found[number][0]}}
+        rows[name] = {}
         for who, maps in labels.items():
             back = simulate.labels_back(maps[number], grid, array.shape, affine, *moved)
             rows[name][who] = compare(maps[0], affine, maps[number], grid, back, who == "ours")
         print(
             path.name,
             name,
-            {who: round(rows[name][who]["left"]["whole"]["dice"], 3) for who in labels},
+            {who: round(row["left"]["whole"]["dice"], 3) for who, row in rows[name].items()},
             flush=True,
         )
     return rows
+
+
+def segment_ours(array, affine, segmenter):
+    """The label map (D, H, W), 1 to 4, of a volume in RAS."""
+    sides, _, scan = segment(segmenter, scan_of(array, affine))
+    return joint_labels(sides, scan)
 
 
 def compare(labels, affine, labels_after, affine_after, back, with_parts):

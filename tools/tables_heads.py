@@ -12,7 +12,6 @@ _KINDS = {
     "crop": "both models of T1, in a crop",
     "any_contrast": "the model for any contrast, in a head",
 }
-_COARSE = ("voxels of 2 x 2 x 2 mm", "voxels of 1 x 1 x 3 mm")  # rescans that are not to be red for nothing
 
 
 def sections(published):
@@ -30,7 +29,7 @@ def sections(published):
         "quality": lambda: kinds(published("quality.json")["kinds"]),
         "quality-degradations": lambda: degradations(published("quality.json")["kinds"]["head"]["degradations"]),
         "quality-thresholds": lambda: thresholds(published("quality.json")["kinds"]),
-        "quality-rescans": lambda: red_rescans(published("repeatability.json")["rescans"]),
+        "quality-rescans": lambda: red_rescans(published("quality.json")["heads"]["coarse"]),
         "quality-heads": lambda: judged(published("quality.json")),
         "robust-parts": lambda: parts(published("robust_parts.json")),
         "flags": lambda: flags(published("quality.json")),
@@ -228,21 +227,15 @@ def degradations(results):
     return markdown_table(["in a head", "mean Dice", "mean `quality`", "green, %"], rows)
 
 
-def red_rescans(heads):
+def red_rescans(coarse):
     """How many coarse rescans that agree with the first segmentation are flagged low_quality."""
     rows = []
-    for kind in _COARSE:
-        sides = [
-            (row[kind]["ours"][side]["whole"]["dice"], row[kind]["judged"][side]["flags"])
-            for row in heads.values()
-            for side in row[kind]["judged"]
-        ]
-        alike = [flags for score, flags in sides if score >= 0.8]
-        red = sum("low_quality" in flags for flags in alike)
-        rows.append([kind, f"{len(alike)} of {len(sides)}", f"{red} ({100 * red / len(alike):.0f} %)"])
-    return markdown_table(
-        ["rescans of 20 heads", "Dice with the first segmentation 0.8 or more", "of these `low_quality`"], rows
-    )
+    for kind, sides in coarse.items():
+        alike = [side for side in sides if side["dice"] >= 0.8 and not side["problem"]]
+        red = sum("low_quality" in side["flags"] for side in alike)
+        rows.append([f"{kind} mm", f"{len(alike)} of {len(sides)}", f"{red} ({100 * red / len(alike):.0f} %)"])
+    titles = ["voxels of a simulated rescan", "Dice with the first segmentation 0.8 or more", "of these `low_quality`"]
+    return markdown_table(titles, rows)
 
 
 def thresholds(results):
