@@ -34,7 +34,7 @@ class Settings:
     locate: str = "pretrained/locate.pth"
     side: str = "auto"
     labels: str = "parts"
-    low_quality: float = 0.85
+    low_quality: float = 0.75
     least_quality: float = 0.5
     asymmetry: float = 0.25
     usual_mm3: tuple = anatomy.USUAL_MM3

@@ -43,8 +43,8 @@ def observe_fold(data_root, out_dir, folder):
     in_3d, in_2d, any_contrast = [model for model, _ in loaded]
     # as predict.py uses them: {kind: (models, check, whether in a window, as in a head)}
     kinds = {
-        "head": ([in_3d], any_contrast, True),
-        "crop": ([in_3d, in_2d], any_contrast, False),
+        "one_model": ([in_3d], any_contrast, True),
+        "two_models": ([in_3d, in_2d], any_contrast, False),
         "any_contrast": ([any_contrast], None, True),
     }
     rows, cases = [], loaded[0][1]["val_cases"]

@@ -60,18 +60,19 @@ def run(cfg):
     rows = observe_all(cfg.runs, cfg.data_root, cfg.observations, cfg.workers)
     segmenter = Segmenter.load(device="cpu")
     limits = limits_of(segmenter.settings)
-    predicted = left_out(rows)
-    fit_of_all = fit(rows)
-    save_text(ROOT / quality.FIT, json.dumps(fit_of_all, indent=1) + "\n")
-    results, kinds = {"cases": len({row["case"] for row in rows}), "kinds": {}}, np.array([row["kind"] for row in rows])
-    for kind in dict.fromkeys(kinds.tolist()):
-        part = [row for row, its in zip(rows, kinds) if its == kind]
-        results["kinds"][kind] = measure(part, predicted[kinds == kind], limits)
-    results["sides"], results["heads"] = sides_of_crops(rows), observe_heads(cfg.heads, segmenter)
-    results["flags"] = shares_of_flags(rows, predicted, results["heads"], limits)
+    results, kinds = {"cases": len({row["case"] for row in rows}), "kinds": {}}, collections.defaultdict(list)
+    for row in rows:
+        kinds[row["kind"]].append(row)
+    fits = {kind: fit(part) for kind, part in kinds.items()}
+    save_text(ROOT / quality.FIT, json.dumps(fits, indent=1) + "\n")
+    predicted = {kind: left_out(part) for kind, part in kinds.items()}
+    results["kinds"] = {kind: measure(part, predicted[kind], limits) for kind, part in kinds.items()}
+    crops = kinds["two_models"]
+    results["sides"], results["heads"] = sides_of(crops), observe_heads(cfg.heads, segmenter)
+    results["flags"] = shares_of_flags(crops, predicted["two_models"], results["heads"], limits)
     save_json(cfg.out, results)
     heads = [[side["quality"], side["dice"]] for side in results["heads"]["sides"].values()]
-    points = predicted[kinds == "head"], dices(rows)[kinds == "head"]
+    points = predicted["one_model"], dices(kinds["one_model"])
     plots.quality(points, np.array(heads).T, cfg.picture, "The Dice to expect, and what it was")
     print(f"wrote {quality.FIT}, {cfg.out} and {cfg.picture}")
 
@@ -81,15 +82,10 @@ def dices(rows):
     return np.array([row["dice"] for row in rows])
 
 
-def is_found(row):
-    """Whether there is a segmentation, not in fluid, from which something is learned."""
-    return not row["problem"] and not row["evidence"]["in_fluid"]
-
-
 def fit(rows):
     """The Dice to expect, {"certainty", "dice"}: rising values at _KNOTS + 1 quantiles of the certainty, by isotonic
     regression (Barlow et al. 1972)."""
-    rows = [row for row in rows if is_found(row)]
+    rows = [row for row in rows if not row["problem"]]
     sure, truth = np.array([certainty(row["evidence"]) for row in rows]), dices(rows)
     order = np.argsort(sure)
     weights = np.array([_WEIGHT_OF_MISUSES if row["degradation"] in MISUSES else 1 for row in rows])
@@ -101,7 +97,7 @@ def fit(rows):
 
 def predict(function, row):
     """The predicted Dice of a row by a fit, as quality.predict_dice."""
-    return float(np.interp(certainty(row["evidence"]), *function.values())) if is_found(row) else 0.0
+    return 0.0 if row["problem"] else float(np.interp(certainty(row["evidence"]), *function.values()))
 
 
 def left_out(rows):
@@ -173,9 +169,8 @@ def auroc(score, positive):
     return float(mannwhitneyu(*groups).statistic / np.prod([*map(len, groups)])) if all(map(len, groups)) else np.nan
 
 
-def sides_of_crops(rows):
+def sides_of(crops):
     """Of how many crops the surer side is the right one; elsewhere a wrong --side has no flag of its own."""
-    crops = [row for row in rows if row["kind"] == "crop"]
     sure = {(row["case"], row["degradation"]): row["evidence"].get("confidence", 0) for row in crops}
     right = [sure[case, "clean"] > sure[case, "wrong side"] for case, name in sure if name == "clean"]
     return {"of": len(right), "right": int(sum(right))}
@@ -183,9 +178,7 @@ def sides_of_crops(rows):
 
 def shares_of_flags(rows, predicted, heads, limits):
     """{flag: share of the clean crops, and of the hippocampi of the heads, that raise it}."""
-    clean = [
-        (row, value) for row, value in zip(rows, predicted) if (row["kind"], row["degradation"]) == ("crop", "clean")
-    ]
+    clean = [(row, value) for row, value in zip(rows, predicted) if row["degradation"] == "clean"]
     cases = collections.Counter(flag for row, value in clean for flag in flags_of(row, value, limits))
     sides = heads["sides"].values()
     of_heads = collections.Counter(flag for side in sides for flag in side["flags"])

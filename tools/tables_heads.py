@@ -7,9 +7,10 @@ from hippo.scoring.tables import markdown_table, with_interval
 
 import numpy as np
 
+_REPEATED = ("voxels of 0.7 mm", "voxels of 1.3 mm")  # in the table of repeatability there are the like
 _KINDS = {
-    "head": "the 3D model of T1, in a head",
-    "crop": "both models of T1, in a crop",
+    "one_model": "the 3D model of T1, in a head",
+    "two_models": "both models of T1, in a crop",
     "any_contrast": "the model for any contrast, in a head",
 }
 
@@ -27,7 +28,7 @@ def sections(published):
         "any_contrast_heads": lambda: other_contrasts(published("any_contrast.json")),
         "any_contrast_visits": lambda: visits(published("any_contrast.json")["visits"]),
         "quality": lambda: kinds(published("quality.json")["kinds"]),
-        "quality-degradations": lambda: degradations(published("quality.json")["kinds"]["head"]["degradations"]),
+        "quality-degradations": lambda: degradations(published("quality.json")["kinds"]["one_model"]["degradations"]),
         "quality-thresholds": lambda: thresholds(published("quality.json")["kinds"]),
         "quality-rescans": lambda: red_rescans(published("quality.json")["heads"]["coarse"]),
         "quality-heads": lambda: judged(published("quality.json")),
@@ -66,6 +67,8 @@ def rescans(results):
     heads = results["rescans"]
     rows, found, total = [], 0, 0
     for name in next(iter(heads.values())):
+        if name in _REPEATED:
+            continue
         sides = [heads[head][name][side] for head in heads for side in SIDES]
         changes = np.array([side["change"] for side in sides if side["change"] is not None])
         found, total = found + len(changes), total + len(sides)
@@ -241,7 +244,7 @@ def red_rescans(coarse):
 def thresholds(results):
     """What each threshold of low_quality costs."""
     rows = []
-    for level in results["head"]["thresholds"]:
+    for level in results["one_model"]["thresholds"]:
         costs = [results[kind]["thresholds"][level] for kind in _KINDS]
         rows.append([level, *(f"{100 * cost['good_flagged']:.1f} / {100 * cost['bad_missed']:.1f}" for cost in costs)])
     return markdown_table(["`LOW_QUALITY`", *_KINDS.values()], rows)

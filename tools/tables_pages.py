@@ -25,7 +25,6 @@ def sections(published):
         "original": lambda: original_table(published),
         "models": lambda: models_table(published("benchmark.json")["models"], published("ordinary_cpu.json")["models"]),
         "peers": lambda: peers_table(published("benchmark.json")),
-        "costs": lambda: costs(published("benchmark.json")),
         "cohort": lambda: cohort(published("cohort.json")),
         "web": lambda: web(published("web.json")),
         "fine_tuning": lambda: fine_tuning(published("fine_tuning.json")),
@@ -177,17 +176,6 @@ def peers_table(benchmark):
     header = ["network", "parameters", "precision, batch", "s a training volume", "times nnU-Net's training speed"]
     last = ["peak memory in MiB", "speed as a share of a matrix product's"]
     return markdown_table([*header, *last], rows)
-
-
-def costs(benchmark):
-    """Slices and metrics, beside the usual way of making them, in two sentences."""
-    slices, metrics = benchmark["slices"], benchmark["metrics"]
-    return (
-        f"`data_aug.py` cuts the slices of {slices['volumes']} volumes in {slices['data_aug_seconds']:.0f} s on two cores; a "
-        f"loop of scikit-image's `resize` and `warp` takes {slices['plain_loop_seconds']:.0f} s in one process. NSD at two "
-        f"tolerances and HD95 of both labels take {metrics['ours_milliseconds']} ms a case; with the package "
-        f"`surface-distance` {metrics['surface_distance_milliseconds']} ms."
-    )
 
 
 def cohort(results):

@@ -35,7 +35,7 @@ _FLAGS = (
     Flag(
         "low_quality",
         RED,
-        "`quality` is below `LOW_QUALITY=0.85`: motion, blur, another contrast or an unusual anatomy",
+        "`quality` is below `LOW_QUALITY=0.75`: motion, blur, another contrast or an unusual anatomy",
         f"{_LOOK}; leave the scan out if the outline is wrong",
     ),
     Flag(

@@ -9,7 +9,7 @@ from hippo.scoring.metrics import dice
 
 import numpy as np
 
-FIT = "pretrained/quality.json"  # certainty and the Dice to expect, both rising; written by python -m tools.quality
+FIT = "pretrained/quality.json"  # the Dice to expect as a function of the certainty, by python -m tools.quality
 
 
 def collect_evidence(members, views, labels, other=None):
@@ -36,20 +36,20 @@ def agreement(first, second):
     return float(np.mean([dice(first == part, second == part) for part in parts or (1,)]))
 
 
-def predict_dice(evidence):
-    """Predicts the Dice, averaged over both parts, in [0, 1]: a rising function of the mean of confidence and views, by
-    python -m tools.quality. What lies in fluid has 0."""
-    fit = _fit()
-    return 0.0 if evidence["in_fluid"] else float(np.interp(certainty(evidence), fit["certainty"], fit["dice"]))
+def predict_dice(evidence, kind):
+    """Predicts the Dice, averaged over both parts, in [0, 1]: a rising function of the certainty. kind: of what
+    segmented: one_model, two_models, or any_contrast (the model for any contrast)."""
+    fit = _fits()[kind]
+    return float(np.interp(certainty(evidence), fit["certainty"], fit["dice"]))
 
 
 def certainty(evidence):
-    """Returns how sure the models are, in [0, 1], of a segmentation with this evidence."""
+    """Returns how sure the models are, in [0, 1], of a segmentation with this evidence: the mean of confidence and views."""
     return (evidence["confidence"] + evidence["views"]) / 2
 
 
 @functools.cache
-def _fit():
+def _fits():
     return load_json(ROOT / FIT, "python -m tools.quality")
 
 

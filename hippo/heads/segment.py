@@ -102,7 +102,7 @@ def _segment_targets(models, targets, scan, side, progress, **how):
 def _segment_by_any(any_contrast, targets, **how):
     """Segments the targets with the model for any contrast. Returns what _segment_targets does, flagged."""
     segmented = {name for name, target in targets.items() if not isinstance(target, Hippocampus)}
-    results = _segment_targets([any_contrast], targets, **how)
+    results = _segment_targets([any_contrast], targets, kind="any_contrast", **how)
     return [r._replace(flags=("any_contrast", *r.flags)) if r.side in segmented else r for r in results]
 
 
@@ -181,13 +181,14 @@ def window_size(trained):
     return tuple(map(max, WINDOW, trained.preprocessing["window"]))
 
 
-def segment_sides(models, scan, centres, device, dtype, tta=True, check=None):
+def segment_sides(models, scan, centres, device, dtype, tta=True, check=None, kind="one_model"):
     """Segments the hippocampi around positions in mm, {side: centre}. Returns {side: Hippocampus}. If a centre is None,
     the window is the whole (small) crop.
 
     The training crops look like a left hippocampus, so the right one is mirrored. Each window is re-centred on the
     prediction until it converges. The sides are predicted together, since a CPU without AVX-512 convolves a batch of
     one slowly. check: a further TrainedModel; the result is flagged if it disagrees in the window.
+    kind: of one model, see quality.predict_dice.
     """
     spacing = models[0].preprocessing["spacing_mm"]
     is_small_crop = any(centre is None for centre in centres.values())
@@ -219,13 +220,15 @@ def segment_sides(models, scan, centres, device, dtype, tta=True, check=None):
     checks = predict(images, check) if check else [None] * len(found)
     turned = [window._replace(turn=window.turn @ turn) for window, _ in found.values() for turn in VIEWS]
     views = np.split(predict(cut_out(turned)), len(found))
+    kind = "two_models" if len(models) > 1 else kind
     for i, (side, (window, converged)) in enumerate(found.items()):
         seen = [member[i] for member in members]
         if foreground(sum(seen)).any():
             parts = [(sum(seen) / len(seen), window), *zip(views[i], turned[i * len(VIEWS) :])]
             weights = np.array([len(models)] + [tta and not is_small_crop] * len(VIEWS), np.float32)
             result, on_scan = _on_scan(results[side], scan, parts, weights, matrix, is_small_crop)
-            results[side] = _add_evidence(result, on_scan, scan, seen, checks[i], converged, is_small_crop)
+            more = seen, checks[i], converged, is_small_crop, kind
+            results[side] = _add_evidence(result, on_scan, scan, *more)
     return results
 
 
@@ -245,13 +248,12 @@ def _on_scan(empty, scan, parts, weights, matrix, is_small_crop):
     return side._replace(matrix=matrix), views
 
 
-def _add_evidence(side, views, scan, members, check, converged, is_small_crop):
+def _add_evidence(side, views, scan, members, check, converged, is_small_crop, kind):
     """Returns the Hippocampus with its evidence, quality and flags. members, views and check: see
-    quality.collect_evidence; converged: whether the window is."""
+    quality.collect_evidence; converged: whether the window is; kind: see quality.predict_dice."""
     found = foreground(sum(members))
-    evidence = quality.collect_evidence(members, views, side.labels, check)
     mostly, half = in_fluid(scan, side)
-    evidence["in_fluid"] = float(mostly)
+    evidence = {**quality.collect_evidence(members, views, side.labels, check), "in_fluid": float(mostly)}
     flags = {
         "in_fluid": half,
         "window_unsettled": not converged,
@@ -261,4 +263,4 @@ def _add_evidence(side, views, scan, members, check, converged, is_small_crop):
         "touches_field_of_view": touches_edge(side.labels > 0, side.bbox, scan.array.shape),
     }
     flags = tuple(name for name, raised in flags.items() if raised)
-    return side._replace(quality=quality.predict_dice(evidence), flags=flags, evidence=evidence)
+    return side._replace(quality=quality.predict_dice(evidence, kind), flags=flags, evidence=evidence)
