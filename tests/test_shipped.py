@@ -30,7 +30,7 @@ def rows_of(folder):
 
 def test_the_models_of_heads():
     """Small, of half precision, trained on all cases, and ready to use."""
-    for path in (predict.CHECKPOINT, predict.PARTNER):
+    for path in (predict.CHECKPOINT, predict.PARTNER, predict.ANY_CONTRAST):
         content = load_checkpoint(ROOT / path)
         weights = content["model_state_dict"].values()
         assert (ROOT / path).stat().st_size < 4e6 and {v.dtype for v in weights} == {torch.float16}
@@ -39,11 +39,10 @@ def test_the_models_of_heads():
         load_model(ROOT / path)
 
 
-@pytest.mark.parametrize("path", [HELD_OUT, HELD_OUT_2D, ANY_CONTRAST], ids=["3d", "2d", "any contrast"])
+@pytest.mark.parametrize("path", [HELD_OUT, HELD_OUT_2D], ids=["3d", "2d"])
 def test_the_models_of_the_default_split(path):
     """Small, of half precision, trained on FOLD=-1's training cases only, and ready to use."""
     content = load_checkpoint(path)
-    assert path != ANY_CONTRAST or path.stat().st_size < 1e6
     assert path.stat().st_size < 4e6 and {v.dtype for v in content["model_state_dict"].values()} == {torch.float16}
     assert (
         content["fold"] == -1 and len(content["train_cases"]) == 208 and max(content["train_cases"]) < "hippocampus_322"
@@ -127,19 +126,22 @@ def test_an_inverted_crop_is_for_the_model_of_any_contrast(script, nifti, tmp_pa
 
 @pytest.mark.promise("contrasts")
 @pytest.mark.data
-def test_the_model_of_any_contrast_gives_its_published_results():
-    """On every eighth of the 52 held-out crops, as they are, inverted and through random tables."""
+def test_the_model_of_any_contrast_is_not_below_its_published_results():
+    """On every eighth of 52 crops, as they are, inverted and through random tables. The published results are of a model
+    of the same recipe that had not seen them; the shipped one has."""
     published = json.loads((ROOT / "results/any_contrast.json").read_text())["cases"]
-    model, info = load_model(ANY_CONTRAST)
-    volumes = list(enumerate(load_volumes(ROOT / "Task04_Hippocampus", info["val_cases"])))[::8]
+    model, _ = load_model(ANY_CONTRAST)
     changes = {
         "as they are": lambda image, number: image,
         "inverted": lambda image, number: -image,
         "random tables": table,
     }
     for kind, change in changes.items():
+        volumes = list(enumerate(load_volumes(ROOT / "Task04_Hippocampus", sorted(published[kind]["cases"]))))[::8]
+        scores = {}
         for number, volume in volumes:
             probabilities = predict_volume(model, change(volume.image, number), torch.device("cpu"), None, tta=True)
             found = probabilities.argmax(0).numpy()
-            scores = [dice(found == label, volume.label == label) for label in (1, 2)]
-            assert scores == pytest.approx(published[kind]["cases"][volume.id], abs=0.02)
+            scores[volume.id] = [dice(found == label, volume.label == label) for label in (1, 2)]
+        expected = np.mean([published[kind]["cases"][name] for name in scores])
+        assert expected - 0.005 < np.mean(list(scores.values())) < 0.95, kind
