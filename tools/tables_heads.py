@@ -1,13 +1,11 @@
 """The blocks of the pages on whole heads: how good, how stable, other contrasts, quality, flags and uncertainty."""
 
 from hippo.heads.anatomy import SIDES
-from hippo.heads.locate import ETIV_SCALE
 from hippo.scoring.statistics import spread
 from hippo.scoring.tables import markdown_table, with_interval
 
 import numpy as np
 
-_REPEATED = ("voxels of 0.7 mm", "voxels of 1.3 mm")  # in the table of repeatability there are the like
 _KINDS = {
     "one_model": "the 3D model of T1, in a head",
     "two_models": "both models of T1, in a crop",
@@ -28,7 +26,6 @@ def sections(published):
         "any_contrast_heads": lambda: other_contrasts(published("any_contrast.json")),
         "any_contrast_visits": lambda: visits(published("any_contrast.json")["visits"]),
         "quality": lambda: kinds(published("quality.json")["kinds"]),
-        "quality-degradations": lambda: degradations(published("quality.json")["kinds"]["one_model"]["degradations"]),
         "quality-thresholds": lambda: thresholds(published("quality.json")["kinds"]),
         "quality-rescans": lambda: red_rescans(published("quality.json")["heads"]["coarse"]),
         "quality-heads": lambda: judged(published("quality.json")),
@@ -41,18 +38,12 @@ def sections(published):
 def agreement(results):
     """What was found in the heads, beside hippodeep."""
     s = results["summary"]
-    scale, drawn = s["etiv_scale"], results["anatomies"]
+    drawn = results["anatomies"]
     rows = [
         ["hippocampi found", f"{s['found']} of {s['of']}"],
         ["Dice with hippodeep, whole hippocampus", _spread(s["dice"], 3) + f", worst {s['dice']['worst']:.3f}"],
         ["correlation of volumes with hippodeep's", f"{s['volume_correlation']:.2f}"],
-        ["distance of the located centre from the centre of hippodeep's mask, mm", _worst(s["located_off_mm"])],
-        ["distance of the window's centre from the centre of hippodeep's bounding box, mm", _worst(s["box_off_mm"])],
         ["correlation of eTIV with hippodeep's", f"{s['etiv_correlation']:.3f}"],
-        [
-            f"hippodeep's eTIV / our network's intracranial volume (eTIV is that volume times {ETIV_SCALE}, in 20 brains without skull)",
-            _spread(scale, 3),
-        ],
         [
             "boxes of 44 x 60 x 44 mm around located centres that hold the whole hippocampus (20 synthetic heads, 5 contrasts each)",
             f"{drawn['hold_the_hippocampus']} of {drawn['boxes']} ({drawn['said_not_found']} not found)",
@@ -63,19 +54,15 @@ def agreement(results):
 
 
 def rescans(results):
-    """How volumes change in simulated rescans."""
+    """How volumes change at most in larger changes of the heads, in a sentence."""
     heads = results["rescans"]
     rows, found, total = [], 0, 0
     for name in next(iter(heads.values())):
-        if name in _REPEATED:
-            continue
         sides = [heads[head][name][side] for head in heads for side in SIDES]
-        changes = np.array([side["change"] for side in sides if side["change"] is not None])
+        changes = [abs(side["change"]) for side in sides if side["change"] is not None]
         found, total = found + len(changes), total + len(sides)
-        words = [f"{100 * f(np.abs(changes)):.1f}" for f in (np.median, np.max)] if len(changes) else ["-", "-"]
-        rows.append([name, *words])
-    table = markdown_table(["rescan", "median change, %", "largest change, %"], rows)
-    return f"{table}\n\n{found} of {total} hippocampi were segmented."
+        rows.append(f"{name} {100 * max(changes):.1f} %")
+    return f"{found} of {total} hippocampi were segmented. Largest changes: {'; '.join(rows)}."
 
 
 def speed(entries):
@@ -129,10 +116,6 @@ def skull(heads):
 
 def _spread(value, digits):
     return f"{value['mean']:.{digits}f} ± {value['std']:.{digits}f}"
-
-
-def _worst(value):
-    return f"{value['mean']:.1f} on average, {value['worst']:.1f} in the worst"
 
 
 def _orientations(results):
@@ -221,15 +204,6 @@ def kinds(results):
     return markdown_table([*titles, "Dice < 0.7 and green, %", "mean absolute error without misuses"], rows)
 
 
-def degradations(results):
-    """The Dice of each kind of degradation, the predicted one, and how much is green."""
-    rows = [
-        [name, f"{row['dice']:.3f}", f"{row['predicted']:.3f}", f"{100 * row['green']:.0f}"]
-        for name, row in results.items()
-    ]
-    return markdown_table(["in a head", "mean Dice", "mean `quality`", "green, %"], rows)
-
-
 def red_rescans(coarse):
     """How many coarse rescans that agree with the first segmentation are flagged low_quality."""
     rows = []
@@ -254,11 +228,11 @@ def judged(results):
     """What became of the heads, as they are and misused."""
     found, sides = results["heads"], results["sides"]
     flagged = {name: side["flags"] for name, side in found["sides"].items() if side["flags"] or side["problem"]}
-    names = "; ".join(f"{name} ({', '.join(flags)})" for name, flags in flagged.items())
+    names = "".join(f"; {name} ({', '.join(flags)})" for name, flags in flagged.items())
     upside, elsewhere = found["upside_down"], found["elsewhere"]
     return (
         f"Spearman's correlation of quality with the Dice with hippodeep is **{interval(found['spearman'], 2)}** over "
-        f"{len(found['sides'])} hippocampi. {len(flagged)} of them are flagged: {names}. When the image is upside down and "
+        f"{len(found['sides'])} hippocampi. {len(flagged)} of them are flagged{names}. When the image is upside down and "
         f"the header does not say so, {upside['flagged']} of {upside['of']} are flagged or refused; when the window lies far from "
         f"a hippocampus, {elsewhere['flagged']} of {elsewhere['of']}. `--side=auto` finds the right side of {sides['right']} of "
         f"{sides['of']} crops."

@@ -34,7 +34,6 @@ def sections(published):
         "searches": lambda: searches_table(published),
         "inr-rate": lambda: differences(published(f"ablations/grid_3d_inr_rate/{RESULTS}")),
         "equal-minutes": lambda: differences(equal_minutes(published)),
-        "rate-2d": lambda: differences(published(f"ablations/grid_2d_rate/{RESULTS}")),
         "short-2d": short_recipe,
         "slices-2d": lambda: slices_table(published("2d/metrics.json")),
         "steps-2d": lambda: steps_2d_table(published),
@@ -244,7 +243,10 @@ def cross_validation_table(result, references, unseen=(), only_all=False):
         row += [f"{dice[0]:.4f} / {dice[1]:.4f}", with_interval(part["difference"])]
         row += [with_interval(unseen_difference(result, name, unseen))] if unseen else []
         rows.append([*row, f"{np.mean(part['training_minutes']):.1f}"])
-    rows.append([peer["who"], f"{peer['mean_dice']:.4f}", peer["labels"], *["–"] * (len(rows[0]) - 4), peer["cost"]])
+    if not only_all:
+        rows.append(
+            [peer["who"], f"{peer['mean_dice']:.4f}", peer["labels"], *["–"] * (len(rows[0]) - 4), peer["cost"]]
+        )
     header = ["who", f"mean Dice, {len(result['cases'])} cases (95 % interval)", "anterior / posterior"]
     header += ["difference from nnU-Net, case by case"] + [f"the same on {len(unseen)} cases"] * bool(unseen)
     return markdown_table([*header, "minutes of training a fold"], rows)

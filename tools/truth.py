@@ -231,7 +231,8 @@ def draw(rows, programs, path, path_rescans):
     """Draws volumes and Dice against the drawings, and the changes between two scans of a person."""
     figure, (left, middle) = plots.panels(1, 2, (10, 4.6))
     colours = dict(zip(("ours", "hippodeep", "manual"), ("#0072B2", "#E69F00", "#000000")))
-    ends = [np.min(columns_of(rows, "ours")) - 200, np.max(columns_of(rows, "ours")) + 200]
+    volumes = np.array([columns_of(rows, name) for name in programs])
+    ends = [volumes.min() - 200, volumes.max() + 200]
     left.plot(ends, ends, color="#999999", linewidth=1, label="the same volume")
     for name in programs:
         left.scatter(*columns_of(rows, name), s=16, color=colours[name], label=_NAMES[name], alpha=0.8)
