@@ -1,7 +1,7 @@
 """Trains the small network that finds both hippocampi and the intracranial space in a whole head.
 
     python get_data.py --anatomies=anatomies      20 label maps of heads (32 MB), once
-    python train_locate.py                        22 minutes on two busy CPU cores in float32
+    python train_locate.py                        half an hour on two CPU cores in float32
     python train_locate.py --resume=True          goes on with an unfinished run
 
 The network sees a head as 128 x 128 x 128 voxels of 2 mm, eight of them as the channels of each of its voxels of 4 mm. It
@@ -42,12 +42,12 @@ BASE_CHANNELS = 8  # channels of the first stage
 UNET_DEPTH = 4  # number of poolings
 MAX_CHANNELS = 36  # channels of a stage at most
 # optimiser
-EPOCHS = 20  # epochs of MIN_STEPS steps
+EPOCHS = 30  # epochs of MIN_STEPS steps
 VALIDATE_EVERY = 1  # epochs between validations, which take time; the last epoch always has one
 MIN_STEPS = 50  # steps an epoch
 BATCH_SIZE = 2  # heads a step
 WEIGHT_HIPPOCAMPUS = 30.0  # of the hippocampi in the cross-entropy; with 1 they are never found: too few voxels
-WEIGHT_SIZE = 0.5  # of the error of the intracranial space and its volume in the loss, see size_loss
+WEIGHT_SIZE = 0.1  # of the error of the intracranial space and its volume in the loss, see size_loss; with 0.5 the hippocampi are found late
 LEARNING_RATE = 3e-3  # AdamW's, at the peak of the schedule
 WEIGHT_DECAY = 1e-2  # of both optimisers, decoupled
 MUON_RATE = 0.03  # Muon's learning rate for the kernels, at the peak; 0: AdamW trains them too

@@ -124,7 +124,7 @@ def glance(published):
             "**How good**",
             f"Dice (overlap, 1 is perfect) with hippocampi drawn by experts in {agreement['n'] // 2} whole heads: "
             f"**{agreement['all']['dice']['mean']:.3f}**; hippodeep, another network: {theirs['all']['dice']['mean']:.3f}. "
-            f"Two scans of a person within weeks differ by **{changes['ours']['median_percent']['mean']:.1f} %**, two drawings by "
+            f"Two scans of a person within weeks differ by **{changes['ours']['median_percent']['mean']:.1f} %**, the experts' drawings of them by "
             f"{changes['manual']['median_percent']['mean']:.1f} %. On {len(folds['cases'])} hand-labelled crops, cross-validated: "
             f"**{folds['interval']['mean']:.4f}**; nnU-Net: {published.references['cross_validation']['mean_dice']:.4f}",
         ],

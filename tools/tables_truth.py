@@ -40,7 +40,7 @@ def truth(results):
         [title, *(interval(of[group][key], digits) for of in programs.values())]
         for title, (group, key, digits) in measures.items()
     ]
-    rows.insert(1, ["worst Dice", *(f"{of['worst_dice']:.3f}" for of in programs.values())])
+    rows.insert(3, ["worst Dice", *(f"{of['worst_dice']:.3f}" for of in programs.values())])
     people = len({row["person"] for row in results["rows"]})
     titles = [f"{len(results['rows'])} hippocampi of {people} people", "this repository", "hippodeep's own code"]
     return markdown_table(titles[: 1 + len(programs)], rows)
