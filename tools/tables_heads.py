@@ -240,12 +240,15 @@ def judged(results):
 
 
 def flags(results):
-    """The share of the cases and of the heads that raises each flag."""
+    """The share of the clean crops and of the heads that raises each flag."""
+    sides = len(results["heads"]["sides"])
+    if not results["flags"]:
+        return f"None of the {results['cases']} clean crops and {sides} hippocampi of heads raised a flag."
     rows = [
         [f"`{name}`", *(f"{100 * row[key]:.1f}" for key in ("cases", "heads"))]
         for name, row in results["flags"].items()
     ]
-    return markdown_table(["flag", f"{results['cases']} crops, %", "40 hippocampi of 20 heads, %"], rows)
+    return markdown_table(["flag", f"{results['cases']} clean crops, %", f"{sides} hippocampi of heads, %"], rows)
 
 
 def interval(part, digits):
