@@ -161,21 +161,23 @@ def peers_table(benchmark):
     ]
     rows = []
     for name, peer in benchmark["peers"].items():
-        most, rate = benchmark["products"][peer["precision"]], peer["training_gflops_per_second"]
         rows.append(
             [
                 name,
-                f"{peer['parameters']:,}",
                 f"{peer['precision']}, {peer['batch']}",
                 f"{peer['seconds_per_training_volume']:.3f}",
                 f"{reference_seconds / peer['seconds_per_training_volume']:.1f}",
                 f"{peer['peak_memory_mib']:,}",
-                f"{100 * rate / most:.0f} %",
             ]
         )
-    header = ["network", "parameters", "precision, batch", "s a training volume", "times nnU-Net's training speed"]
-    last = ["peak memory in MiB", "speed as a share of a matrix product's"]
-    return markdown_table([*header, *last], rows)
+    header = [
+        "network",
+        "precision, batch",
+        "s a training volume",
+        "times nnU-Net's training speed",
+        "peak memory in MiB",
+    ]
+    return markdown_table(header, rows)
 
 
 def cohort(results):
