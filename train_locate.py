@@ -1,14 +1,15 @@
 """Trains the small network that finds both hippocampi and the intracranial space in a whole head.
 
     python get_data.py --anatomies=anatomies      20 label maps of heads (32 MB), once
-    python train_locate.py                        half an hour on two CPU cores in float32
+    python train_locate.py                        half an hour on a CPU core in float32
     python train_locate.py --resume=True          goes on with an unfinished run
 
 The network sees a head as 128 x 128 x 128 voxels of 2 mm, eight of them as the channels of each of its voxels of 4 mm. It
 learns from nothing but images drawn anew in each step from the label maps: any contrast, turned by up to 60 degrees or
 upside down, stripped, defaced, with a neck, cut by the field of view. Writes into OUT_DIR: last.pth, best_model.pth,
 history.json, config.json and metrics.json (Dice at 4 mm, of images drawn with other random numbers).
-predict.py --locate=FILE uses such a network. pretrained/locate.pth is of an earlier recipe, which saw voxels of 4 mm.
+predict.py --locate=FILE uses such a network. pretrained/locate.pth is of an earlier recipe, which saw voxels of 4 mm; this
+one has not been trained to its end yet, so look at metrics.json before you use what it gives.
 """
 
 from functools import partial

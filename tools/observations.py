@@ -18,13 +18,13 @@ import numpy as np
 import torch
 
 _MODELS = ("3d-0", "2d-0", "any_contrast")  # the runs of a fold
-_HINT = "train it as in the first lines of tools/quality.py"
+_HINT = "the commands are in the first lines of tools/quality.py"
 
 
 def observe_all(runs, data_root, out_dir, workers):
     """The observations of all folds in `runs`: a list of dicts, see observe. Observes what is missing in out_dir."""
     folds = sorted(Path(runs).glob("fold_[0-4]"))
-    require(folds, f"{runs}: no folds in it; {_HINT.replace('it', 'them', 1)}")
+    require(folds, f"{runs}: no folds in it; {_HINT}")
     missing = [fold for fold in folds if not (Path(out_dir) / f"{fold.name}.json").is_file()]
     for fold in missing:
         for name in _MODELS:

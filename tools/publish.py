@@ -4,7 +4,7 @@
 
 A run is copied with its pictures, and only when it is finished, of real data and of all cases. What lies in a script's
 default folder must also be of its default recipe. The pictures of viz.py, of viz_aug.py and of the network are drawn
-anew, from the real data. Files that are published already are replaced: git keeps them.
+anew, from the real data; so is the brain on the page of serve.py. Files that are published already are replaced: git keeps them.
 """
 
 import csv

@@ -178,7 +178,9 @@ def visits(results):
     for visit, of in results.items():
         cells = [" / ".join(_volume_of(of[contrast][side]) for side in SIDES) for contrast in contrasts]
         rows.append([visit, *cells])
-    return markdown_table(["left / right, mm³", *contrasts], rows)
+    sides = [side for of in results.values() for by_side in of.values() for side in by_side.values()]
+    red = sum("low_quality" in side["flags"] for side in sides)
+    return f"{markdown_table(['left / right, mm³', *contrasts], rows)}\n\n{red} of {len(sides)} are `low_quality`."
 
 
 def _volume_of(side):
