@@ -11,7 +11,6 @@ from hippo.heads import segment as segmenting
 from hippo.heads.locate import load_locator
 from hippo.heads.scan import read_scan
 from hippo.heads.segment import joint_labels, segment
-from hippo.heads.window import Window, likeliest, on_grid
 from hippo.models.checkpoint import load_model
 from hippo.scoring.metrics import dice
 from hippo.study.records import RECORDS
@@ -99,7 +98,7 @@ def test_a_head_from_file_to_files(script, head, tmp_path):
     soft = nib.load(out / "head_probabilities.nii.gz")
     assert soft.shape == (*labels.shape, 4) and soft.get_data_dtype() == np.uint8
     values = soft.get_fdata()
-    assert 0.9 < values.max() < 1.001 and (values[..., 0][labels == 1] > 0.24).all()
+    assert 0.9 < values.max() < 1.001 and (values[labels > 0].sum(-1) > 0.45).all()
     assert has_colour(out / "head_hippocampus.png", "#56B4E9") and has_colour(out / "head_hippocampus.png", "#E69F00")
 
 
@@ -231,21 +230,6 @@ def test_the_brain_and_its_hippocampi_in_3d(script, head, tmp_path):
     nib.save(nib.Nifti1Image(head[1], np.diag([2.0, 1, 1, 1])), saved)  # of another scan
     one_error_line(script(viz, head[0], *fixed, f"--segmentation={saved}"), "on the grid of")
     one_error_line(script(viz, head[0], head[0]), "one head at a time")
-
-
-def test_labels_on_thick_slices_hold_the_volume_of_the_window():
-    """A soft ellipsoid, 5 mm thick: too few voxels of 3 mm have more than one half."""
-    window = Window(np.array([0.4, 0.2, -0.7]), (36, 52, 36), 1.0)
-    points = window.to_mm(np.moveaxis(np.indices(window.size), 0, -1)) - window.centre_mm
-    soft = 1 / (1 + np.exp(np.linalg.norm(points / (1, 4, 1), axis=-1) - 2.5))
-    parts = [(np.stack([1 - soft, soft / 2, soft / 2]).astype(np.float32), window)]
-    volume = (soft > 0.5).sum()
-    for spacing in ((1, 1, 1), (1, 1, 3), (3, 3, 3)):
-        views, _ = on_grid(parts, (60, 60, 60), np.diag(np.array(spacing, float)))
-        found, voxel = likeliest(views[0], parts, [1]), float(np.prod(spacing))
-        assert found.sum() * voxel == pytest.approx(volume, rel=0.01, abs=voxel), spacing
-        assert views[0, 0][found].max() <= views[0, 0][~found].min()
-    assert (views[0, 0] < 0.5).sum() * voxel < 0.9 * volume
 
 
 @pytest.mark.promise("contrasts")

@@ -8,7 +8,7 @@ from hippo.heads import quality
 from hippo.heads.anatomy import FREESURFER, LABELS, SIDES, WINDOW
 from hippo.heads.fluid import in_fluid
 from hippo.heads.locate import locate
-from hippo.heads.window import VIEWS, Window, cut, foreground, likeliest, on_grid, settle, touches_edge
+from hippo.heads.window import VIEWS, Window, behind_plane, cut, foreground, likeliest, on_grid, settle, touches_edge
 from hippo.models.inference import predict_batch
 
 import numpy as np
@@ -242,9 +242,13 @@ def _on_scan(empty, scan, parts, weights, matrix, is_small_crop):
     probabilities = np.tensordot(weights / weights.sum(), views, 1)
     # a small crop is treated as in the evaluation
     inside = probabilities.argmax(0) > 0 if is_small_crop else likeliest(probabilities, parts, weights)
-    labels = np.where(inside, 1 + (probabilities[2] > probabilities[1]), 0).astype(np.uint8)
+    window = parts[0][1]
+    behind = probabilities[2] > probabilities[1]
+    if not is_small_crop:
+        behind = behind_plane(probabilities, bbox, window, matrix)
+    labels = np.where(inside, 1 + behind, 0).astype(np.uint8)
     labels *= largest_component(inside)
-    side = empty._replace(problem="", labels=labels, probabilities=probabilities, bbox=bbox, window=parts[0][1])
+    side = empty._replace(problem="", labels=labels, probabilities=probabilities, bbox=bbox, window=window)
     return side._replace(matrix=matrix), views
 
 

@@ -168,6 +168,21 @@ def likeliest(probabilities, parts, weights):
     return inside >= (np.partition(inside, -count, None)[-count] if count else np.inf)
 
 
+def behind_plane(probabilities, bbox, window, matrix):
+    """Returns a mask (d, h, w) of the voxels that lie behind the most probable border between the parts among all planes
+    across the window's second axis, as inference.decide does for a crop.
+
+    probabilities: (3, d, h, w) in the slices `bbox` of a grid of this matrix, see on_grid.
+    """
+    along = np.linalg.solve(window.steps(), matrix)[1]  # steps of the second axis per voxel of the grid
+    x, y, z = (step * np.arange(part.start, part.stop) for step, part in zip(along, bbox))
+    places = x[:, None, None] + y[:, None] + z
+    order = places.argsort(axis=None)
+    gain = (probabilities[2] - probabilities[1]).flat[order].cumsum(dtype=float)  # if voxels up to here are posterior
+    last = gain.argmax()
+    return places <= (places.flat[order[last]] if gain[last] > 0 else -np.inf)
+
+
 def touches_edge(mask, bbox, shape):
     """Tests whether a mask in the slices `bbox` of an array of this shape reaches the edge of that array."""
     for axis, (part, size) in enumerate(zip(bbox, shape)):
