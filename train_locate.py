@@ -6,10 +6,10 @@
 
 The network sees a head as 128 x 128 x 128 voxels of 2 mm, eight of them as the channels of each of its voxels of 4 mm. It
 learns from nothing but images drawn anew in each step from the label maps: any contrast, turned by up to 60 degrees or
-upside down, stripped, defaced, with a neck, cut by the field of view. Writes into OUT_DIR: last.pth, best_model.pth,
-history.json, config.json and metrics.json (Dice at 4 mm, of images drawn with other random numbers).
-predict.py --locate=FILE uses such a network. pretrained/locate.pth is of an earlier recipe, which saw voxels of 4 mm; this
-one has not been trained to its end yet, so look at metrics.json before you use what it gives.
+upside down, stripped, defaced, with a neck, cut by the field of view. It learns the hemispheres too: in their many voxels
+the difference of left and right is found sooner than in those of the hippocampi. Writes into OUT_DIR: last.pth,
+best_model.pth, history.json, config.json and metrics.json (Dice at 4 mm, of images drawn with other random numbers).
+pretrained/locate.pth is such a network; predict.py --locate=FILE uses another.
 """
 
 from functools import partial
@@ -48,7 +48,7 @@ VALIDATE_EVERY = 1  # epochs between validations, which take time; the last epoc
 MIN_STEPS = 50  # steps an epoch
 BATCH_SIZE = 2  # heads a step
 WEIGHT_HIPPOCAMPUS = 30.0  # of the hippocampi in the cross-entropy; with 1 they are never found: too few voxels
-WEIGHT_SIZE = 0.1  # of the error of the intracranial space and its volume in the loss, see size_loss; with 0.5 the hippocampi are found late
+WEIGHT_SIZE = 0.1  # of the error of the intracranial space and its volume in the loss, see size_loss; with more the hippocampi are found later
 LEARNING_RATE = 3e-3  # AdamW's, at the peak of the schedule
 WEIGHT_DECAY = 1e-2  # of both optimisers, decoupled
 MUON_RATE = 0.03  # Muon's learning rate for the kernels, at the peak; 0: AdamW trains them too
@@ -94,7 +94,7 @@ def run(cfg):
     drawn = DrawnHeads([maps[name] for name in val], cfg.seed + 1)
     heads = [drawn[number // len(val), number % len(val)] for number in range(cfg.val_heads)]
     loader = make_loader(DrawnHeads([maps[name] for name in train], cfg.seed), cfg, device)
-    weights = torch.tensor([1.0, *[cfg.weight_hippocampus] * 2, 1.0, 1.0], device=device)
+    weights = torch.tensor([1.0, *[cfg.weight_hippocampus] * 2, 1.0, 1.0, 1.0], device=device)
     loss_function = partial(loss_of_heads, smooth=cfg.dice_smooth, weights=weights, weight_size=cfg.weight_size)
     validate = validation(heads, device, dtype, loss_function)
     history = fit(trained.model, loader, loss_function, validate, cfg, device, dtype, info, resume_from)
@@ -114,7 +114,7 @@ def size_loss(logits, shares):
     """Computes how far the intracranial space is off, in float32: its binary cross-entropy in excess of the least one, in
     nats per voxel of a tenth of the cube, plus |log(predicted / true volume)|, averaged over a batch.
 
-    logits and shares: (B, 5, N, N, N). 1 % of the cube is added to the volumes, so that no head at all counts too.
+    logits and shares: (B, 6, N, N, N). 1 % of the cube is added to the volumes, so that no head at all counts too.
     """
     log_p = logits.float().log_softmax(1)
     log_p = torch.stack([log_p[:, 0], log_p[:, 1:].logsumexp(1)], 1)  # (B, 2, N, N, N) outside, inside

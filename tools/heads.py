@@ -18,7 +18,7 @@ from hippo.device import precision
 from hippo.errors import require
 from hippo.files import save_json
 from hippo.heads.anatomy import SIDES
-from hippo.heads.locate import ETIV_SCALE, locate
+from hippo.heads.locate import locate
 from hippo.heads.segment import joint_labels
 from hippo.options import configure, run_script
 from hippo.scoring.metrics import dice
@@ -132,7 +132,7 @@ def summarise(rows):
     off = {name: [s[name] for s in sides if s[name] is not None] for name in ("located_off_mm", "box_off_mm")}
     etivs = np.array([[r["etiv_mm3"], r["hippodeep_etiv_mm3"]] for r in rows.values() if "hippodeep_etiv_mm3" in r])
     volumes = np.array([[sum(s["volumes_mm3"]), s["hippodeep_mm3"]] for s in sides if not s["problem"]])
-    ratio = etivs[:, 1] / etivs[:, 0] * ETIV_SCALE
+    ratio = etivs[:, 1] / etivs[:, 0]
     return {
         "found": len([s for s in sides if not s["problem"]]),
         "of": len(sides),
@@ -140,7 +140,7 @@ def summarise(rows):
         **{name: {"mean": np.mean(values), "worst": max(values)} for name, values in off.items()},
         "volume_correlation": np.corrcoef(volumes.T)[0, 1],
         "etiv_correlation": np.corrcoef(etivs.T)[0, 1],
-        "etiv_scale": {"mean": ratio.mean(), "std": spread(ratio)},
+        "etiv_ratio": {"mean": ratio.mean(), "std": spread(ratio)},
     }
 
 

@@ -16,17 +16,17 @@ from contextlib import redirect_stdout
 from functools import partial
 from pathlib import Path
 
-from hippo.data.anatomies import AROUND_T1, DURA, OUTSIDE, SINUS, bound
+from hippo.data.anatomies import AROUND_T1, DURA, OUTSIDE, SINUS
 from hippo.device import set_up_device
 from hippo.errors import require
 from hippo.files import save_json
 from hippo.heads.anatomy import FREESURFER, SIDES
-from hippo.heads.locate import load_locator, locate
+from hippo.heads.locate import ETIV_MIDDLE, load_locator, locate
 from hippo.heads.scan import read_scan
 from hippo.models.checkpoint import load_checkpoint
 from hippo.options import configure, run_script
 from tools.heads import find_heads
-from tools.simulate import paint, scan_of
+from tools.simulate import intracranial_mm3, paint, scan_of
 
 import numpy as np
 import torch
@@ -62,11 +62,12 @@ def run(cfg):
     results = {}
     for name in runs:
         rows = [row for of_anatomy in painted for row in of_anatomy[name]]
-        results[name] = {"summary": summarise(rows), "rows": rows}
+        results[name] = {"etiv": fit_etiv(rows), "summary": summarise(rows), "rows": rows}
         if real:
             results[name] |= compare(cfg.heads, {head: of_runs[name] for head, of_runs in real})
         for kind, line in (results[name]["summary"] | {"real": results[name].get("real", {})}).items():
             print(name, kind, " ".join(f"{key} {value:.3f}" for key, value in line.items()), flush=True)
+        print(name, "etiv", " ".join(f"{key} {value:.3f}" for key, value in results[name]["etiv"].items()), flush=True)
         rims = results[name].get("rims_mm3", {})
         print(name, "rims", {rim: round(volume / 1000) for rim, volume in rims.items()}, "ml", flush=True)
     save_json(cfg.out, results)
@@ -101,19 +102,23 @@ def look_at_anatomy(numbered, runs, device):
     rows = {name: [] for name in runs}
     for kind, scan, labels, sizes in images(path, number) if used else ():
         truth = {side: np.argwhere(labels == FREESURFER[side]).mean(0) for side in SIDES}
-        bounded = bound(labels, 1)
-        volume = np.count_nonzero((bounded > 0) & (bounded < OUTSIDE))
+        volume = intracranial_mm3(labels)
         for size in sizes:
             scaled = scan_of(scan.array, np.diag([size, size, size, 1]))
             for name, network, _, *where in used:
                 found = locate(network, scaled, *where)
                 row = {"anatomy": path.name, "kind": kind, "size": size, "true_mm3": volume * size**3}
-                row["inside_mm3"] = float(found.inside.sum() * found.window.spacing_mm**3)
+                row |= {"inside_mm3": inside_mm3(found), "etiv_mm3": found.etiv_mm3}
                 for side in SIDES:
                     true, centre = (truth[side] - (np.array(labels.shape) - 1) / 2) * size, found.centres[side]
                     row[side] = None if side in found.problems else float(np.linalg.norm(centre - true))
                 rows[name].append(row)
     return rows
+
+
+def inside_mm3(found):
+    """Returns the volume that a network labels intracranial."""
+    return float(found.inside.sum() * found.window.spacing_mm**3)
 
 
 def images(path, number):
@@ -144,6 +149,13 @@ def line_of(true, found):
     return {"slope": slope, "r": r, "spreads": found.std() / true.std(), "true_by_found": ratio}
 
 
+def fit_etiv(rows):
+    """Returns the constants of hippo.heads.locate.estimate_etiv that fit the images best: the line through their logarithms."""
+    inside, true = (np.log([row[key] for row in rows]) - np.log(ETIV_MIDDLE) for key in ("inside_mm3", "true_mm3"))
+    power, offset = np.polyfit(inside, true, 1)
+    return {"scale": float(np.exp(offset)), "power": float(power)}
+
+
 def summarise(rows):
     """{kind: slope, r, ... of natural size (and of all sizes), share of hippocampi found and the worst distance in mm}."""
     result = {}
@@ -152,7 +164,7 @@ def summarise(rows):
         for name, some in ((kind, [r for r in of_kind if r["size"] == 1]), (f"{kind}, all sizes", of_kind)):
             off = [row[side] for row in some for side in SIDES]
             near = [distance is not None and distance < _NEAR_MM for distance in off]
-            result[name] = line_of([r["true_mm3"] for r in some], [r["inside_mm3"] for r in some])
+            result[name] = line_of([r["true_mm3"] for r in some], [r["etiv_mm3"] for r in some])
             result[name] |= {"found": np.mean(near), "worst_mm": max(d or np.inf for d in off)}
     return result
 
@@ -161,7 +173,7 @@ def summarise(rows):
 
 
 def look_at_head(path, runs, device):
-    """Returns (name of a head, {run: (volume inside, problems, volumes with a rim of _RIMS around the brain)})."""
+    """Returns (name of a head, {run: (eTIV, problems, eTIV with each rim of _RIMS around the brain)})."""
     scan, result = read_scan(path), {}
     brain = scan.array > 0
     reach = binary_dilation(brain[::3, ::3, ::3], iterations=round(_RIM_MM / 2.7))
@@ -174,7 +186,7 @@ def look_at_head(path, runs, device):
         for rim in _RIMS if path.name.startswith("sub-01") else (0.0,):
             changed = scan if rim == 0 else scan._replace(array=np.where(reach & ~brain, rim * level, scan.array))
             found = locate(network, changed, *where)
-            volumes.append(float(found.inside.sum() * found.window.spacing_mm**3))
+            volumes.append(found.etiv_mm3)
             if rim == 0:
                 problems = found.problems
         result[name] = volumes[0], problems, volumes
@@ -187,7 +199,7 @@ def compare(heads, found):
         theirs = {row["participant_id"]: float(row["etiv_mm3"]) for row in csv.DictReader(file)}
     names = [name for name in found if name in theirs]
     line = line_of([theirs[name] for name in names], [found[name][0] for name in names])
-    rows = {name: {"inside_mm3": found[name][0], "hippodeep_mm3": theirs[name]} for name in names}
+    rows = {name: {"etiv_mm3": found[name][0], "hippodeep_mm3": theirs[name]} for name in names}
     rims = dict(zip(_RIMS, next(of_head[2] for of_head in found.values() if len(of_head[2]) > 1)))
     line["not_found"] = sum(len(of_head[1]) for of_head in found.values())
     return {"real": line, "rims_mm3": rims, "real_rows": rows}

@@ -40,6 +40,7 @@ from tools import (
     fine_tuning,
     heads,
     hippo_net,
+    locating,
     quality,
     stability,
     truth,
@@ -65,7 +66,7 @@ _COLUMNS = ("scan", "side", "anterior_mm3", "posterior_mm3", "total_mm3", "etiv_
 _PLACES = ("data_root", "data_dir")  # where the data were
 _FILES = [benchmark.OUT, benchmark.OUT_ORDINARY_CPU, heads.OUT]
 _FILES += [stability.OUT, stability.OUT_CONTRASTS, stability.OUT_SKULL, change.OUT, change.OUT_RESCANS]
-_FILES += [tool.OUT for tool in (ablations, uncertainty, quality, truth, cohort, web, fine_tuning, hippo_net)]
+_FILES += [tool.OUT for tool in (ablations, uncertainty, quality, truth, cohort, web, fine_tuning, hippo_net, locating)]
 _PICTURES = [uncertainty.PICTURE, quality.PICTURE, cohort.PICTURE, web.PICTURE, fine_tuning.PICTURE]
 _PICTURES += [truth.PICTURE, truth.PICTURE_RESCANS]
 _BRAIN_PIXELS = 500  # width of the brain on the page of serve.py

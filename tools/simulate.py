@@ -3,7 +3,7 @@ and degraded crops. See tools/stability.py for what is measured on them."""
 
 from pathlib import Path
 
-from hippo.data.anatomies import BETWEEN, FLUID, GREY, OUTSIDE, WHITE
+from hippo.data.anatomies import BETWEEN, FLUID, GREY, OUTSIDE, WHITE, bound
 from hippo.data.augment import PARTS
 from hippo.data.degrade import inwards
 from hippo.data.nifti import read_nifti
@@ -37,6 +37,12 @@ def find_anatomies(folder):
     return paths
 
 
+def intracranial_mm3(labels):
+    """Returns the true intracranial volume in a label map with voxels of 1 mm, see hippo.data.anatomies.bound."""
+    bounded = bound(labels, 1)
+    return int(np.count_nonzero((bounded > 0) & (bounded < OUTSIDE)))
+
+
 def skull(folder, segmenter):
     """What the scalp, the skull and the face change: {anatomy: volumes and Dice of a T1-like head with them, and with zeros
     in their place}."""
@@ -44,7 +50,7 @@ def skull(folder, segmenter):
     for number, path in enumerate(find_anatomies(folder)):
         whole, truth = paint(path, "T1", np.random.default_rng([5, number]))
         stripped = whole._replace(array=np.where((truth == 0) | (truth >= OUTSIDE), 0, whole.array))
-        found, heads[path.name] = {}, {"intracranial_mm3": int(np.count_nonzero((truth > 0) & (truth < OUTSIDE)))}
+        found, heads[path.name] = {}, {"intracranial_mm3": intracranial_mm3(truth)}
         for name, scan in (("whole head", whole), ("brain", stripped)):
             result = segmenter(scan)
             found[name] = result.labels()

@@ -95,15 +95,14 @@ def ordinary_cpu(results):
 
 def skull(heads):
     """Synthetic heads with and without what surrounds the brain."""
-    rows = {"hippocampi found": [], "Dice with the label, whole hippocampus": [], "eTIV / true intracranial volume": []}
+    rows = {"hippocampi found": [], "Dice with the label, whole hippocampus": []}
     volumes = {}
     for name in ("whole head", "brain"):
         sides = [head[name][side] for head in heads.values() for side in SIDES]
         volumes[name] = np.array([side["mm3"] for side in sides])
         scores = np.array([side["dice"] for side in sides])
-        ratio = np.array([head[name]["etiv_mm3"] / head["intracranial_mm3"] for head in heads.values()])
-        cells = [f"{values.mean():.3f} ± {spread(values):.3f}" for values in (scores, ratio)]
-        for row, cell in zip(rows.values(), [f"{np.count_nonzero(volumes[name])} of {len(sides)}", *cells]):
+        found = f"{np.count_nonzero(volumes[name])} of {len(sides)}"
+        for row, cell in zip(rows.values(), [found, f"{scores.mean():.3f} ± {spread(scores):.3f}"]):
             row.append(cell)
     table = markdown_table([f"{len(heads)} synthetic heads", "whole", "brain only"], [[k, *v] for k, v in rows.items()])
     agreement = np.array([head["agreement"][side] for head in heads.values() for side in SIDES])
@@ -220,7 +219,7 @@ def red_rescans(coarse):
 def thresholds(results):
     """What each threshold of low_quality costs."""
     rows = []
-    for level in results["one_model"]["thresholds"]:
+    for level in [level for level in results["one_model"]["thresholds"] if float(level) >= 0.7]:
         costs = [results[kind]["thresholds"][level] for kind in _KINDS]
         rows.append([level, *(f"{100 * cost['good_flagged']:.1f} / {100 * cost['bad_missed']:.1f}" for cost in costs)])
     return markdown_table(["`LOW_QUALITY`", *_KINDS.values()], rows)

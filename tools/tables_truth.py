@@ -1,5 +1,6 @@
 """The blocks of the pages on what is true: hippocampi drawn by hand, volumes and changes that are known."""
 
+from hippo.heads.anatomy import SIDES
 from hippo.heads.profile import STEPS
 from hippo.heads.result import PARTS
 from hippo.scoring.tables import markdown_table
@@ -16,10 +17,40 @@ def sections(published):
         "sizes": lambda: sizes(
             published("repeatability.json")["anatomies"], published("cross_validation_heads/cross_validation.json")
         ),
+        "locating": lambda: locating(*published("locating.json").values()),
         "change": lambda: change_table(published("change.json")["summary"]),
         "rescans": lambda: rescans_table(published("rescans.json")),
         "profile": lambda: profile_table(published("rescans.json")),
     }
+
+
+def locating(results):
+    """How well the intracranial space is measured, and hippocampi are found, in heads that the network has not seen."""
+    images = {
+        "plain head": "heads painted from 20 unseen anatomies",
+        "natural head": "the same, with dark bone under bright fat, shading and noise",
+        "plain brain": "brains alone",
+        "natural brain": "brains alone, with shading and noise",
+    }
+    sides = len(SIDES) * sum(row["kind"] == "plain head" and row["size"] == 1 for row in results["rows"])
+    lines = {title: results["summary"][kind] for kind, title in images.items()}
+    rows = [
+        [title, *_line(line), f"{line['found'] * sides:.0f} of {sides}, {line['worst_mm']:.0f} mm"]
+        for title, line in lines.items()
+    ]
+    real, sides = results["real"], len(SIDES) * len(results["real_rows"])
+    name = f"{len(results['real_rows'])} real brains, beside hippodeep's eTIV"
+    rows.append([name, *_line(real), f"{sides - real['not_found']} of {sides}"])
+    titles = ["images", "slope", "correlation", "true / found", "hippocampi found, worst distance"]
+    first, *others = results["rims_mm3"].values()
+    rims = ", ".join(f"{volume / 1000:,.0f}" for volume in others)
+    brightness = ", ".join(f"{100 * float(rim):.0f}" for rim in [*results["rims_mm3"]][1:])
+    text = f"A rim of {brightness} % of the brain's brightness changes eTIV of a brain from "
+    return f"{markdown_table(titles, rows)}\n\n{text}{first / 1000:,.0f} ml to {rims} ml."
+
+
+def _line(line):
+    return f"{line['slope']:.2f}", f"{line['r']:.3f}", f"{line['true_by_found']:.3f}"
 
 
 def truth(results):

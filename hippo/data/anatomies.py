@@ -17,7 +17,13 @@ import torch
 import torch.nn.functional as F
 from scipy.ndimage import binary_dilation, gaussian_filter, gaussian_filter1d
 
-CLASSES = {1: "left hippocampus", 2: "right hippocampus", 3: "white matter", 4: "other intracranial space"}
+CLASSES = {
+    1: "left hippocampus",
+    2: "right hippocampus",
+    3: "left hemisphere",
+    4: "right hemisphere",
+    5: "other intracranial space",
+}
 SIZE, SPACING_MM = 64, 4.0  # of the cube that the network labels: voxels along each side, and their size
 DETAIL = 2  # voxels of the image and of the labels per voxel of the cube, along each axis
 _PAIRS = {2: 41, 3: 42, 4: 43, 5: 44, 7: 46, 8: 47, 10: 49, 11: 50, 12: 51, 13: 52, 17: 53, 18: 54, 25: 57, 26: 58}
@@ -47,7 +53,7 @@ class DrawnHeads(torch.utils.data.Dataset):
     def __getitem__(self, key):
         number, index = key
         image, shares = draw_head(self.anatomies[index], np.random.default_rng([self.seed, number, index]))
-        return torch.from_numpy(to_channels(image, DETAIL)), shares
+        return torch.from_numpy(to_channels(image)), shares
 
 
 def load_anatomies(folder):
@@ -82,7 +88,7 @@ def bound(labels, spacing):
 
 def draw_head(labels, rng, whole=False):
     """Draws a head from an anatomy in a cube of N = 64 voxels. Returns (image (N x DETAIL, ...) float32 scaled by
-    to_head_range, fractions (5, N, N, N) float32 of background and CLASSES in each voxel), on the CPU. labels: on the
+    to_head_range, fractions (6, N, N, N) float32 of background and CLASSES in each voxel), on the CPU. labels: on the
     device that does most of the work. rng: numpy Generator.
 
     Contrast, pose, field of view, resolution and image quality vary. Six in ten images have white matter brighter than
@@ -101,7 +107,7 @@ def draw_head(labels, rng, whole=False):
         labels = _defaced(labels, rng)
     image, shares = _paint(labels, rng), _shares(labels)
     if nothing:
-        shares = (torch.arange(5) == 0).float()[:, None, None, None].expand_as(shares)
+        shares = (torch.arange(len(shares)) == 0).float()[:, None, None, None].expand_as(shares)
     image = _cut_out(image, labels, rng) if rng.random() < 0.3 and not nothing else _degrade(image, rng)
     image, shares = image.cpu().numpy(), shares.cpu()
     seen = torch.ones(shares.shape[1:]) if whole else _field_of_view(shares, rng)
@@ -111,11 +117,11 @@ def draw_head(labels, rng, whole=False):
     return to_head_range(image, seen), shares
 
 
-def to_channels(image, detail):
-    """Rearranges an array (N x detail, ...) in three dimensions to (detail^3, N, N, N): each voxel's details become its
+def to_channels(image):
+    """Rearranges an array (N x DETAIL, ...) in three dimensions to (DETAIL^3, N, N, N): each voxel's details become its
     channels."""
-    n = len(image) // detail
-    return image.reshape([n, detail] * 3).transpose(1, 3, 5, 0, 2, 4).reshape(detail**3, n, n, n)
+    n = len(image) // DETAIL
+    return image.reshape([n, DETAIL] * 3).transpose(1, 3, 5, 0, 2, 4).reshape(DETAIL**3, n, n, n)
 
 
 def swap_sides(labels):
@@ -141,13 +147,13 @@ def _pool(fine):
 
 
 def _shares(labels):
-    """Returns the fractions (5, N, N, N) of background and CLASSES in the blocks of 2 x 2 x 2 labels, float32."""
+    """Returns the fractions (6, N, N, N) of background and CLASSES in the blocks of 2 x 2 x 2 labels, float32."""
     classes = np.zeros(_LABELS, np.int64)
-    classes[1:OUTSIDE], classes[list(WHITE)], classes[17], classes[53] = 4, 3, 1, 2
+    classes[1:OUTSIDE], classes[list(_PAIRS)], classes[list(_PAIRS.values())], classes[17], classes[53] = 5, 3, 4, 1, 2
     # a digit counts the voxels of a class, so that one pass over the labels is enough
     digits = torch.from_numpy(np.where(classes > 0, 16.0 ** (classes - 1), 0).astype(np.float32))
     counts = (_pool(_look_up(digits, labels)) * DETAIL**3).round_().int()
-    shares = torch.stack([counts >> 4 * number & 15 for number in range(4)]).float() / DETAIL**3
+    shares = torch.stack([counts >> 4 * number & 15 for number in range(len(CLASSES))]).float() / DETAIL**3
     return torch.cat([1 - shares.sum(0, keepdim=True), shares])
 
 

@@ -1,12 +1,11 @@
 """Locates both hippocampi in a whole head, tells left from right, and estimates the intracranial volume.
 
-A small network (train_locate.py) sees the head in voxels of 2 mm (4 mm where its image has one channel, as in the shipped
-pretrained/locate.pth), and labels 64 x 64 x 64 voxels of 4 mm.
+A small network (train_locate.py) sees the head in voxels of 2 mm, and labels 64 x 64 x 64 voxels of 4 mm.
 """
 
 from typing import NamedTuple
 
-from hippo.data.anatomies import CLASSES, to_channels
+from hippo.data.anatomies import CLASSES, DETAIL, to_channels
 from hippo.data.intensity import HEAD_NORMALISATION, to_head_range
 from hippo.data.spatial import largest_component, shrink
 from hippo.device import autocast
@@ -19,15 +18,15 @@ import numpy as np
 import torch
 from scipy.ndimage import affine_transform, binary_dilation, binary_erosion
 
-# eTIV = scale x the volume that the network labels intracranial, see docs/robustness.md: for a skull-stripped brain, for a whole head
-ETIV_SCALE, ETIV_SCALE_WHOLE = 1.076, 1.023
+# the network sees large heads too small and small ones too large, so eTIV is a power of the volume that it labels
+ETIV_SCALE, ETIV_POWER, ETIV_MIDDLE = 1.0, 1.35, 1.5e6  # fitted by tools.locating, see estimate_etiv
 _LEFT = 1  # class of the left hippocampus
-_MIRRORED_CLASSES = [0, 2, 1, 3, 4]
+_MIRRORED_CLASSES = [0, 2, 1, 4, 3, 5]
 _FOUND = 0.9  # minimum probability at the most certain voxel of a hippocampus
 _MOST_TILTED_DEGREES = 35  # the head is flagged if the line from left to right deviates by more from the axis
 _MOVED_MM = 12  # if the brain is further from the centre of the cube, the cube is moved and the head is processed again
 _T1_CONTRAST = 0.7  # in standard deviations inside the skull, see _is_t1; T1-weighted heads have 1.2 to 2.1
-_SKULL = 0.2  # share of the brain's brightness; darker surroundings mean no skull: brains have 0.1 or less, whole heads 0.3 or more
+_RIM_VOXELS = 2  # around the intracranial space, where its lower probabilities count for its volume, too
 _CUT_VOXELS = 8  # voxels of the intracranial space that may touch the edge of the field of view
 
 
@@ -51,7 +50,7 @@ class Located(NamedTuple):
 def load_locator(path):
     """Loads the TrainedModel that locates hippocampi. Raises UserError, see checkpoint.load_model, and if it was trained
     on other images than heads."""
-    trained, _ = load_model(path, classes=(len(CLASSES) + 1,), channels=(1, 8))
+    trained, _ = load_model(path, classes=(len(CLASSES) + 1,), channels=(DETAIL**3,))
     is_for_heads = trained.preprocessing["normalisation"] == HEAD_NORMALISATION
     require(is_for_heads, f"{path}: not trained on heads; expected weights of train_locate.py")
     return trained
@@ -62,22 +61,20 @@ def locate(locator, scan, device, dtype):
     """Locates both hippocampi in a Scan of a whole head. Returns Located."""
     spacing = locator.preprocessing["spacing_mm"]
     window = Window(np.zeros(3), tuple(locator.preprocessing["window"]), spacing)
-    detail = round(locator.model.in_channels ** (1 / 3))
     for last in (False, False, True):
-        image, seen = view_head(scan, window, detail)
-        probabilities = _classify(locator, image, detail, device, dtype)
+        image, seen = view_head(scan, window)
+        probabilities = _classify(locator, image, device, dtype)
         inside = 1 - probabilities[0]
-        inside = np.where(largest_component(inside > 0.5), inside, 0)
+        inside = np.where(binary_dilation(largest_component(inside > 0.5), iterations=_RIM_VOXELS), inside, 0)
         middle = _middle(inside, window)
         if last or middle is None or np.linalg.norm(middle - window.centre_mm) < _MOVED_MM:
             break
         window = window._replace(centre_mm=middle)
-    image = to_channels(image, detail).mean(0)
+    image = to_channels(image).mean(0)
     centres, certainty = {}, {}
     for number, side in enumerate(SIDES, _LEFT):
         centres[side], certainty[side] = _hippocampus(probabilities[number], window)
-    scale = ETIV_SCALE_WHOLE if _has_skull(image, inside, seen) else ETIV_SCALE
-    flags, etiv = [], float(inside.sum() * spacing**3 * scale)
+    flags, etiv = [], estimate_etiv(float(inside.sum() * spacing**3))
     border = binary_dilation(~seen, border_value=True) & (inside > 0.5)
     if np.count_nonzero(border) > _CUT_VOXELS:
         flags.append("intracranial_space_cut")
@@ -92,21 +89,26 @@ def locate(locator, scan, device, dtype):
     return Located(centres, certainty, problems, etiv, inside, window, flags + doubts)
 
 
-def _classify(locator, image, detail, device, dtype):
-    """Returns class probabilities (5, N, N, N) of an image (N x detail, ...), averaged over it and its mirror image."""
-    x = np.stack([to_channels(image, detail), to_channels(image[::-1], detail)])
+def estimate_etiv(inside_mm3):
+    """Returns eTIV in mm3 for the sum of the probabilities of the intracranial space times the volume of a voxel."""
+    return ETIV_SCALE * ETIV_MIDDLE * (inside_mm3 / ETIV_MIDDLE) ** ETIV_POWER
+
+
+def _classify(locator, image, device, dtype):
+    """Returns class probabilities (6, N, N, N) of an image (N x DETAIL, ...), averaged over it and its mirror image."""
+    x = np.stack([to_channels(image), to_channels(image[::-1])])
     with autocast(device, dtype):
-        logits = locator.model(torch.from_numpy(x).to(device))  # (2, 5, N, N, N)
+        logits = locator.model(torch.from_numpy(x).to(device))  # (2, 6, N, N, N)
     straight, mirrored = logits.float().softmax(1)
     return (straight + mirrored[_MIRRORED_CLASSES].flip(1)).cpu().numpy() / 2
 
 
-def view_head(scan, window, detail):
-    """Resamples a Scan to a coarse window of N voxels along each side. Returns (image (N x detail, ...) scaled by
+def view_head(scan, window):
+    """Resamples a Scan to a coarse window of N voxels along each side. Returns (image (N x DETAIL, ...) scaled by
     to_head_range, boolean mask (N, N, N) of the field of view)."""
-    fine = window._replace(size=tuple(n * detail for n in window.size), spacing_mm=window.spacing_mm / detail)
+    fine = window._replace(size=tuple(n * DETAIL for n in window.size), spacing_mm=window.spacing_mm / DETAIL)
     image, fine_seen = _resample(scan, fine)
-    seen = fine_seen[tuple(slice(detail // 2, None, detail) for _ in window.size)]
+    seen = fine_seen[(slice(DETAIL // 2, None, DETAIL),) * 3]
     return to_head_range(image, fine_seen), seen
 
 
@@ -161,15 +163,6 @@ def _hippocampus(probability, window):
     volume = weights.sum() * window.spacing_mm**3
     plausible = SEEN_MM3[0] <= volume <= SEEN_MM3[1]
     return _middle(weights, window) if plausible else None, float(weights.max())
-
-
-def _has_skull(image, inside, seen):
-    """Tests whether the scan shows more than background 8 to 16 mm outside the intracranial space."""
-    space = inside > 0.5
-    around = binary_dilation(space, iterations=4) & ~binary_dilation(space, iterations=2) & seen
-    if not around.any() or not space.any():
-        return True
-    return image[around].mean() - image.min() > _SKULL * (image[space].mean() - image.min())
 
 
 def _is_t1(image, inside):

@@ -3,7 +3,8 @@
 
 def markdown_table(header, rows):
     """Returns a Markdown table; cells are converted with str."""
-    return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in [header, ["---"] * len(header), *rows])
+    head, *body = ("| " + " | ".join(map(str, row)) + " |" for row in [header, *rows])
+    return "\n".join([head, "|---" * len(header) + "|", *body])
 
 
 def with_interval(part, digits=4):
