@@ -1,6 +1,6 @@
 """Segments both hippocampi of a head, anterior and posterior: any T1-weighted scan in, labels and volumes out.
 
-    python predict.py head.nii.gz                  a whole head: .nii, .nii.gz, .mgz, ...; 5 s on two cores with bf16, 2 s each in a batch
+    python predict.py head.nii.gz                  a whole head: .nii, .nii.gz, .mgz, ...; 4 s on two cores, each further one 2 s
     python predict.py scans more/head.mgz          files, and folders with all that lies in them
     python predict.py CD                           DICOM: a CD, a folder or a .zip file of series; a folder of CDs
     python predict.py /data/study                  a BIDS data set gives BIDS derivatives; docs/cluster.md is for many heads

@@ -68,7 +68,7 @@ INR_HIDDEN_DIM = 64  # width of the INR head
 INIT = ""  # checkpoint of the same network to begin with, as pretrained/heads_2d.pth; empty: random weights
 FREEZE = "none"  # none, or encoder: its weights stay as they are in INIT
 # optimiser
-EPOCHS = 12  # epochs; one is a pass over the training slices
+EPOCHS = 12  # epochs; one is a pass over the training slices, or more, see MIN_STEPS
 VALIDATE_EVERY = 1  # epochs between validations, which take time; the last epoch always has one
 MIN_STEPS = 80  # with few of them, an epoch is as many passes as make this number of steps
 BATCH_SIZE = 16  # slices per step

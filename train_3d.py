@@ -69,7 +69,7 @@ ATTENTION = "none"  # at the end of each stage: se (squeeze-and-excitation), cba
 INIT = ""  # checkpoint of the same network to begin with, as pretrained/heads_3d.pth; empty: random weights
 FREEZE = "none"  # none, or encoder: its weights stay as they are in INIT
 # optimiser
-EPOCHS = 8  # epochs; one is a pass over the training cases
+EPOCHS = 8  # epochs; one is a pass over the training cases, or more, see MIN_STEPS
 VALIDATE_EVERY = 1  # epochs between validations, which take time; the last epoch always has one
 MIN_STEPS = 80  # with few of them, an epoch is as many passes as make this number of steps
 BATCH_SIZE = 2  # patches per step

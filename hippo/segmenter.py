@@ -3,7 +3,9 @@
 from hippo.segmenter import Segmenter
 segmenter = Segmenter.load()
 result = segmenter("head.nii.gz")
-print(result.left.anterior_mm3, result.right.quality, [str(flag) for flag in result.flags])
+for side in result.sides:
+    print(side.side, side.anterior_mm3, side.posterior_mm3, side.quality, side.problem)
+print([flag.name for flag in result.all_flags])
 result.save("predictions")
 """
 
@@ -17,7 +19,7 @@ from hippo.heads import anatomy
 from hippo.heads.flags import FLAGS, OF_ETIV
 from hippo.heads.networks import load_networks
 from hippo.heads.quality import judge, limits_of
-from hippo.heads.result import Result, as_side
+from hippo.heads.result import Result, as_side, check_etiv
 from hippo.heads.scan import Scan, read_scan
 from hippo.heads.segment import models_for, segment
 from hippo.heads.uncertainty import sample_scan
@@ -84,12 +86,14 @@ class Segmenter:
         return cls(networks, settings)
 
     def __call__(self, source, etiv_mm3=None, progress=None):
-        """Segments a scan, given as a path, a nibabel image, or a Scan. Returns a Result. Raises UserError for
-        anything but an MRI of a head or a part of one.
+        """Segments a scan, given as the path of a file, a nibabel image, or a Scan. Returns a Result. Raises UserError
+        (hippo.errors) for what cannot be read as a volume; a side that is not found has a `problem` and no volumes.
 
-        etiv_mm3: the intracranial volume, if it is known. progress: called with "found", "left" and "right" as work
-        proceeds.
+        etiv_mm3: the intracranial volume in mm3, if it is known. progress: called with "found", "left" and "right" as
+        work proceeds.
         """
+        if etiv_mm3 is not None:
+            etiv_mm3 = check_etiv(etiv_mm3, "etiv_mm3")
         start = time.perf_counter()
         scan = source if isinstance(source, Scan) else read_scan(source)
         sides, located = self._segment(scan, progress)

@@ -162,7 +162,7 @@ def test_the_results_are_short_and_open_with_figures_of_their_tables():
 def test_every_flag_has_a_remedy():
     section = PAGES["docs/troubleshooting.md"].split("## Flags")[1].split("\n## ")[0]
     named = [name for row in re.findall(r"^\| (`.*?) \|", section, re.M) for name in re.findall(r"`(\w+)`", row)]
-    assert sorted(named) == sorted(FLAGS)
+    assert sorted(named) == sorted(FLAGS), "run python -m tools.report"
 
 
 def test_every_message_on_the_page_is_one_of_ours():

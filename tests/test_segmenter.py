@@ -61,6 +61,7 @@ def test_an_image_in_memory_gives_what_its_file_gives(segmenter, phantoms, tmp_p
     for source in (image, made, read_scan(path)):
         assert np.array_equal(segmenter(source).labels(), expected)
     assert [file.name for file in segmenter(made).save(tmp_path)] == ["image_seg.nii.gz", "image_hippocampus.png"]
+    assert [file.name for file in segmenter(made).save(tmp_path, "b")] == ["b_seg.nii.gz", "b_hippocampus.png"]
     with pytest.raises(UserError, match="image: expected a 3D volume"):
         segmenter(nib.Nifti1Image(np.zeros((20, 20, 20, 2), np.float32), np.eye(4)))
 
@@ -71,3 +72,9 @@ def test_a_head_gives_both_sides_and_its_etiv(segmenter, brain):
     assert result.etiv_mm3 == 1.5e6 and {row["etiv_mm3"] for row in result.rows()} == {"1500000"}
     assert set(np.unique(result.labels())) <= {0, 1, 2, 3, 4}
     assert segmenter(brain[1] / "whole.nii.gz").etiv_source == "network"
+    assert {*result.all_flags} == {*result.flags, *result.sides[0].flags, *result.sides[1].flags}
+    for etiv in (1480, -5, "1480000"):
+        with pytest.raises(UserError, match="etiv_mm3: .* is no intracranial volume"):
+            segmenter(brain[1] / "whole.nii.gz", etiv_mm3=etiv)
+    with pytest.raises(UserError, match="a folder; expected one scan"):
+        segmenter(brain[1])

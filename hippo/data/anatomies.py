@@ -17,13 +17,8 @@ import torch
 import torch.nn.functional as F
 from scipy.ndimage import binary_dilation, gaussian_filter, gaussian_filter1d
 
-CLASSES = {
-    1: "left hippocampus",
-    2: "right hippocampus",
-    3: "left hemisphere",
-    4: "right hemisphere",
-    5: "other intracranial space",
-}
+CLASSES = {1: "left hippocampus", 2: "right hippocampus", 3: "left hemisphere", 4: "right hemisphere"}
+CLASSES |= {5: "other intracranial space"}
 SIZE, SPACING_MM = 64, 4.0  # of the cube that the network labels: voxels along each side, and their size
 DETAIL = 2  # voxels of the image and of the labels per voxel of the cube, along each axis
 _PAIRS = {2: 41, 3: 42, 4: 43, 5: 44, 7: 46, 8: 47, 10: 49, 11: 50, 12: 51, 13: 52, 17: 53, 18: 54, 25: 57, 26: 58}
@@ -118,15 +113,13 @@ def draw_head(labels, rng, whole=False):
 
 
 def to_channels(image):
-    """Rearranges an array (N x DETAIL, ...) in three dimensions to (DETAIL^3, N, N, N): each voxel's details become its
-    channels."""
+    """Rearranges an array (N x DETAIL, ...) to (DETAIL^3, N, N, N): each voxel's details become its channels."""
     n = len(image) // DETAIL
     return image.reshape([n, DETAIL] * 3).transpose(1, 3, 5, 0, 2, 4).reshape(DETAIL**3, n, n, n)
 
 
 def swap_sides(labels):
-    """Mirrors a label map left to right and exchanges the labels of the sides, so that they are correct in the
-    mirrored head."""
+    """Mirrors a label map left to right and exchanges the labels of the sides, which are right then, too."""
     exchanged = torch.arange(_LABELS, dtype=torch.int16)
     for left, right in _PAIRS.items():
         exchanged[left], exchanged[right] = right, left
@@ -229,8 +222,7 @@ def _blobs(shape, rng):
 
 
 def _defaced(labels, rng):
-    """Removes the labels of the face, in front of the brain and below its centre. Expects `labels` to be roughly
-    upright."""
+    """Removes the labels of the face, in front of the brain and below its centre, from labels that are about upright."""
     brain = torch.nonzero((labels > 0) & (labels < OUTSIDE))
     if not len(brain):
         return labels

@@ -51,6 +51,8 @@ def is_packed(path):
 
 def why_missing(path):
     """Returns the message for a path that is not a file."""
+    if path.is_dir():
+        return "a folder; expected one scan (predict.py takes folders)"
     if not path.is_symlink():
         return "no such file"
     target = os.readlink(path)

@@ -159,7 +159,8 @@ _FLAGS = (
     ),
 )
 FLAGS = {flag.name: flag for flag in _FLAGS}
-OF_ETIV = ("intracranial_space_cut", "etiv_implausible")  # flags about the eTIV that the locating network estimates
+# flags about the eTIV that the locating network estimates: not raised if eTIV is given; such heads get no adjusted volumes
+OF_ETIV = ("intracranial_space_cut", "etiv_implausible")
 
 
 def flags_in(text):

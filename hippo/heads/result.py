@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from hippo.data.nifti import spacing_mm, to_stored_orientation
+from hippo.errors import require
 from hippo.heads.flags import FLAGS
 from hippo.heads.locate import Located
 from hippo.heads.profile import profile
@@ -53,7 +54,8 @@ class Side:
 class Result:
     """The result of Segmenter for a scan.
 
-    name: file of the scan. sides: left and right of a head, or the one of a crop. flags: Flags of the whole scan.
+    name: file of the scan. sides: left and right of a head, or the one of a crop. flags: Flags of the whole scan;
+    each side has its own, too, see all_flags.
     etiv_mm3: intracranial volume, None for a crop. etiv_source: network, given, or empty. seconds: time to read and
     segment. single_label: whether labels are FreeSurfer's numbers of the whole hippocampus. synthetic: whether the
     models were trained on phantoms. scan, located: the input and where the hippocampi were found. uncertainty: maps
@@ -81,6 +83,11 @@ class Result:
     def right(self):
         """The right Side, or None for a crop of the left one."""
         return next((side for side in self.sides if side.side == "right"), None)
+
+    @property
+    def all_flags(self):
+        """The Flags of the scan and of its sides, each once."""
+        return tuple(dict.fromkeys([*self.flags, *(flag for side in self.sides for flag in side.flags)]))
 
     @property
     def has_result(self):
@@ -124,9 +131,10 @@ class Result:
         }
         return row | {f"{part}_sd_mm3": f"{value:.1f}" for part, value in side.spread_mm3.items()}
 
-    def save(self, folder):
-        """Writes the label map and the picture that predict.py writes, named after the scan. Returns their paths."""
-        return save_result(self, folder, paths_in(self.name, self.scan.is_crop))
+    def save(self, folder, name=""):
+        """Writes the label map and the picture that predict.py writes, named after the scan or as told. Returns their
+        paths. Files of the same names are replaced, so give scans of one name different names or folders."""
+        return save_result(self, folder, paths_in(name or self.name, self.scan.is_crop))
 
 
 def as_side(found, scan, model, single_label, spread=()):
@@ -139,6 +147,13 @@ def as_side(found, scan, model, single_label, spread=()):
     quality = None if found.problem else found.quality
     spreads = dict(zip(PARTS, spread))
     return Side(found.side, anterior, posterior, total, quality, flags, found.problem, model, spreads, found, scan)
+
+
+def check_etiv(value, where):
+    """Returns an intracranial volume in mm3. Raises UserError, whose message begins with `where`, for one that is none."""
+    possible = isinstance(value, (int, float)) and 1e5 <= value <= 1e7
+    require(possible, f"{where}: {value} is no intracranial volume in mm3; expected about 1500000")
+    return float(value)
 
 
 def readable(path):

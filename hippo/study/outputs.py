@@ -3,12 +3,12 @@
 import contextlib
 import sys
 import traceback
+from dataclasses import replace
 from pathlib import Path
 
 from hippo.data.nifti import open_nifti, save_scan
 from hippo.errors import UserError, fail
 from hippo.files import is_disk_full, remove_half_written, work_folder
-from hippo.heads.result import readable
 from hippo.heads.save import Paths, save_result
 from hippo.study import bids
 from hippo.study.convert import fetch
@@ -111,7 +111,7 @@ def _segment_item(item, segmenter, cfg, is_bids, written, progress):
 
 def _segment_scan(item, scan, segmenter, cfg, is_bids, written, progress):
     """Segments a file, see _segment_item."""
-    result = segmenter(scan, item.etiv_mm3, progress)
+    result = replace(segmenter(scan, item.etiv_mm3, progress), name=str(item.label or item.path))
     crop = result.scan.is_crop and not is_bids
     paths = paths_of(item, is_bids, result.scan.is_crop, cfg)
     save_result(result, cfg.out_dir, paths, crop, written)
@@ -119,6 +119,5 @@ def _segment_scan(item, scan, segmenter, cfg, is_bids, written, progress):
         for kind, path in zip(bids.KINDS, paths):
             if path and Path(cfg.out_dir) / path in written:
                 written.append(bids.save_sidecar(cfg.out_dir, item, kind, result.single_label))
-    more = {"scan": readable(item.label or item.path)}
-    more |= {"scanner": bids.scanner_of(item.path)} if is_bids else {}
+    more = {"scanner": bids.scanner_of(item.path)} if is_bids else {}
     return [empty_row(item.label or item.path) | row | more for row in result.rows()]

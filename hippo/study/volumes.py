@@ -7,7 +7,7 @@ from typing import NamedTuple
 from hippo.errors import UserError, require
 from hippo.files import atomic, load_json, save_json
 from hippo.heads.flags import OF_ETIV
-from hippo.heads.result import PARTS, readable
+from hippo.heads.result import PARTS, check_etiv, readable
 
 import numpy as np
 
@@ -35,13 +35,13 @@ COLUMNS = {  # columns of the table
     "etiv_mm3": Column(
         "Estimated total intracranial volume",
         "mm3",
-        "Sum of the probability of the intracranial space on voxels of 4 mm, times a constant fitted to hippodeep's eTIV",
+        "Sum of the probability of the intracranial space on voxels of 4 mm, corrected by a power fitted to painted heads",
         "The locating network, or the option --etiv",
     ),
     "quality": Column(
         "Dice to expect with a hand-drawn label, 0 to 1, mean of both parts",
         "1",
-        "The usual Dice less a penalty for each piece of evidence below a threshold, such as the agreement of views",
+        "A rising function of the mean of the models' confidence and the agreement of the turned views",
         "pretrained/quality.json",
     ),
     "flags": Column("What is doubtful, joined by semicolons; failed: why there is no result", source="See report.html"),
@@ -170,8 +170,7 @@ def etiv_of(text, where):
         separators = any(mark in text for mark in ",.' ") and any(letter.isdigit() for letter in text)
         hint = ", with neither commas nor dots between thousands" if separators else ""
         raise UserError(f"{where}: {text!r} is no etiv_mm3; expected a number of mm3 such as 1480000{hint}") from None
-    require(1e5 <= value <= 1e7, f"{where}: {value:g} is no intracranial volume in mm3; expected about 1500000")
-    return value
+    return check_etiv(value, where)
 
 
 def add_statistics(records, adjustment):
