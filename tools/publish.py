@@ -41,6 +41,7 @@ from tools import (
     heads,
     hippo_net,
     locating,
+    pages,
     quality,
     stability,
     truth,
@@ -68,7 +69,7 @@ _FILES = [benchmark.OUT, benchmark.OUT_ORDINARY_CPU, heads.OUT]
 _FILES += [stability.OUT, stability.OUT_CONTRASTS, stability.OUT_SKULL, change.OUT, change.OUT_RESCANS]
 _FILES += [tool.OUT for tool in (ablations, uncertainty, quality, truth, cohort, web, fine_tuning, hippo_net, locating)]
 _PICTURES = [uncertainty.PICTURE, quality.PICTURE, cohort.PICTURE, web.PICTURE, fine_tuning.PICTURE]
-_PICTURES += [truth.PICTURE, truth.PICTURE_RESCANS]
+_PICTURES += [truth.PICTURE, truth.PICTURE_RESCANS, pages.OUT]
 _BRAIN_PIXELS = 500  # width of the brain on the page of serve.py
 _SUMMARISED = ("part_", "uncertainty_", "ordinary_cpu")  # runs in ABLATIONS of which a file above says what counts
 

@@ -113,13 +113,18 @@ def page(url, paths, picture, folder):
             seconds.append(tab.evaluate("seconds"))
             tab.evaluate("viewer.volumes.length = 0; restart(true)")
             time.sleep(5)  # while the last one is drawn
-        tab.evaluate(_TIMED)
-        tab.locator("#file").set_input_files(paths[1])
-        tab.evaluate("seconds")
-        tab.wait_for_timeout(3000)
-        tab.screenshot(path=picture)
+        draw(tab, paths[1], picture)
     table, drawn = np.array(seconds).T
     return {"n": len(seconds), "table_seconds": table.tolist(), "labels_seconds": drawn.tolist()}
+
+
+def draw(tab, path, picture):
+    """Draws the page with a head and its labels."""
+    tab.evaluate(_TIMED)
+    tab.locator("#file").set_input_files(path)
+    tab.evaluate("seconds")
+    tab.wait_for_timeout(3000)
+    tab.screenshot(path=picture)
 
 
 def at_once(server, client, heads, volumes, count):
