@@ -207,13 +207,12 @@ def kinds(results):
 
 def red_rescans(coarse):
     """How many coarse rescans that agree with the first segmentation are flagged low_quality."""
-    rows = []
+    parts = []
     for kind, sides in coarse.items():
         alike = [side for side in sides if side["dice"] >= 0.8 and not side["problem"]]
         red = sum("low_quality" in side["flags"] for side in alike)
-        rows.append([f"{kind} mm", f"{len(alike)} of {len(sides)}", f"{red} ({100 * red / len(alike):.0f} %)"])
-    titles = ["voxels of a simulated rescan", "Dice with the first segmentation 0.8 or more", "of these `low_quality`"]
-    return markdown_table(titles, rows)
+        parts.append(f"with voxels of {kind} mm, {red} of {len(alike)}")
+    return f"Of simulated rescans that agree with the first segmentation (Dice of 0.8 or more), `low_quality` are: {'; '.join(parts)}."
 
 
 def thresholds(results):

@@ -80,9 +80,8 @@ def seeds_table(published):
         dice, nsd = (np.mean(metrics["mean"][key]) for key in ("dice", "nsd_1mm"))
         rows.append([config["constants"]["SEED"], dice, nsd, metrics["training_minutes"]])
     mean = np.mean(rows, axis=0)
-    text = [[seed, f"{dice:.4f}", f"{nsd:.4f}", f"{minutes:.1f}"] for seed, dice, nsd, minutes in rows]
-    text.append(["**mean**", f"**{mean[1]:.4f}**", f"{mean[2]:.4f}", f"{mean[3]:.1f}"])
-    return markdown_table(["seed", "mean Dice", "NSD at 1 mm", "minutes"], text)
+    dices = "; ".join(f"seed {seed} {dice:.4f}" for seed, dice, *_ in rows)
+    return f"{dices}. Mean Dice **{mean[1]:.4f}**, NSD at 1 mm {mean[2]:.4f}, {mean[3]:.1f} minutes."
 
 
 def tta_table(published):

@@ -26,13 +26,14 @@ def sections(published):
 
 def locating(results):
     """How well the intracranial space is measured, and hippocampi are found, in heads that the network has not seen."""
+    anatomies = len({row["anatomy"] for row in results["rows"]})
     images = {
-        "plain head": "heads painted from 20 unseen anatomies",
+        "plain head": f"heads painted from {anatomies} unseen anatomies",
         "natural head": "the same, with dark bone under bright fat, shading and noise",
         "plain brain": "brains alone",
         "natural brain": "brains alone, with shading and noise",
     }
-    sides = len(SIDES) * sum(row["kind"] == "plain head" and row["size"] == 1 for row in results["rows"])
+    sides = len(SIDES) * anatomies
     lines = {title: results["summary"][kind] for kind, title in images.items()}
     rows = [
         [title, *_line(line), f"{line['found'] * sides:.0f} of {sides}, {line['worst_mm']:.0f} mm"]
