@@ -12,7 +12,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from hippo.data.anatomies import draw_head, load_anatomies
+from hippo.data.anatomies import DETAIL, SIZE, SPACING_MM, draw_head, load_anatomies
 from hippo.data.nifti import read_nifti
 from hippo.device import precision
 from hippo.errors import require
@@ -226,14 +226,14 @@ def drawn(folder, networks):
     for index, labels in enumerate(load_anatomies(folder).values()):
         for contrast in range(_CONTRASTS):
             image, shares = draw_head(labels, np.random.default_rng([97, index, contrast]), whole=True)
-            scan = simulate.scan_of(image[0].numpy(), np.diag([4.0, 4, 4, 1]))
+            scan = simulate.scan_of(image, np.diag([*[SPACING_MM / DETAIL] * 3, 1]))
             found = locate(networks.locator, scan, networks.device, networks.dtype)
             for number, side in enumerate(SIDES, 1):
                 total += 1
                 flagged += side in found.problems
                 if side in found.problems:
                     continue
-                voxels = (np.argwhere(shares[number].numpy() > 0.5) - 31.5) * 4.0
+                voxels = (np.argwhere(shares[number].numpy() > 0.5) - (SIZE - 1) / 2) * SPACING_MM
                 held += bool((np.abs(voxels - found.centres[side]) <= np.array(_BOX_MM) / 2).all())
     return {"boxes": total, "hold_the_hippocampus": held, "said_not_found": flagged}
 
