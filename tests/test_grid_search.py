@@ -50,7 +50,7 @@ def test_attention_and_models_are_points_of_their_own(script, phantoms, tmp_path
     own = [start + end, f"nnUNet_BC2_D2_INR8{end}", f"{start}{end}_SE", f"{start}{end}_CBAM", "nnUNet_NoINR_UNETR"]
     found = entries(tmp_path / "search")
     assert list(found) == own
-    rows = [line.split(" | ") for line in out.splitlines() if line.startswith("| ")][2:]
+    rows = [line.split(" | ") for line in out.splitlines() if line.startswith("| ")][1:]
     assert [row[0] for row in rows] == ["| No INR", "| INR-8", "| SE", "| CBAM", "| UNETR"]
     assert rows[0][-1].startswith("–") and all("(" in row[-1] for row in rows[1:])
     cfg = configure(vars(grid_search_3d), [], model=["UNETR"], attention=["se"], seeds=[0])
@@ -100,7 +100,7 @@ def test_a_search_in_3d(script, phantoms, tmp_path):
     figure = out_dir / search.FIGURE
     assert has_colour(figure, plots.COLOURS[1]) and has_colour(figure, plots._CONFIGURATIONS[2])  # three groups
     rows = [line for line in out.splitlines() if line.startswith("| ")]
-    assert [row.split(" | ")[0] for row in rows[2:]] == ["| No INR", "| INR-8", "| No INR, deep supervision"]
+    assert [row.split(" | ")[0] for row in rows[1:]] == ["| No INR", "| INR-8", "| No INR, deep supervision"]
 
 
 def test_one_point_in_2d(script, phantoms, tmp_path):

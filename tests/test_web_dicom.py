@@ -212,6 +212,7 @@ def test_a_folder_is_dropped_and_files_are_chosen(tab, head):
     tab.wait_for_selector("#steps li:text('converted')")
     wait_until(lambda: tab.evaluate(DRAWN))
     tab.locator("#another").click()
+    tab.evaluate("greet()")  # the page has asked the server for its limits by then
     tab.evaluate("server.max_upload_mb = 0.01")
     tab.locator("#file").set_input_files(files)
     tab.wait_for_selector("#error:not([hidden])")

@@ -152,7 +152,8 @@ def as_side(found, scan, model, single_label, spread=()):
 def check_etiv(value, where):
     """Returns an intracranial volume in mm3. Raises UserError, whose message begins with `where`, for one that is none."""
     possible = isinstance(value, (int, float)) and 1e5 <= value <= 1e7
-    require(possible, f"{where}: {value} is no intracranial volume in mm3; expected about 1500000")
+    shown = f"{value:g}" if isinstance(value, float) else value
+    require(possible, f"{where}: {shown} is no intracranial volume in mm3; expected about 1500000")
     return float(value)
 
 
