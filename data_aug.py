@@ -90,11 +90,8 @@ def run(cfg):
     with atomic(out_dir / "index.csv") as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([INDEX_COLUMNS, *rows])
     n_train = sum(row[-1] == "train" for row in rows)
-    there = "".join(
-        f" --{name}={value}"
-        for name, value in (("data_root", cfg.data_root), ("data_dir", cfg.out_dir))
-        if value != {"data_root": DATA_ROOT, "data_dir": OUT_DIR}[name]
-    )
+    places = {"data_root": (cfg.data_root, DATA_ROOT), "data_dir": (cfg.out_dir, OUT_DIR)}
+    there = "".join(f" --{name}={value}" for name, (value, default) in places.items() if value != default)
     text = f"{len(rows)} slices of {len(cases)} volumes in {out_dir}, {n_train} of them to train on"
     print(f"{text}; next: python train2d.py{there}")
     return out_dir

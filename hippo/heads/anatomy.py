@@ -26,10 +26,8 @@ SMALL_CROP_MM = (44.5, 60.5, 48.5)  # a crop up to this size is used as one wind
 LARGEST_CROP_MM = 100  # a scan whose sides are all shorter is a crop of a head
 
 # size
-SEEN_MM3 = (
-    1500,
-    25_000,
-)  # volume that the locating network may report, on voxels of 4 mm; it draws hippocampi twice as large as they are
+# volume that the locating network may report: it draws hippocampi twice as large as they are, 3500 to 12,400 in painted heads
+SEEN_MM3 = (1500, 25_000)
 USUAL_MM3, POSSIBLE_MM3 = (1500, 6000), (300, 12_000)  # volumes outside are flagged, or refused
 
 # the whole head
