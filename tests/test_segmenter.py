@@ -67,7 +67,7 @@ def test_an_image_in_memory_gives_what_its_file_gives(segmenter, phantoms, tmp_p
 
 
 def test_a_head_gives_both_sides_and_its_etiv(segmenter, brain):
-    result = segmenter(brain[1] / "whole.nii.gz", etiv_mm3=1.5e6)
+    result = segmenter(brain[1] / "whole.nii.gz", etiv_mm3=np.float32(1.5e6))  # a number of any kind
     assert [side.side for side in result.sides] == ["left", "right"] and result.etiv_source == "given"
     assert result.etiv_mm3 == 1.5e6 and {row["etiv_mm3"] for row in result.rows()} == {"1500000"}
     assert set(np.unique(result.labels())) <= {0, 1, 2, 3, 4}

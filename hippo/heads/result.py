@@ -1,6 +1,7 @@
 """The result of a scan: volumes with their units, flags, and the arrays behind them."""
 
 from dataclasses import dataclass, field
+from numbers import Real
 
 from hippo.data.nifti import spacing_mm, to_stored_orientation
 from hippo.errors import require
@@ -151,8 +152,8 @@ def as_side(found, scan, model, single_label, spread=()):
 
 def check_etiv(value, where):
     """Returns an intracranial volume in mm3. Raises UserError, whose message begins with `where`, for one that is none."""
-    possible = isinstance(value, (int, float)) and 1e5 <= value <= 1e7
-    shown = f"{value:g}" if isinstance(value, float) else value
+    possible = isinstance(value, Real) and 1e5 <= value <= 1e7
+    shown = f"{value:g}" if isinstance(value, Real) else value
     require(possible, f"{where}: {shown} is no intracranial volume in mm3; expected about 1500000")
     return float(value)
 
