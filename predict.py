@@ -47,7 +47,7 @@ from hippo.study.batch import join, run_items
 from hippo.study.bids import from_app, refuse_equal_names
 from hippo.study.change import check_prefer
 from hippo.study.dicom import choose, find_discs, listing
-from hippo.study.inputs import find_items, find_t1, is_bids, left_out
+from hippo.study.inputs import find_items, find_t1, is_bids, lacks_description, left_out
 from hippo.study.records import has_result, is_done, load_records, load_study, open_study, shard_of, was_begun
 from hippo.study.sharing import leave
 from hippo.study.volumes import etiv_of, load_adjustment, load_etivs
@@ -199,6 +199,10 @@ def find_inputs(cfg):
     if not studies:
         some = next((name for name in ("participant_label", "session_label", "prefer") if getattr(cfg, name)), "")
         require(not some, f"--{some} is for a BIDS data set, a folder with dataset_description.json")
+        for path in filter(lacks_description, cfg.inputs):
+            print(
+                f"{path}: no dataset_description.json, so every image in it is taken; with this file only T1w, as a BIDS data set"
+            )
         chosen = choose(find_discs(cfg.inputs, out_dir), cfg.series)
         if text := listing(chosen):
             print(text)

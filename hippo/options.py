@@ -88,8 +88,13 @@ def _converter(default):
 
 def _list(text, default):
     """Parses a list or tuple whose values have the type of the default's first value. A single value becomes a list of
-    one."""
-    value = ast.literal_eval(text)
+    one, and a text needs no quotes then."""
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        if text.startswith(("[", "(")):
+            raise
+        value = text
     value = list(value) if isinstance(value, (list, tuple)) else [value]
     for v in value:
         kind = type(default[0]) if default else type(v)

@@ -8,7 +8,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import predict
 from hippo.errors import UserError
+from hippo.options import configure
 from hippo.study import bids
 from hippo.study.inputs import find_t1
 
@@ -41,6 +43,15 @@ def test_the_scans_of_a_bids_data_set(study):
     shutil.rmtree(study / "sub-02")
     with pytest.raises(UserError, match="without T1-weighted scans"):
         find_t1(study)
+
+
+def test_a_study_that_lacks_its_description_is_told(study, tmp_path, capsys):
+    cfg = configure(vars(predict), [str(study), f"--out_dir={tmp_path / 'out'}"], inputs="scans")
+    assert predict.find_inputs(cfg)[1] and not capsys.readouterr().out
+    (study / "dataset_description.json").unlink()
+    items, source, _ = predict.find_inputs(cfg)
+    assert "no dataset_description.json, so every image in it is taken" in capsys.readouterr().out
+    assert not source and len(items) > len(find_t1(study))
 
 
 @pytest.mark.parametrize(

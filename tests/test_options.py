@@ -75,6 +75,7 @@ def test_the_model_modules_have_help(script, module):
         ("--patch=[1.5,2,3]", ["a list"]),
         ("--patch=[True,2,3]", ["a list"]),
         ("--patch={[]:1}", ["a list"]),
+        ("--patch=[36,52", ["a list"]),
         ("--patch=[2000,52,36]", ["--patch=[2000, 52, 36]", "[1024, 52, 36]"]),
         ("stray", ["stray"]),
         ("--epochs", ["--epochs"]),
@@ -95,6 +96,11 @@ def test_wrong_options_are_one_line(script, phantoms, tmp_path, argument, words)
         *words,
     )
     assert not (tmp_path / "out").exists()
+
+
+def test_a_single_text_is_a_list_of_one():
+    for text in ("se", "'se'", "['se']"):
+        assert options.configure(vars(grid_search_3d), [f"--attention={text}"]).attention == ["se"]
 
 
 def test_numbers_in_lists_are_finite(script):

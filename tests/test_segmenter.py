@@ -27,6 +27,12 @@ def test_settings_are_the_constants_of_predict():
     for field in fields(Settings):
         default = list(field.default) if isinstance(field.default, tuple) else field.default
         assert default == known[field.name], field.name
+    # weights have checksums, and the device has its precision
+    weights = {"checkpoint", "partner", "any_contrast", "locate", "sampler", "device"}
+    assert {field.name for field in fields(Settings)} - weights <= {*predict._SETTINGS} <= {*known}
+    others = {"out_dir", "participant_label", "session_label", "series", "overwrite", "etiv", "prefer", "adjustment"}
+    others |= {"workers", "shard", "collect"}  # no result depends on them
+    assert {*known} == {field.name for field in fields(Settings)} | {*predict._SETTINGS} | others
     with pytest.raises(UserError, match="no argument .'colour'.; expected .*checkpoint"):
         Segmenter.load(colour="red")
     with pytest.raises(UserError, match="--contrast=t2: expected auto, t1 or any"):

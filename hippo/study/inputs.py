@@ -50,6 +50,11 @@ def is_bids(path):
     return (Path(path) / DESCRIPTION).is_file()
 
 
+def lacks_description(path):
+    """Whether a folder holds T1-weighted scans that are named as in a BIDS data set, but is not the root of one."""
+    return not is_bids(path) and any(map(_is_t1, _anatomical(Path(path))))
+
+
 def find_t1(root, participants="", sessions=""):
     """Finds the T1-weighted scans of a BIDS data set. Returns sorted Items; derivatives and other files are left out.
     A participant without such a scan in these sessions becomes an Item with a problem.
