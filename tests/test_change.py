@@ -84,10 +84,10 @@ def test_a_visit_without_a_result_is_a_row():
     rows = [
         row("sub-1", session, "right", total) for session, total in (("ses-1", 0), ("ses-2", 3000.0), ("ses-3", 2970.0))
     ]
-    rows[0]["flags"] = "failed: no hippocampus for sure"
+    rows[0]["flags"] = "failed: perhaps no hippocampus"
     pair, failed = change_of(rows)
     assert (pair["session_from"], pair["session_to"], pair["total_change_percent"]) == ("ses-2", "ses-3", "-1.00")
-    assert failed["session_to"] == "ses-1" and failed["flags"] == "failed: no hippocampus for sure"
+    assert failed["session_to"] == "ses-1" and failed["flags"] == "failed: perhaps no hippocampus"
     assert "total_change_mm3" not in failed
     rows[0]["side"] = ""  # the scan failed as a whole
     assert [(r["side"], r["session_to"]) for r in change_of(rows)] == [("right", "ses-3"), ("right", "ses-1")]

@@ -66,7 +66,7 @@ PROMISES = {
         "A batch that is killed goes on where it stopped, and ends with the same files, byte for byte but for "
         "times; so do processes and shards"
     ),
-    "dicom": "DICOM gives the labels of its NIfTI; what is no T1 in 3D, or not whole, is said; no output names a person",
+    "dicom": "DICOM gives the labels of its NIfTI; what is no T1 in 3D, or not whole, is reported; no output names a person",
     "dicom_web": "The page takes DICOM as predict.py does, asks which series is meant, and leaves no upload",
     "settings": "Results of other settings are kept, and a folder in use is never renamed",
     "shared_folder": (

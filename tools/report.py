@@ -130,8 +130,8 @@ def glance(published):
         ],
         [
             "**How fast**",
-            f"on two CPU cores one head takes {ours['cold_seconds']:.0f} s, {ratios['cold']:.2f} of the time of hippodeep's own code, and each "
-            f"further one {ours['further_head_seconds']:.1f} s, {ratios['further_head']:.2f} of it; training {minutes:.0f} min, or "
+            f"on two CPU cores one head takes {ours['cold_seconds']:.1f} s, {ratios['cold']:.2f} of the time of hippodeep's own code, and each "
+            f"further one {ours['further_head_seconds']:.1f} s, {ratios['further_head']:.2f} of hippodeep's; training {minutes:.0f} min, or "
             f"{ordinary['training_minutes']:.0f} min on a processor without bf16 (16-bit arithmetic); no GPU is needed",
         ],
         ["**Run**", "`python predict.py head.nii.gz`"],

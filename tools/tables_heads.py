@@ -163,11 +163,10 @@ def other_contrasts(results):
         rows.append([*row[:2], part["auto"]["any_contrast"], *row[2:]])
     titles = ["auto: segmented", "by the model for any contrast", "Dice", "t1: segmented", "Dice"]
     wrong, unflagged = (
-        sum(part[choice][count] for part in parts.values() for choice in ("auto", "t1"))
-        for count in ("failed", "failed_without_a_flag")
+        sum(part["auto"][count] for part in parts.values()) for count in ("failed", "failed_without_a_flag")
     )
     table = markdown_table(["heads", *titles], rows)
-    return f"{table}\n\n{wrong} results have a Dice below 0.5, {unflagged} of them without a flag."
+    return f"{table}\n\nWith `auto`, {wrong} results have a Dice below 0.5, {unflagged} of them without a flag."
 
 
 def visits(results):
@@ -212,7 +211,7 @@ def red_rescans(coarse):
         alike = [side for side in sides if side["dice"] >= 0.8 and not side["problem"]]
         red = sum("low_quality" in side["flags"] for side in alike)
         parts.append(f"with voxels of {kind} mm, {red} of {len(alike)}")
-    return f"Of simulated rescans that agree with the first segmentation (Dice of 0.8 or more), `low_quality` are: {'; '.join(parts)}."
+    return f"Of simulated rescans that agree with the first segmentation (Dice of 0.8 or more), these are `low_quality`: {'; '.join(parts)}."
 
 
 def thresholds(results):

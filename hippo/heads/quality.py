@@ -88,7 +88,7 @@ def _problem(side, volume, limits):
     if side.evidence.get("in_fluid") and limits.least_quality:
         return "what looks like a hippocampus lies in fluid: was it removed? To see it anyway: --least_quality=0"
     if side.quality < limits.least_quality:
-        return f"no hippocampus for sure: quality {side.quality:.2f}, expected {limits.least_quality} or more"
+        return f"perhaps no hippocampus: quality {side.quality:.2f}, expected {limits.least_quality} or more"
     if not low <= volume <= high:
         return f"{volume:.0f} mm3 is no volume of a hippocampus; expected {low} to {high}"
     return ""
