@@ -19,7 +19,7 @@ import torch
 from scipy.ndimage import affine_transform, binary_dilation, binary_erosion
 
 # the network sees large heads too small and small ones too large, so eTIV is a power of the volume that it labels
-ETIV_SCALE, ETIV_POWER, ETIV_MIDDLE = 0.97, 1.26, 1.5e6  # fitted by tools.locating, see estimate_etiv
+ETIV_SCALE, ETIV_POWER, ETIV_MIDDLE = 0.98, 1.15, 1.5e6  # fitted by tools.locating, see estimate_etiv
 _LEFT = 1  # class of the left hippocampus
 _MIRRORED_CLASSES = [0, 2, 1, 4, 3, 5]
 _FOUND = 0.9  # minimum probability at the most certain voxel of a hippocampus
