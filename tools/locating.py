@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 
 from hippo.data.anatomies import AROUND_T1, DURA, OUTSIDE, SINUS
+from hippo.data.cases import case_id
 from hippo.device import set_up_device
 from hippo.errors import require
 from hippo.files import save_json
@@ -26,7 +27,7 @@ from hippo.heads.scan import read_scan
 from hippo.models.checkpoint import load_checkpoint
 from hippo.options import configure, run_script
 from tools.heads import find_heads
-from tools.simulate import intracranial_mm3, paint, scan_of
+from tools.simulate import DEFECTIVE, intracranial_mm3, paint, scan_of
 
 import numpy as np
 import torch
@@ -157,15 +158,17 @@ def fit_etiv(rows):
 
 
 def summarise(rows):
-    """{kind: slope, r, ... of natural size (and of all sizes), share of hippocampi found and the worst distance in mm}."""
+    """{kind: slope, r, ... of natural size (and of all sizes), number of hippocampi, share of them found and the worst
+    distance in mm}, without DEFECTIVE labels."""
     result = {}
     for kind in sorted({row["kind"] for row in rows}):
         of_kind = [row for row in rows if row["kind"] == kind]
         for name, some in ((kind, [r for r in of_kind if r["size"] == 1]), (f"{kind}, all sizes", of_kind)):
-            off = [row[side] for row in some for side in SIDES]
+            sides = [(row, side) for row in some for side in SIDES]
+            off = [row[side] for row, side in sides if (case_id(row["anatomy"]), side) not in DEFECTIVE]
             near = [distance is not None and distance < _NEAR_MM for distance in off]
             result[name] = line_of([r["true_mm3"] for r in some], [r["etiv_mm3"] for r in some])
-            result[name] |= {"found": np.mean(near), "worst_mm": max(d or np.inf for d in off)}
+            result[name] |= {"sides": len(off), "found": np.mean(near), "worst_mm": max(d or np.inf for d in off)}
     return result
 
 

@@ -19,6 +19,7 @@ from scipy.ndimage import affine_transform, binary_dilation, gaussian_filter, ma
 from scipy.optimize import brentq
 
 _SIDES = {side: (FREESURFER[side], LABELS[side]) for side in SIDES}  # the label in an anatomy, and those of predict.py
+DEFECTIVE = (("training_seg_07", "left"),)  # labels that miss most of the hippocampus: (anatomy, side)
 _AROUND_MM = 15  # around a hippocampus: the warp of thinned fades within it
 _TISSUES = ("white matter", "grey matter", "fluid", "outside")
 PAINTED = {

@@ -1,5 +1,6 @@
 """The blocks of the pages on what is true: hippocampi drawn by hand, volumes and changes that are known."""
 
+from hippo.data.cases import case_id
 from hippo.heads.anatomy import SIDES
 from hippo.heads.profile import STEPS
 from hippo.heads.result import PARTS
@@ -7,6 +8,8 @@ from hippo.scoring.tables import markdown_table
 from tools.change import VISITS
 
 import numpy as np
+
+_FAR_PERCENT = 10  # an eTIV that is further from the true volume is named
 
 
 def sections(published):
@@ -27,16 +30,18 @@ def sections(published):
 def locating(results):
     """How well the intracranial space is measured, and hippocampi are found, in heads that the network has not seen."""
     anatomies = len({row["anatomy"] for row in results["rows"]})
+    sizes = ", ".join(f"{size:g}" for size in sorted({row["size"] for row in results["rows"]}))
     images = {
         "plain head": f"heads painted from {anatomies} unseen anatomies",
-        "natural head": "the same, with dark bone under bright fat, shading and noise",
+        "plain head, all sizes": f"the same in three sizes (voxels of {sizes} mm)",
+        "natural head": "heads with dark bone under bright fat, shading and noise",
         "plain brain": "brains alone",
+        "plain brain, all sizes": "the same in three sizes",
         "natural brain": "brains alone, with shading and noise",
     }
-    sides = len(SIDES) * anatomies
     lines = {title: results["summary"][kind] for kind, title in images.items()}
     rows = [
-        [title, *_line(line), f"{line['found'] * sides:.0f} of {sides}, {line['worst_mm']:.0f} mm"]
+        [title, *_line(line), f"{line['found'] * line['sides']:.0f} of {line['sides']}, {line['worst_mm']:.0f} mm"]
         for title, line in lines.items()
     ]
     real, sides = results["real"], len(SIDES) * len(results["real_rows"])
@@ -47,7 +52,11 @@ def locating(results):
     rims = ", ".join(f"{volume / 1000:,.0f}" for volume in others)
     brightness = ", ".join(f"{100 * float(rim):.0f}" for rim in [*results["rims_mm3"]][1:])
     text = f"A rim of {brightness} % of the brain's brightness changes eTIV of a brain from "
-    return f"{markdown_table(titles, rows)}\n\n{text}{first / 1000:,.0f} ml to {rims} ml."
+    plain = [row for row in results["rows"] if row["kind"] == "plain head" and row["size"] == 1]
+    off = {case_id(row["anatomy"]): 100 * (row["etiv_mm3"] / row["true_mm3"] - 1) for row in plain}
+    far = ", ".join(f"{name} {percent:+.0f} %" for name, percent in off.items() if abs(percent) > _FAR_PERCENT)
+    far = f" Off by more than {_FAR_PERCENT} % among the heads of the first row: {far or 'none'}."
+    return f"{markdown_table(titles, rows)}\n\n{text}{first / 1000:,.0f} ml to {rims} ml.{far}"
 
 
 def _line(line):

@@ -24,7 +24,7 @@ from hippo.scoring.metrics import dice
 from hippo.scoring.statistics import bootstrap_of
 from hippo.segmenter import Segmenter
 from tools.heads import describe, mask_of, segment_hippodeep
-from tools.simulate import find_anatomies, paint
+from tools.simulate import DEFECTIVE, find_anatomies, paint
 
 import nibabel as nib
 import numpy as np
@@ -39,7 +39,6 @@ PICTURE_RESCANS = "manual_rescans.png"  # figure of two scans of a person
 _CREDIT = "scans: OASIS; labels: Neuromorphometrics, Inc. under academic subscription (CC BY-NC)"
 _NAMES = {"ours": "this repository", "hippodeep": "hippodeep", "manual": "drawn by hand"}
 _OLD_YEARS = 60
-_DEFECTIVE = (("training_seg_07", "left"),)  # labels that miss most of the hippocampus
 
 
 def main():
@@ -186,7 +185,7 @@ def summarise_rescans(rows, name):
 def sizes(folder, segmenter):
     """True and found volumes of the hippocampi in T1-like images painted from the anatomies at 1 mm, with a robust line
     through them (Theil and Sen: the median of the slopes of all pairs), and found / true of the smallest and of the
-    largest third. _DEFECTIVE labels are listed, and left out of everything else."""
+    largest third. DEFECTIVE labels are listed, and left out of everything else."""
     sides = []
     for number, path in enumerate(find_anatomies(folder)):
         scan, truth = paint(path, "T1", np.random.default_rng([5, number]))
@@ -196,8 +195,8 @@ def sizes(folder, segmenter):
             found, there = np.isin(labels, members), truth == true_label
             volumes = {"true_mm3": int(there.sum()), "found_mm3": int(found.sum())}  # voxels of 1 mm
             sides.append({"anatomy": path.name, "side": side, **volumes, "dice": dice(found, there)})
-    return {"sides": sides, "left_out": [" ".join(name) for name in _DEFECTIVE]} | line_of_sizes(
-        [side for side in sides if (side["anatomy"].removesuffix(".nii.gz"), side["side"]) not in _DEFECTIVE]
+    return {"sides": sides, "left_out": [" ".join(name) for name in DEFECTIVE]} | line_of_sizes(
+        [side for side in sides if (side["anatomy"].removesuffix(".nii.gz"), side["side"]) not in DEFECTIVE]
     )
 
 
