@@ -3,13 +3,14 @@ and the same steps of nnU-Net's and MONAI's networks.
 
     python -m tools.benchmark       about twelve minutes on two CPU cores; writes benchmark.json
     python -m tools.benchmark --only=ordinary_cpu       how long a training takes, and each network, on a processor without
-                                    bf16; half an hour on two cores; ordinary_cpu.json
+                                    bf16; half an hour on two cores; ordinary_cpu.json. As if there were AVX2 alone:
+    ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2 python -m tools.benchmark --only=ordinary_cpu
 
 Each measurement of the first command runs in a process of its own, on the CPU, on the validation volumes of
 Task04_Hippocampus, with the precision that the scripts choose; the peers in float32, the default memory layout and batches
 of 9 volumes, as their own plans have it. Needs Linux or macOS, the data, the finished runs in CHECKPOINTS, and nnU-Net's
 network: pip install --no-deps dynamic-network-architectures
-The training of ordinary_cpu is train_3d.py with its defaults, into ORDINARY_RUN; a finished one is taken as it is. How long
+The trainings of ordinary_cpu are train_3d.py with its defaults; finished ones are taken as they are. How long
 a head takes: tools/speed.py.
 """
 
@@ -47,7 +48,8 @@ DATA_ROOT = "Task04_Hippocampus"  # Decathlon folder
 CHECKPOINTS = [f"{run}/last.pth" for run in ("results_hippocampus-3D", "checkpoints-2d", "checkpoints-2d-64")]  # models
 OUT = "benchmark.json"  # file to write
 OUT_ORDINARY_CPU = "ordinary_cpu.json"  # file that --only=ordinary_cpu writes
-ORDINARY_RUN = "ablations/ordinary_cpu_3d"  # folder of the training of --only=ordinary_cpu
+ORDINARY_RUN = "ablations/ordinary_cpu_3d"  # of the trainings of --only=ordinary_cpu: folders, but for _seed0 and so on
+SEEDS = [0, 1, 2]  # of these trainings
 ONLY = ""  # measure one thing in this process and print JSON: predict, train, models, slices, metrics, products, or a peer's name
 
 _ROUNDS, _REPEATS = 3, 20
@@ -88,13 +90,17 @@ def ordinary_cpu(cfg):
     """Measures a training and the networks on a processor without bf16, and writes the file."""
     dtype = set_up_device("cpu")[1]
     require(dtype is None, "this processor has bf16; the other measurements are of such a one")
-    run = Path(cfg.ordinary_run).resolve()
-    if not (run / "metrics.json").is_file():
-        subprocess.run([sys.executable, "train_3d.py", f"--out_dir={run}"], cwd=ROOT, check=True)
-    metrics = load_json(run / "metrics.json", "the same command")
+    runs = []
+    for seed in cfg.seeds:
+        run = Path(f"{cfg.ordinary_run}_seed{seed}").resolve()
+        if not (run / "metrics.json").is_file():
+            options = [f"--out_dir={run}", f"--seed={seed}", f"--data_root={Path(cfg.data_root).resolve()}"]
+            subprocess.run([sys.executable, "train_3d.py", *options], cwd=ROOT, check=True)
+        runs.append(load_json(run / "metrics.json", "the same command"))
     result = {"threads": torch.get_num_threads(), "precision": precision(dtype), "machine": platform.machine()}
-    result |= {"instructions": torch.backends.cpu.get_cpu_capability(), "training_minutes": metrics["training_minutes"]}
-    result |= {"dice": np.mean(metrics["mean"]["dice"]), "models": describe_all()}
+    result |= {"instructions": torch.backends.cpu.get_cpu_capability(), "torch": torch.__version__}
+    result |= {"training_minutes": np.mean([run["training_minutes"] for run in runs])}
+    result |= {"dice": [np.mean(run["mean"]["dice"]) for run in runs], "models": describe_all()}
     save_json(cfg.out_ordinary_cpu, result)
 
 

@@ -86,10 +86,11 @@ def speed(entries):
 
 def ordinary_cpu(results):
     """Training on a processor without bf16."""
+    scores = ", ".join(f"{dice:.4f}" for dice in results["dice"])
     return (
-        f"On two cores of a processor without bf16 ({results['instructions']}, {results['precision']}), in "
-        f"`python -m tools.benchmark --only=ordinary_cpu`, `python train_3d.py` takes {results['training_minutes']:.0f} minutes "
-        f"and scores {results['dice']:.4f}."
+        f"On two cores with {results['instructions']} alone, in {results['precision']}, `python train_3d.py` takes "
+        f"{results['training_minutes']:.1f} minutes; {len(results['dice'])} seeds score {scores} "
+        "(`python -m tools.benchmark --only=ordinary_cpu`)."
     )
 
 
