@@ -182,14 +182,14 @@ def test_rescans_are_found(models, head, found, nifti, change):
 
 
 def test_what_may_spoil_a_volume_is_flagged(models, head, found, nifti, monkeypatch):
-    """A head that is cut off in front, one that is too large by its header, and a window that never rests."""
+    """A head that is cut off in front, one that is too small by its header, and a window that never rests."""
     _, sides, located, _ = found
     assert not located.flags and not any(side.flags for side in sides)
     image, affine = np.asarray(nib.load(head[0]).dataobj), nib.load(head[0]).affine
     _, sides, located, _ = run(models, nifti("cut.nii", image[:, :105], affine))
     assert located.flags == ["intracranial_space_cut"]
     assert all("touches_field_of_view" in side.flags for side in sides)
-    located = run(models, nifti("large.nii", image, affine @ np.diag([1.25, 1.25, 1.25, 1])))[2]
+    located = run(models, nifti("small.nii", image, affine @ np.diag([0.78, 0.78, 0.78, 1])))[2]
     assert located.flags == ["etiv_implausible"]
     monkeypatch.setattr(window, "_STAYS_MM", 0.0)
     assert all("window_unsettled" in side.flags for side in run(models, head[0])[1])

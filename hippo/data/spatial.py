@@ -34,11 +34,8 @@ def anti_alias(array, shape):
 def shrink(array, factors):
     """Returns the float32 means of blocks of `factors` voxels of an array (D, H, W). Incomplete blocks at the high
     ends are dropped."""
-    for axis, factor in enumerate(factors):
-        length = array.shape[axis] // factor * factor
-        parts = [array[(slice(None),) * axis + (slice(i, length, factor),)] for i in range(factor)]
-        array = sum(parts[1:], parts[0].astype(np.float32)) / factor
-    return array
+    volume = torch.from_numpy(np.ascontiguousarray(array, np.float32))
+    return F.avg_pool3d(volume[None], tuple(map(int, factors)))[0].numpy()
 
 
 def largest_component(mask, weights=None):

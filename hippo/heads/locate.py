@@ -16,7 +16,8 @@ from hippo.models.checkpoint import load_model
 
 import numpy as np
 import torch
-from scipy.ndimage import affine_transform, binary_dilation, binary_erosion
+import torch.nn.functional as F
+from scipy.ndimage import binary_dilation, binary_erosion
 
 # the network sees large heads too small and small ones too large, so eTIV is a power of the volume that it labels
 ETIV_SCALE, ETIV_POWER, ETIV_MIDDLE = 0.98, 1.15, 1.5e6  # fitted by tools.locating, see estimate_etiv
@@ -28,6 +29,7 @@ _MOVED_MM = 12  # if the brain is further from the centre of the cube, the cube 
 _T1_CONTRAST = 0.7  # in standard deviations inside the skull, see _is_t1; T1-weighted heads have 1.2 to 2.1
 _RIM_VOXELS = 2  # around the intracranial space, where its lower probabilities count for its volume, too
 _CUT_VOXELS = 8  # voxels of the intracranial space that may touch the edge of the field of view
+_EDGE = 1e-3  # voxels by which a place may lie beyond the outermost ones, by rounding, and still be in view
 
 
 class Located(NamedTuple):
@@ -121,10 +123,18 @@ def _resample(scan, window):
     steps = np.linalg.solve(scan.matrix, window.steps())
     start = (np.array(scan.array.shape) - 1) / 2 + np.linalg.solve(scan.matrix, window.to_mm(np.zeros(3)))
     steps, start = steps / factors[:, None], (start - (factors - 1) / 2) / factors
-    image = affine_transform(coarse, steps, start, window.size, order=1, mode="nearest")
-    inside = np.ones(coarse.shape, np.float32)
-    seen = affine_transform(inside, steps, start, window.size, order=1, mode="constant", cval=0) > 0.5
-    return image, seen
+    places = [
+        torch.arange(n, dtype=torch.float32).view([n if i == axis else 1 for i in range(3)])
+        for axis, n in enumerate(window.size)
+    ]
+    grid, seen = [], True
+    for row, first, n in zip(steps.tolist(), start.tolist(), coarse.shape):  # torch's sampling has all cores
+        at = row[0] * places[0] + row[1] * places[1] + (row[2] * places[2] + first)  # (N, N, N) voxels of coarse
+        seen = seen & (at > -_EDGE) & (at < n - 1 + _EDGE)
+        grid.insert(0, at * (2 / max(n - 1, 1)) - 1)
+    volume, grid = torch.from_numpy(coarse)[None, None], torch.stack(grid, -1)[None]
+    image = F.grid_sample(volume, grid, padding_mode="border", align_corners=True)[0, 0]
+    return image.numpy(), seen.numpy()
 
 
 def check(centres, certainty):
