@@ -2,16 +2,13 @@
 and the same steps of nnU-Net's and MONAI's networks.
 
     python -m tools.benchmark       about twelve minutes on two CPU cores; writes benchmark.json
-    python -m tools.benchmark --only=ordinary_cpu       how long a training takes, and each network, on a processor without
-                                    bf16; half an hour on two cores; ordinary_cpu.json. As if there were AVX2 alone:
-    ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2 python -m tools.benchmark --only=ordinary_cpu
+    python -m tools.benchmark --only=ordinary_cpu       trainings and networks without bf16, half an hour; see tools/speed.py
 
 Each measurement of the first command runs in a process of its own, on the CPU, on the validation volumes of
 Task04_Hippocampus, with the precision that the scripts choose; the peers in float32, the default memory layout and batches
 of 9 volumes, as their own plans have it. Needs Linux or macOS, the data, the finished runs in CHECKPOINTS, and nnU-Net's
 network: pip install --no-deps dynamic-network-architectures
-The trainings of ordinary_cpu are train_3d.py with its defaults; finished ones are taken as they are. How long
-a head takes: tools/speed.py.
+The trainings of ordinary_cpu are train_3d.py with its defaults; finished ones are taken as they are.
 """
 
 import json
@@ -98,8 +95,8 @@ def ordinary_cpu(cfg):
             subprocess.run([sys.executable, "train_3d.py", *options], cwd=ROOT, check=True)
         runs.append(load_json(run / "metrics.json", "the same command"))
     result = {"threads": torch.get_num_threads(), "precision": precision(dtype), "machine": platform.machine()}
-    result |= {"instructions": torch.backends.cpu.get_cpu_capability(), "torch": torch.__version__}
-    result |= {"training_minutes": np.mean([run["training_minutes"] for run in runs])}
+    result["instructions"] = torch.backends.cpu.get_cpu_capability()
+    result["training_minutes"] = np.mean([run["training_minutes"] for run in runs])
     result |= {"dice": [np.mean(run["mean"]["dice"]) for run in runs], "models": describe_all()}
     save_json(cfg.out_ordinary_cpu, result)
 

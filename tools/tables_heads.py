@@ -89,8 +89,7 @@ def ordinary_cpu(results):
     scores = ", ".join(f"{dice:.4f}" for dice in results["dice"])
     return (
         f"On two cores with {results['instructions']} alone, in {results['precision']}, `python train_3d.py` takes "
-        f"{results['training_minutes']:.1f} minutes; {len(results['dice'])} seeds score {scores} "
-        "(`python -m tools.benchmark --only=ordinary_cpu`)."
+        f"{results['training_minutes']:.0f} minutes and scores {scores} (`python -m tools.benchmark --only=ordinary_cpu`)."
     )
 
 
