@@ -63,9 +63,12 @@ def bf16_is_faster():
     """Whether this processor multiplies bf16 matrices in hardware, and faster than those of float32.
 
     The second is measured, in 30 milliseconds, since the instructions do not tell: with AMX bf16 is several times as
-    fast, with those of AVX-512 alone twice as fast on some processors and slower on others.
+    fast, with those of AVX-512 alone twice as fast on some processors and slower on others. It is not if torch is limited
+    to AVX2 (ATEN_CPU_CAPABILITY).
     """
-    if not any(getattr(torch.cpu, name, bool)() for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")):
+    instructions = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    limited = torch.backends.cpu.get_cpu_capability() == "AVX2"
+    if limited or not any(getattr(torch.cpu, name, bool)() for name in instructions):
         return False
     matrices = {dtype: torch.ones(384, 384, dtype=dtype) for dtype in (torch.float32, torch.bfloat16)}
     seconds = {dtype: [] for dtype in matrices}

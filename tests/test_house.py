@@ -127,6 +127,14 @@ def test_importing_changes_nothing(tmp_path):
     assert not list((tmp_path / "empty").iterdir())
 
 
+def test_a_head_imports_only_what_it_needs():
+    """What draws, and what measures surfaces, would make each run start later."""
+    heavy = ("matplotlib", "scipy.spatial", "skimage", "pyvista", "torch._dynamo")
+    program = f"import sys, predict; assert not [name for name in {heavy!r} if name in sys.modules]"
+    result = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+
+
 def test_a_missing_package_is_one_line(tmp_path):
     """As without an active .venv: one line, whichever package is missing first."""
     command = [sys.executable, "-S", str(ROOT / "train_3d.py"), "--help"]  # -S: no site-packages

@@ -1,6 +1,6 @@
 """Measures how long a head takes on this processor, beside hippodeep's own code in the same run.
 
-    python -m tools.speed --heads=FOLDER --hippodeep=FOLDER     five minutes on two cores; adds an entry to speed.json
+    python -m tools.speed --heads=FOLDER --hippodeep=FOLDER     seven minutes on two cores; adds an entry to speed.json
     ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2 python -m tools.speed ...
                                                                 as on a processor of AVX2, for ours and for hippodeep's
 
@@ -31,7 +31,7 @@ import torch
 HEADS = "heads"  # BIDS folder of whole heads
 HIPPODEEP = ""  # folder of bthyreau/hippodeep_pytorch; empty: ours alone
 COUNT = 6  # heads in one run
-ROUNDS = 3  # runs of each kind
+ROUNDS = 5  # runs of each kind
 OUT = "speed.json"  # file to add to: {kind of processor: what was measured}
 
 _MEMORY = (
@@ -56,7 +56,7 @@ def run(cfg):
     dtype = pick_device("cpu")[1]
     entry = {"threads": torch.get_num_threads(), "cores": os.cpu_count(), "precision": precision(dtype)}
     entry |= {"instructions": torch.backends.cpu.get_cpu_capability(), "torch": torch.__version__}
-    entry |= {"heads_in_a_batch": cfg.count}
+    entry |= {"heads_in_a_batch": cfg.count, "rounds": cfg.rounds}
     if entry["instructions"] != "AVX2":  # which emulates bf16, slowly
         entry["gflops_of_a_product"] = products()
     with tempfile.TemporaryDirectory() as folder:

@@ -7,14 +7,21 @@ from hippo.data.spatial import largest_component
 from hippo.heads.anatomy import LONG_AXIS, MOST_TURNED_DEGREES
 
 import numpy as np
+import torch
 from scipy.ndimage import affine_transform, gaussian_filter
-from scipy.spatial.transform import Rotation
+
+
+def _rotation(vector):
+    """Returns the rotation (3, 3) about a vector (3,) by its length in radians. scipy.spatial, which has it too, takes a
+    tenth of a second to import."""
+    return torch.linalg.matrix_exp(torch.from_numpy(np.cross(np.eye(3), vector))).numpy()
+
 
 _MOVES = 6  # maximum number of times that a window is re-centred
 _STAYS_MM, _STAYS_DEGREES = 2.5, 8  # a window has converged if it moves and turns by less
 _VIEW_DEGREES = 7  # rotation of the additional views, about axes to the corners of a tetrahedron
 VIEWS = np.array([(1, 1, 1), (1, -1, -1), (-1, 1, -1), (-1, -1, 1)]) / 3**0.5
-VIEWS = Rotation.from_rotvec(np.radians(_VIEW_DEGREES) * VIEWS).as_matrix()
+VIEWS = np.stack([_rotation(np.radians(_VIEW_DEGREES) * axis) for axis in VIEWS])
 
 
 class Window(NamedTuple):
@@ -131,7 +138,7 @@ def _pose(found, window):
         return middle, window.turn
     normal = np.cross(usual, axis)
     normal = normal / max(np.linalg.norm(normal), 1e-9)
-    return middle, Rotation.from_rotvec(normal * np.radians(angle)).as_matrix()
+    return middle, _rotation(normal * np.radians(angle))
 
 
 def foreground(probabilities):

@@ -5,7 +5,6 @@ distances.
 """
 
 from hippo.data.cases import labels_of
-from hippo.scoring.surface import surface_distances
 
 import numpy as np
 import torch
@@ -23,6 +22,8 @@ def nsd_and_hd95(prediction, truth, spacing_mm, tolerances_mm=(1.0, 2.0)):
     NSD: the share of both surfaces that lies within the tolerance of the other. HD95: the 95th percentile of distance,
     weighted by area; the larger one of the two directions. Both empty: 1 and nan; one empty: 0 and nan.
     """
+    from hippo.scoring.surface import surface_distances  # its libraries take time to import, and Dice needs none
+
     to_prediction, truth_sizes, to_truth, prediction_sizes = surface_distances(prediction, truth, spacing_mm)
     if not len(truth_sizes) or not len(prediction_sizes):
         return [float(len(truth_sizes) == len(prediction_sizes))] * len(tolerances_mm), float("nan")
