@@ -1,6 +1,7 @@
 """Processes the scans of a study, in one or several processes, and joins their records into the table and the page."""
 
 import contextlib
+import gc
 import multiprocessing
 import os
 import signal
@@ -127,6 +128,7 @@ def _start_worker(cfg, is_bids, threads):
     if multiprocessing.parent_process():
         end_with_parent()
     torch.set_num_threads(threads)
+    gc.freeze()  # as in run_script
     try:
         with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
             _process_state["fixed"] = Segmenter.load(**vars(Settings.of(cfg))), cfg, is_bids
