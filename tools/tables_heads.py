@@ -89,8 +89,8 @@ def ordinary_cpu(results):
     scores = ", ".join(f"{dice:.4f}" for dice in results["dice"])
     return (
         f"On two cores limited to {results['instructions']}, in {results['precision']}, `python train_3d.py` takes "
-        f"{results['training_minutes']:.1f} minutes and scores {np.mean(results['dice']):.4f} on average over the seeds "
-        f"({scores}; `python -m tools.benchmark --only=ordinary_cpu`)."
+        f"{results['training_minutes']:.1f} minutes and scores {np.mean(results['dice']):.4f} (seeds: {scores}; "
+        "`python -m tools.benchmark --only=ordinary_cpu`)."
     )
 
 
