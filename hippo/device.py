@@ -63,8 +63,8 @@ def bf16_is_faster():
     """Whether this processor multiplies bf16 matrices in hardware, and faster than those of float32.
 
     The second is measured, in 30 milliseconds, since the instructions do not tell: with AMX bf16 is several times as
-    fast, with those of AVX-512 alone twice as fast on some processors and slower on others. It is not if torch is limited
-    to AVX2 (ATEN_CPU_CAPABILITY).
+    fast, with those of AVX-512 alone twice as fast on some processors and slower on others. Where torch is
+    limited to AVX2 (ATEN_CPU_CAPABILITY), bf16 is emulated, and nothing is measured.
     """
     instructions = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     limited = torch.backends.cpu.get_cpu_capability() == "AVX2"

@@ -12,8 +12,8 @@ from scipy.ndimage import affine_transform, gaussian_filter
 
 
 def _rotation(vector):
-    """Returns the rotation (3, 3) about a vector (3,) by its length in radians. scipy.spatial, which has it too, takes a
-    tenth of a second to import."""
+    """Returns the rotation (3, 3) about a vector (3,) by its length in radians, as scipy.spatial does, which takes time to
+    import."""
     return torch.linalg.matrix_exp(torch.from_numpy(np.cross(np.eye(3), vector))).numpy()
 
 
